@@ -1,0 +1,19 @@
+"""Token mixers: one mechanism per file, all under the contract of :class:`Mixer`."""
+
+from ..spec import Grid, MixerSpec, Order
+from .base import Fuser, Mixer, aux_losses
+from .layout import TokenLayout
+from .state import State, Streaming, state
+
+__all__ = [
+    "Fuser",
+    "Grid",
+    "Mixer",
+    "MixerSpec",
+    "Order",
+    "State",
+    "Streaming",
+    "TokenLayout",
+    "aux_losses",
+    "state",
+]

@@ -1,0 +1,183 @@
+"""The contract of token mixers and fusers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidType, InvalidValue
+from ..measure.cost import Cost
+from ..spec import MixerSpec
+from .layout import TokenLayout
+
+
+class Mixer(nn.Module):
+    """Mixes tokens and keeps the shape: ``(batch, *grid, dim)`` in and out, channels last.
+
+    A subclass sets :attr:`spec` with literals, takes ``(dim, *, num_heads=8, causal=..., ...)``, and implements
+    :meth:`forward`, :meth:`cost` and, if ``spec.streaming`` is not "no", :meth:`init_state`, :meth:`prefill` and
+    :meth:`step`. What it reports besides its output (a commitment or balance loss) goes to :attr:`aux_losses`.
+
+    Args:
+        dim: channels of a token.
+        causal: outputs at t may depend on tokens up to t only.
+    """
+
+    spec: ClassVar[MixerSpec]
+
+    def __init__(self, dim: int, *, causal: bool) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or dim < 1:
+            raise InvalidValue(f"dim={dim!r} is not possible: a positive whole number is needed.")
+        if causal and self.spec.causal == "never":
+            raise InvalidValue(f"causal=True is not possible: {type(self).__name__} has no causal form.")
+        if not causal and not self.spec.bidirectional:
+            raise InvalidValue(
+                f"causal=False is not possible: {type(self).__name__} is causal by construction."
+            )
+        self.dim = dim
+        self.causal = causal
+        self.aux_losses: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor:
+        """Mix.
+
+        Args:
+            x: ``(batch, *grid, dim)``.
+            mask: bool ``(batch, *grid)``, True = a real token; masked tokens influence nothing and come out as zeros.
+            context: ``(batch, length, dim)``, a second sequence to read from instead of ``x`` (cross attention).
+            layout: positions, segments and special tokens, from :meth:`plan_tokens`.
+
+        Returns:
+            ``(batch, *grid, dim)``, same dtype.
+        """
+        raise NotImplementedError
+
+    def plan_tokens(self, grid: tuple[int, ...]) -> TokenLayout:
+        """The layout that this mixer wants for a network with this token grid."""
+        return TokenLayout(tuple(grid))
+
+    @classmethod
+    def for_layer(cls, index: int, depth: int, dim: int, **options: Any) -> Self:
+        """The variant for layer ``index`` of ``depth`` (shifts, dilations, per-layer decays); default: all alike."""
+        return cls(dim, **options)
+
+    def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
+        """Analytic cost of one forward pass over this grid."""
+        raise NotImplementedError
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        """A fresh streaming state; see :mod:`foveate.mixers.state`."""
+        raise self._no_streaming()
+
+    def prefill(self, x: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Read ``(batch, length, dim)`` after ``state``; returns outputs and the new state."""
+        raise self._no_streaming()
+
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read one token ``(batch, dim)``; returns its output and the new state."""
+        raise self._no_streaming()
+
+    def _no_streaming(self) -> InvalidType:
+        why = "" if self.spec.streaming == "no" else " with causal=False"
+        return InvalidType(f"{type(self).__name__} has no streaming form{why}.")
+
+    def check_input(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        layout: TokenLayout | None = None,
+    ) -> None:
+        """Refuse what the spec does not promise; call it first in :meth:`forward`.
+
+        Raises:
+            InvalidValue: wrong rank, channels, grid or mask shape, or an argument that the mixer does not take.
+            InvalidType: a mask that is not bool.
+        """
+        name, spec = type(self).__name__, self.spec
+        if x.ndim - 2 not in spec.ranks:
+            legal = " or ".join(str(r + 2) for r in spec.ranks)
+            raise InvalidValue(
+                f"{name}: x has {x.ndim} axes, shape {tuple(x.shape)}; (batch, *grid, dim) has {legal}."
+            )
+        if x.shape[-1] != self.dim:
+            raise InvalidValue(
+                f"{name}: x has {x.shape[-1]} channels, shape {tuple(x.shape)}; dim is {self.dim}."
+            )
+        grid = tuple(x.shape[1:-1])
+        rule = spec.grid
+        if any(g < rule.minimum or g % rule.multiple_of for g in grid):
+            raise InvalidValue(
+                f"{name}: grid {grid} is not possible: every axis must be at least {rule.minimum} "
+                f"and a multiple of {rule.multiple_of}."
+            )
+        if rule.fixed is not None and grid != rule.fixed:
+            raise InvalidValue(f"{name}: grid {grid} is not possible: it must be {rule.fixed}.")
+        if mask is not None:
+            if not spec.masks:
+                raise InvalidValue(f"{name} takes no mask.")
+            if mask.dtype != torch.bool:
+                raise InvalidType(f"{name}: mask must be bool (True = a real token), not {mask.dtype}.")
+            if mask.shape != x.shape[:-1]:
+                raise InvalidValue(
+                    f"{name}: mask has shape {tuple(mask.shape)}; x needs {tuple(x.shape[:-1])}."
+                )
+        if context is not None and not spec.cross:
+            raise InvalidValue(f"{name} takes no context: it mixes one sequence.")
+        if layout is not None and not layout.is_plain and not spec.layout:
+            raise InvalidValue(
+                f"{name} reads no token layout: positions, segments and special tokens are not for it."
+            )
+        if layout is not None and layout.segments is not None and not spec.segments:
+            raise InvalidValue(f"{name} cannot keep segments apart: use one document per sample.")
+
+
+class Fuser(nn.Module):
+    """Lets one stream read another: guided, cross-modal and matching attention.
+
+    Streams are channels-last like a mixer's; ``other`` may have another grid, another width or no grid at all (one
+    vector per sample, ``(batch, other_dim)``). Returns the fused first stream, or both if ``returns_both``.
+    """
+
+    spec: ClassVar[MixerSpec]
+    returns_both: ClassVar[bool] = False
+
+    def forward(
+        self, x: Tensor, other: Tensor, *, mask: Tensor | None = None, other_mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Fuse ``x`` ``(batch, *grid, dim)`` with ``other`` ``(batch, *other_grid, other_dim)``."""
+        raise NotImplementedError
+
+
+def check_heads(dim: int, num_heads: int) -> int:
+    """The head width; refuses head counts that do not divide ``dim``."""
+    if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
+        raise InvalidValue(f"num_heads={num_heads!r} is not possible: it must divide dim={dim}.")
+    return dim // num_heads
+
+
+def grid_size(grid: tuple[int, ...]) -> int:
+    """Number of tokens of a grid."""
+    return math.prod(grid)
+
+
+def aux_losses(model: nn.Module) -> dict[str, Tensor]:
+    """Auxiliary losses of the last forward pass, summed by name over all layers of ``model``."""
+    total: dict[str, Tensor] = {}
+    for module in model.modules():
+        for name, value in getattr(module, "aux_losses", {}).items():
+            total[name] = total[name] + value if name in total else value
+    return total

@@ -1,0 +1,88 @@
+"""TokenLayout: what lies where in a token sequence, made once per network.
+
+Most mixers need nothing but the grid. Some need to know absolute positions (packed or retrieved tokens), which document
+a token belongs to (packing without leakage), or want tokens of their own between the grid's: landmarks after every
+block, persistent memory in front, class tokens. Such a mixer answers ``plan_tokens(grid)`` with a layout; the network
+widens its sequence with :meth:`TokenLayout.insert` before the first layer (the special tokens' embeddings are the
+network's parameters), hands the layout to every layer, and takes the grid back with :meth:`TokenLayout.extract`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidValue
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Where every token of a sequence comes from.
+
+    Attributes:
+        grid: the network's token grid.
+        source: int64 ``(length,)``: flat grid index of each slot, or ``-1 - r`` for a special token of role r; None
+            when the sequence is the grid itself.
+        roles: names of the special roles, in the order that ``source`` counts them ("landmark", "persistent", ...).
+        role_sizes: number of distinct learned embeddings per role (their slots take them in turn).
+        positions: int64 ``(length,)`` or ``(batch, length)``; None: 0, 1, 2, ...
+        segments: int64 ``(batch, length)``: tokens of different segments must not influence each other.
+    """
+
+    grid: tuple[int, ...]
+    source: Tensor | None = None
+    roles: tuple[str, ...] = ()
+    role_sizes: tuple[int, ...] = field(default=())
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of slots, special tokens included."""
+        return math.prod(self.grid) if self.source is None else self.source.numel()
+
+    @property
+    def is_plain(self) -> bool:
+        """True when the layout says nothing beyond the grid."""
+        return self.source is None and self.positions is None and self.segments is None
+
+    def role_mask(self, role: str) -> Tensor:
+        """Bool ``(length,)``: the slots that hold a special token of this role."""
+        if role not in self.roles or self.source is None:
+            raise InvalidValue(
+                f"role={role!r} is not in this layout: it has {', '.join(self.roles) or 'none'}."
+            )
+        return self.source == -1 - self.roles.index(role)
+
+    def insert(self, x: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:
+        """Widen grid tokens ``(batch, *grid, dim)`` to ``(batch, length, dim)`` with the special tokens in place.
+
+        Args:
+            embeddings: per role ``(role_size, dim)``.
+        """
+        if self.source is None:
+            return x
+        flat = x.flatten(1, -2)
+        out = flat.new_empty(flat.shape[0], self.length, flat.shape[-1])
+        slots = torch.arange(self.length, device=x.device)
+        source = self.source.to(x.device)
+        on_grid = source >= 0
+        out[:, slots[on_grid]] = flat[:, source[on_grid]]
+        for index, role in enumerate(self.roles):
+            where = slots[source == -1 - index]
+            turn = torch.arange(where.numel(), device=x.device) % self.role_sizes[index]
+            out[:, where] = embeddings[role][turn].to(out.dtype)
+        return out
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Take the grid tokens ``(batch, *grid, dim)`` back out of ``(batch, length, dim)``."""
+        if self.source is None:
+            return x
+        source = self.source.to(x.device)
+        slots = torch.arange(self.length, device=x.device)[source >= 0]
+        order = slots[torch.argsort(source[source >= 0])]
+        return x[:, order].unflatten(1, self.grid)

@@ -1,0 +1,85 @@
+"""Streaming: carrying a mechanism's memory from one call to the next.
+
+A state is a small dataclass of tensors, a pytree, without behaviour of its own. The same protocol serves mixers and
+complete models::
+
+    state = mixer.init_state(batch_size)
+    y, state = mixer.prefill(x, state)       # a stretch of tokens at once
+    y_t, state = mixer.step(x_t, state)      # one token (batch, dim), or one frame, with named extras if it takes any
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+S = TypeVar("S", bound="State")
+C = TypeVar("C")
+
+
+def shared(**arguments: Any) -> Any:
+    """A state field without a batch axis (a node memory, a global counter): ``reorder`` leaves it alone."""
+    return dataclasses.field(metadata={"batch": False}, **arguments)
+
+
+class State:
+    """Base of streaming states. Fields are tensors (batch first), nested states, tuples of them, or None."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all tensors of the state."""
+        return sum(t.nbytes for t in _pytree.tree_leaves(self) if isinstance(t, Tensor))
+
+    def reorder(self: S, batch_index: Tensor) -> S:
+        """The state whose sample i is this state's sample ``batch_index[i]`` (beam search, dropping finished ones).
+
+        Args:
+            batch_index: int64 ``(new_batch,)``.
+        """
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.index_select(0, batch_index)
+            if isinstance(value, State):
+                return value.reorder(batch_index)
+            if isinstance(value, tuple):
+                return tuple(pick(v) for v in value)
+            return value
+
+        chosen = {
+            f.name: pick(getattr(self, f.name))
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.metadata.get("batch", True)
+        }
+        return dataclasses.replace(self, **chosen)  # type: ignore[type-var]
+
+
+@dataclass_transform(field_specifiers=(dataclasses.field, shared))
+def state(cls: type[C]) -> type[C]:
+    """Class decorator: make a :class:`State` subclass a dataclass and a pytree (compile, export and vmap see it)."""
+    made = dataclasses.dataclass(cls)
+    torch.export.register_dataclass(made)
+    return made
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """What every mixer and model with ``spec.streaming != "no"`` offers."""
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        """A fresh state, before the first token."""
+        ...
+
+    def prefill(self, x: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Read a stretch of input at once; returns its outputs and the state after it."""
+        ...
+
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read one token or frame; returns its output and the state after it."""
+        ...

@@ -1,0 +1,1 @@
+"""Complete networks, in folders by what they read."""

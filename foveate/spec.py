@@ -1,0 +1,129 @@
+"""What a mixer or a model promises about itself.
+
+A spec is data, free of torch, written as literals in the class body, so that it can be read from the source without
+importing anything heavy (:mod:`foveate.registry`). Every field is a promise that the contract suite checks in both
+directions: what the spec says yes to works, what it says no to is refused with the right error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Causal = Literal["strict", "values", "never"]
+Streaming = Literal["no", "exact", "own"]
+Padding = Literal["none", "masked", "as_published"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Which token grids are accepted, per axis.
+
+    Attributes:
+        minimum: smallest legal size of every axis.
+        multiple_of: every axis must be a multiple of this.
+        fixed: the one legal grid, or None.
+    """
+
+    minimum: int = 1
+    multiple_of: int = 1
+    fixed: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Claimed growth in the number of tokens n, as the exponent of n (1 = linear, 2 = quadratic)."""
+
+    flops: float = 1.0
+    memory: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixerSpec:
+    """Promises of a mixer.
+
+    Attributes:
+        ranks: legal ranks of the token grid: 1 (length), 2 (height, width), 3 (time, height, width).
+        grid: legal sizes of the grid.
+        causal: with ``causal=True``, "strict": nothing at or before t depends on anything after t; "values": values
+            never leak, but which tokens are selected may look ahead; "never": ``causal=True`` is refused.
+        bidirectional: ``causal=False`` is possible.
+        streaming: "exact": prefill and step equal ``forward``; "own": they follow the system's own streaming rule and
+            equal ``forward`` where its budget covers everything; "no": refused.
+        cross: accepts ``context``, a second token sequence to read from.
+        masks: accepts ``mask``.
+        padding: what the mixer's own padding does: "none" (never pads), "masked" (pads, padding has no influence),
+            "as_published" (pads as the official code does, padding may leak).
+        layout: reads ``layout`` (positions, segments or special tokens); False: a layout with any of these is refused.
+        segments: honours ``layout.segments``: nothing, states included, crosses a document border.
+        batch_independent: a sample's output does not depend on the others of its batch (in eval mode).
+        deterministic: two calls in eval mode give the same bits.
+        order: claimed growth of cost.
+        compile: ``torch.compile(fullgraph=True)`` works.
+        export: ``torch.export`` works under ``backend("torch")``.
+        onnx: so does ONNX export.
+    """
+
+    ranks: tuple[int, ...] = (1,)
+    grid: Grid = field(default_factory=Grid)
+    causal: Causal = "never"
+    bidirectional: bool = True
+    streaming: Streaming = "no"
+    cross: bool = False
+    masks: bool = True
+    padding: Padding = "none"
+    layout: bool = False
+    segments: bool = False
+    batch_independent: bool = True
+    deterministic: bool = True
+    order: Order = field(default_factory=Order)
+    compile: bool = True
+    export: bool = True
+    onnx: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Promises of a complete model.
+
+    Attributes:
+        reads: the kind of input: "series" (B, T, C), "image" (B, C, H, W), "video" (B, C, T, H, W), "tokens" (B, L)
+            int64, "events", "graph", "signal".
+        tasks: the tasks it can be built for by ``for_task``.
+        streaming: as in :class:`MixerSpec`.
+        trains: False for a system without parameters or gradients (its recipe defines ``fit``, or nothing is fitted).
+        baseline: True for a trivial reference that every leaderboard shows.
+        batch_independent, deterministic, compile, export, onnx: as in :class:`MixerSpec`.
+    """
+
+    reads: str
+    tasks: tuple[str, ...]
+    streaming: Streaming = "no"
+    trains: bool = True
+    baseline: bool = False
+    batch_independent: bool = True
+    deterministic: bool = True
+    compile: bool = True
+    export: bool = True
+    onnx: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What a task works on.
+
+    Attributes:
+        reads: the kind of input its models read, see :attr:`ModelSpec.reads`.
+        rank: rank of the token grid that a mixer sees in it.
+        metrics: names of the metrics; the first one decides (validation selects by it).
+        higher_is_better: direction of that first metric.
+        baselines: trivial models that are always among the contestants.
+        shortlist: default contestants: models and mixers.
+    """
+
+    reads: str
+    rank: int
+    metrics: tuple[str, ...]
+    higher_is_better: bool = False
+    baselines: tuple[str, ...] = ()
+    shortlist: tuple[str, ...] = ()

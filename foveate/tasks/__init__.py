@@ -1,0 +1,1 @@
+"""Tasks: reading data, splitting, batching, metrics and baselines; recipes: how a system is trained."""

@@ -1,0 +1,184 @@
+"""The contracts of tasks and recipes."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..mixers.base import aux_losses
+from ..spec import TaskSpec
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Scores of one model on one split.
+
+    Attributes:
+        metrics: name to value, in the order of ``TaskSpec.metrics``.
+        per_sample: float64 ``(samples,)``: the deciding metric of each sample, in the split's order, for paired tests.
+        examples: small arrays for pictures (task-specific; the report of the task knows them).
+    """
+
+    metrics: dict[str, float]
+    per_sample: Tensor
+    examples: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(abc.ABC):
+    """A task over one data set: prepared once, then read by every contestant.
+
+    Everything that a model may need to know for being built is in :attr:`info`, a frozen dataclass of plain values.
+    A task writes itself to a folder and reads itself back, so that workers never touch the user's file again.
+    """
+
+    spec: ClassVar[TaskSpec]
+    info: Any
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Facts of the data on record: source, hash, rows, channels, missing values, split borders (JSON values)."""
+
+    @abc.abstractmethod
+    def size(self, split: str) -> int:
+        """Number of samples in "train", "val" or "test"."""
+
+    @abc.abstractmethod
+    def batch(self, split: str, index: Tensor) -> Batch:
+        """The samples ``index`` (int64) of a split as a batch of tensors."""
+
+    @abc.abstractmethod
+    def apply(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's prediction for a batch: the one place that knows which entries are its inputs."""
+
+    @abc.abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of a batch (a scalar)."""
+
+    @abc.abstractmethod
+    def evaluate(self, model: nn.Module, split: str, batch_size: int = 256) -> Evaluation:
+        """Score a model in eval mode; deterministic for a fixed thread count."""
+
+    @abc.abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the prepared data (safetensors and JSON)."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, folder: Path) -> Task:
+        """Read back what :meth:`save` wrote."""
+
+    @abc.abstractmethod
+    def package(self, model: nn.Module) -> nn.Module:
+        """Wrap a trained model so that it works in the user's units: what ``best/`` ships and ``load`` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands when a recipe's hook is called.
+
+    Attributes:
+        step, steps: optimiser steps done and in total in this stage (``steps`` is 0 under a time budget).
+        epoch, batch, batches: pass over the data, batch inside it, batches per pass.
+        stage: index of the current stage.
+        fraction: share of the budget used, in [0, 1].
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    batch: int
+    batches: int
+    stage: int = 0
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: shown in logs.
+        share: share of the budget.
+        prepare: called with the model when the stage begins; may freeze, snapshot a teacher, add a head. On resume it
+            is called for every stage up to the current one before weights are loaded, so what it builds must depend
+            on the stage alone.
+        samples: which training samples belong to the stage (int64), None for all (a task increment, a curriculum).
+    """
+
+    name: str = "train"
+    share: float = 1.0
+    prepare: Callable[[nn.Module], None] | None = None
+    samples: Tensor | None = None
+
+
+class Recipe:
+    """How a system is trained. The trainer owns loop, clock, seeds and checkpoints; a recipe fills in the rest.
+
+    The defaults serve most systems: AdamW, the task's loss plus auxiliary losses, samples in random order, gradients
+    clipped to norm 1. Teachers, averages, masks and memories are buffers or submodules of the model, so that
+    kill-and-resume covers them; anything else goes through :meth:`state_dict`.
+    """
+
+    #: Largest gradient norm; None: no clipping.
+    clip_norm: float | None = 1.0
+    weight_decay: float = 0.01
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def stages(self) -> list[Stage]:
+        """The stages in order; their shares sum to 1."""
+        return [Stage()]
+
+    def optimizers(self, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        """Optimisers, made anew at each stage. Biases, gains and other vectors get no weight decay."""
+        params = [p for p in model.parameters() if p.requires_grad]
+        exempt = {id(p) for m in model.modules() for p in getattr(m, "no_weight_decay", list)()}
+        decay = [p for p in params if p.ndim >= 2 and id(p) not in exempt]
+        plain = [p for p in params if p.ndim < 2 or id(p) in exempt]
+        groups = [
+            {"params": decay, "weight_decay": self.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)]
+
+    def order(self, samples: int, epoch: int, generator: torch.Generator) -> Tensor:
+        """Order of the training samples in an epoch, int64; chronological recipes return them as they are."""
+        return torch.randperm(samples, generator=generator)
+
+    def losses(
+        self, model: nn.Module, batch: Batch, generator: torch.Generator, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Named losses; their sum is minimised."""
+        return {"loss": self.task.loss(model, batch), **aux_losses(model)}
+
+    def before_step(self, model: nn.Module, progress: Progress) -> None:
+        """After backward, before the optimisers step: mask or compensate gradients."""
+
+    def after_step(self, model: nn.Module, progress: Progress) -> None:
+        """After the optimisers: moving averages, clustering, clamps, writing memories."""
+
+    def on_epoch(self, model: nn.Module, progress: Progress) -> None:
+        """Before each pass over the data: reset memories."""
+
+    def eval_form(self, model: nn.Module, split: str) -> nn.Module:
+        """The model that is scored: an average, a merged or quantised form. The trainer restores buffers afterwards."""
+        return model
+
+    def fit(self, model: nn.Module, seconds: float | None) -> None:
+        """Fit a system without gradients (``spec.trains`` False); called once instead of the loop."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must survive a kill and is not in the model."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave."""
