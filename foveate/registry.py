@@ -241,9 +241,7 @@ def check_options(name: str, target: Callable[..., Any], options: dict[str, Any]
             raise InvalidType(f"{name!r} has no option {option!r}: its options are {', '.join(legal)}.")
     required = [n for n, p in list(legal.items())[given:] if p.default is p.empty and n not in options]
     if required:
-        raise InvalidType(
-            f"{name!r} needs {', '.join(required)}: give {'it' if len(required) == 1 else 'them'}."
-        )
+        raise InvalidType(f"{name!r} needs {', '.join(required)}: give {'it' if len(required) == 1 else 'them'}.")
 
 
 def create(name: str, kind: str | None = None, **options: Any) -> Any:

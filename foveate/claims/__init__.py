@@ -65,9 +65,7 @@ class Claim:
 _claims: dict[tuple[str, str], Claim] = {}
 
 
-def claim(
-    slug: str, *, kind: Kind, says: str
-) -> Callable[[Callable[[], Measurement]], Callable[[], Measurement]]:
+def claim(slug: str, *, kind: Kind, says: str) -> Callable[[Callable[[], Measurement]], Callable[[], Measurement]]:
     """Register the decorated function as the check of a claim of the system ``slug``.
 
     Args:

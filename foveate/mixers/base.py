@@ -35,9 +35,7 @@ class Mixer(nn.Module):
         if causal and self.spec.causal == "never":
             raise InvalidValue(f"causal=True is not possible: {type(self).__name__} has no causal form.")
         if not causal and not self.spec.bidirectional:
-            raise InvalidValue(
-                f"causal=False is not possible: {type(self).__name__} is causal by construction."
-            )
+            raise InvalidValue(f"causal=False is not possible: {type(self).__name__} is causal by construction.")
         self.dim = dim
         self.causal = causal
         self.aux_losses: dict[str, Tensor] = {}
@@ -110,13 +108,9 @@ class Mixer(nn.Module):
         name, spec = type(self).__name__, self.spec
         if x.ndim - 2 not in spec.ranks:
             legal = " or ".join(str(r + 2) for r in spec.ranks)
-            raise InvalidValue(
-                f"{name}: x has {x.ndim} axes, shape {tuple(x.shape)}; (batch, *grid, dim) has {legal}."
-            )
+            raise InvalidValue(f"{name}: x has {x.ndim} axes, shape {tuple(x.shape)}; (batch, *grid, dim) has {legal}.")
         if x.shape[-1] != self.dim:
-            raise InvalidValue(
-                f"{name}: x has {x.shape[-1]} channels, shape {tuple(x.shape)}; dim is {self.dim}."
-            )
+            raise InvalidValue(f"{name}: x has {x.shape[-1]} channels, shape {tuple(x.shape)}; dim is {self.dim}.")
         grid = tuple(x.shape[1:-1])
         rule = spec.grid
         if any(g < rule.minimum or g % rule.multiple_of for g in grid):
@@ -132,15 +126,11 @@ class Mixer(nn.Module):
             if mask.dtype != torch.bool:
                 raise InvalidType(f"{name}: mask must be bool (True = a real token), not {mask.dtype}.")
             if mask.shape != x.shape[:-1]:
-                raise InvalidValue(
-                    f"{name}: mask has shape {tuple(mask.shape)}; x needs {tuple(x.shape[:-1])}."
-                )
+                raise InvalidValue(f"{name}: mask has shape {tuple(mask.shape)}; x needs {tuple(x.shape[:-1])}.")
         if context is not None and not spec.cross:
             raise InvalidValue(f"{name} takes no context: it mixes one sequence.")
         if layout is not None and not layout.is_plain and not spec.layout:
-            raise InvalidValue(
-                f"{name} reads no token layout: positions, segments and special tokens are not for it."
-            )
+            raise InvalidValue(f"{name} reads no token layout: positions, segments and special tokens are not for it.")
         if layout is not None and layout.segments is not None and not spec.segments:
             raise InvalidValue(f"{name} cannot keep segments apart: use one document per sample.")
 

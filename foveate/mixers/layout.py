@@ -53,9 +53,7 @@ class TokenLayout:
     def role_mask(self, role: str) -> Tensor:
         """Bool ``(length,)``: the slots that hold a special token of this role."""
         if role not in self.roles or self.source is None:
-            raise InvalidValue(
-                f"role={role!r} is not in this layout: it has {', '.join(self.roles) or 'none'}."
-            )
+            raise InvalidValue(f"role={role!r} is not in this layout: it has {', '.join(self.roles) or 'none'}.")
         return self.source == -1 - self.roles.index(role)
 
     def insert(self, x: Tensor, embeddings: Mapping[str, Tensor]) -> Tensor:

@@ -53,9 +53,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
             f"missing {_some(missing)}; left over {_some(left_over)}."
         )
     wrong = [
-        f"{k} {tuple(v.shape)} (needs {tuple(own[k].shape)})"
-        for k, v in renamed.items()
-        if v.shape != own[k].shape
+        f"{k} {tuple(v.shape)} (needs {tuple(own[k].shape)})" for k, v in renamed.items() if v.shape != own[k].shape
     ]
     if wrong:
         raise InvalidValue(f"weights of the wrong shape for this {type(model).__name__}: {_some(wrong)}.")
