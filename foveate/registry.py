@@ -228,8 +228,8 @@ def _signature_options(cls: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def check_options(name: str, target: Callable[..., Any], options: dict[str, Any], given: int = 0) -> None:
-    """Refuse options that ``target`` does not have or lacks, before it is called.
+def check_options(name: str, target: Callable[..., Any], options: dict[str, Any], *, partial: bool = False) -> None:
+    """Refuse options that ``target`` does not have, or lacks (unless ``partial``), before it is called.
 
     Raises:
         InvalidType: an unknown option (legal ones are listed), a required one missing.
@@ -239,8 +239,8 @@ def check_options(name: str, target: Callable[..., Any], options: dict[str, Any]
     for option in options:
         if option not in legal and not takes_any:
             raise InvalidType(f"{name!r} has no option {option!r}: its options are {', '.join(legal)}.")
-    required = [n for n, p in list(legal.items())[given:] if p.default is p.empty and n not in options]
-    if required:
+    required = [n for n, p in legal.items() if p.default is p.empty and n not in options]
+    if required and not partial:
         raise InvalidType(f"{name!r} needs {', '.join(required)}: give {'it' if len(required) == 1 else 'them'}.")
 
 

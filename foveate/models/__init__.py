@@ -1,1 +1,8 @@
 """Complete networks, in folders by what they read."""
+
+from .base import Model
+from .build import Contestant, resolve
+from .mixer_net import MixerNet
+from .official import load_official
+
+__all__ = ["Contestant", "MixerNet", "Model", "load_official", "resolve"]

@@ -1,0 +1,39 @@
+# `make demo` and `make test` work on a bare clone: python3 >= 3.11 with pip is all they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test lint slow clean
+
+demo: $(VENV)/.installed
+	$(BIN)/foveate compare forecast --out foveate-runs/demo
+
+test: lint
+	$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+# Where the venv module or its ensurepip is missing (Debian splits them off), virtualenv does the same.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("foveate needs Python 3.11 or newer, not " + sys.version.split()[0] + ": run make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@if $(PYTHON) -c "import venv, ensurepip" 2>/dev/null; then $(PYTHON) -m venv $(VENV); else \
+		$(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
+		PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -r $(VENV)-bootstrap; fi
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[series]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

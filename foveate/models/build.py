@@ -1,0 +1,103 @@
+"""Contestants: from a name to a model for a task.
+
+A name is a registered model, a registered mixer (which :class:`~foveate.models.mixer_net.MixerNet` makes into a model),
+or ``package.module:Class``, a Model or Mixer subclass of the user's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidType, UnknownName
+from ..mixers.base import Mixer
+from ..registry import check_options, entries, find
+from .base import Model
+from .mixer_net import MixerNet
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Something that can be built for a task.
+
+    Attributes:
+        name: as the user gave it.
+        kind: "model", "mixer", or "custom" for the user's own class.
+        target: the Model or Mixer subclass.
+    """
+
+    name: str
+    kind: str
+    target: type[Model] | type[Mixer]
+
+    @property
+    def baseline(self) -> bool:
+        """True for a trivial reference that is always among the contestants."""
+        return getattr(self.target.spec, "baseline", False)
+
+    @property
+    def recipe(self) -> str:
+        """Dotted path of the recipe that trains it."""
+        return self.target.recipe if issubclass(self.target, Model) else MixerNet.recipe
+
+    def build(self, info: Any, options: dict[str, Any]) -> Model:
+        """Build it for ``info`` (``Task.info``); options of a mixer go to MixerNet, the rest to the mixer.
+
+        Raises:
+            InvalidType: it cannot do this task, or an option does not exist.
+            InvalidValue: the data or an option does not fit.
+        """
+        if issubclass(self.target, Mixer):
+            own = {k: v for k, v in options.items() if k in _mixer_net_options()}
+            rest = {k: v for k, v in options.items() if k not in own}
+            mixer = self.target if self.kind == "custom" else self.name
+            return MixerNet.for_task(info, mixer=mixer, mixer_options=rest, **own)
+        if info.task not in self.target.spec.tasks:
+            raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")
+        check_options(self.name, self.target, options, partial=True)
+        return self.target.for_task(info, **options)
+
+
+def _mixer_net_options() -> set[str]:
+    return set(inspect.signature(MixerNet.__init__).parameters) - {"self", "mixer", "mixer_options"}
+
+
+def _listed(model: type[Model]) -> str:
+    return ", ".join(model.spec.tasks) or "no task of foveate's"
+
+
+def resolve(name: str) -> Contestant:
+    """The contestant of this name.
+
+    Raises:
+        UnknownName: nothing registered has the name, or the module or class does not exist.
+        InvalidType: the class is neither a Model nor a Mixer.
+    """
+    if ":" in name:
+        return Contestant(name, "custom", _import(name))
+    known = {e.name: e.kind for e in (*entries("mixer"), *entries("model"))}
+    entry = find(name, known.get(name))
+    return Contestant(name, entry.kind, entry.load())
+
+
+def _import(name: str) -> type[Model] | type[Mixer]:
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise UnknownName(f"{name!r}: no module {error.name!r} here or among the installed packages.") from error
+    target = getattr(module, attribute, None)
+    if target is None:
+        raise UnknownName(f"{name!r}: the module {module_name!r} has no {attribute!r}.")
+    if not (isinstance(target, type) and issubclass(target, Model | Mixer)):
+        raise InvalidType(f"{name!r} must be a subclass of foveate.models.Model or foveate.mixers.Mixer.")
+    return target

@@ -1,0 +1,285 @@
+"""MixerNet: a standard pre-norm backbone that makes any registered mixer of a fitting rank into a model.
+
+The plainest network a mixer can stand in, so that a comparison of two mixers compares the mixers::
+
+    x = reader(input) + positions
+    repeat depth times:   x = x + mixer(norm(x));   x = x + mlp(norm(x))
+    y = head(norm(x))
+
+Source: the pre-norm residual block of Xiong et al., 2020 (arXiv 2002.04745), with the GELU feed-forward of ViT.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidType, InvalidValue
+from ..mixers.base import Mixer
+from ..mixers.layout import TokenLayout
+from ..mixers.state import State, state
+from ..registry import check_options, find
+from ..spec import ModelSpec
+from .base import Model, check_series
+from .readers import ClassHead, ForecastHead, PatchReader, SeriesReader, TokenReader, learned_positions
+
+
+@state
+class StackState(State):
+    """Streaming state of a :class:`MixerStack`: one state per layer."""
+
+    layers: tuple[Any, ...]
+
+
+class MixerBlock(nn.Module):
+    """One pre-norm residual block around a built mixer.
+
+    Args:
+        mixer: the token mixer.
+        mlp_ratio: hidden width of the feed-forward over the token width; 0 leaves the feed-forward out.
+        dropout: after the mixer and inside the feed-forward.
+    """
+
+    def __init__(self, mixer: Mixer, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        dim, hidden = mixer.dim, int(mixer.dim * mlp_ratio)
+        self.mixer = mixer
+        self.mixer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.mlp_norm = nn.LayerNorm(dim) if hidden else nn.Identity()
+        layers = [nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)]
+        self.mlp = nn.Sequential(*layers) if hidden else None
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, layout: TokenLayout | None = None) -> Tensor:
+        return self._feed_forward(x + self.dropout(self.mixer(self.mixer_norm(x), mask=mask, layout=layout)))
+
+    def prefill(self, x: Tensor, layer_state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        y, layer_state = self.mixer.prefill(self.mixer_norm(x), layer_state, mask)
+        return self._feed_forward(x + self.dropout(y)), layer_state
+
+    def step(self, x_t: Tensor, layer_state: Any) -> tuple[Tensor, Any]:
+        y, layer_state = self.mixer.step(self.mixer_norm(x_t), layer_state)
+        return self._feed_forward(x_t + self.dropout(y)), layer_state
+
+
+class MixerStack(nn.Module):
+    """``depth`` blocks of one mixer on tokens ``(batch, *grid, dim)``, with its special tokens and a final norm.
+
+    A grid of higher rank than the mixer takes is read as one sequence.
+
+    Args:
+        mixer: registered name or :class:`~foveate.mixers.Mixer` subclass.
+        dim: token width.
+        depth: number of blocks.
+        rank: rank of the grids to come.
+        num_heads: given to mixers that have heads.
+        causal: given to the mixer; None: not causal where it can look both ways.
+        mlp_ratio, dropout: of :class:`MixerBlock`.
+        mixer_options: further options of the mixer.
+
+    Raises:
+        InvalidValue: the mixer takes no grid of this rank, nor sequences.
+    """
+
+    def __init__(
+        self,
+        mixer: str | type[Mixer],
+        dim: int,
+        depth: int,
+        *,
+        rank: int = 1,
+        num_heads: int = 4,
+        causal: bool | None = None,
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.0,
+        mixer_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        cls: type[Mixer] = find(mixer, "mixer").load() if isinstance(mixer, str) else mixer
+        name = mixer if isinstance(mixer, str) else cls.__name__
+        if rank not in cls.spec.ranks and 1 not in cls.spec.ranks:
+            legal = " or ".join(map(str, cls.spec.ranks))
+            raise InvalidValue(f"mixer={name!r} is not possible here: it mixes grids of rank {legal}, not {rank}.")
+        if depth < 1:
+            raise InvalidValue(f"depth={depth} is not possible: at least one block is needed.")
+        options: dict[str, Any] = {"causal": not cls.spec.bidirectional if causal is None else causal}
+        if "num_heads" in inspect.signature(cls).parameters:
+            options["num_heads"] = num_heads
+        options.update(mixer_options or {})
+        check_options(name, cls, {"dim": dim, **options})
+        mixers = [cls.for_layer(i, depth, dim, **options) for i in range(depth)]
+        self.flatten = rank not in cls.spec.ranks
+        self.blocks = nn.ModuleList(MixerBlock(m, mlp_ratio, dropout) for m in mixers)
+        self.norm = nn.LayerNorm(dim)
+        plan = mixers[0].plan_tokens((64,) * (1 if self.flatten else rank))
+        self.special = nn.ParameterDict(
+            {role: learned_positions((n,), dim) for role, n in zip(plan.roles, plan.role_sizes, strict=True)}
+        )
+
+    @property
+    def mixer(self) -> Mixer:
+        """The first layer's mixer."""
+        return self.blocks[0].mixer  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, layout: TokenLayout | None = None) -> Tensor:
+        """Features ``(batch, *grid, dim)`` of tokens ``(batch, *grid, dim)``; ``mask`` bool ``(batch, *grid)``."""
+        grid = tuple(x.shape[1:-1])
+        if self.flatten:
+            x, mask = x.flatten(1, -2), None if mask is None else mask.flatten(1)
+        layout = layout or self.mixer.plan_tokens(tuple(x.shape[1:-1]))
+        if self.special and mask is not None:
+            raise InvalidType("a mask cannot be combined with a mixer that places special tokens between the others.")
+        x = layout.insert(x, self.special)
+        for block in self.blocks:
+            x = block(x, mask, layout)
+        return layout.extract(self.norm(x)).unflatten(1, grid) if self.flatten else layout.extract(self.norm(x))
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> StackState:
+        return StackState(tuple(b.mixer.init_state(batch_size, device, dtype) for b in self.blocks))
+
+    def prefill(self, x: Tensor, state: StackState, mask: Tensor | None = None) -> tuple[Tensor, StackState]:
+        layers = []
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            x, layer = block.prefill(x, layer, mask)
+            layers.append(layer)
+        return self.norm(x), StackState(tuple(layers))
+
+    def step(self, x_t: Tensor, state: StackState) -> tuple[Tensor, StackState]:
+        layers = []
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            x_t, layer = block.step(x_t, layer)
+            layers.append(layer)
+        return self.norm(x_t), StackState(tuple(layers))
+
+
+class MixerNet(Model):
+    """A mixer as a complete model.
+
+    Args:
+        mixer: registered name (or, for a mixer of your own, its class).
+        reads: "series" (B, T, C), "tokens" (B, L), "image" (B, C, H, W) or "video" (B, C, T, H, W).
+        answers: "forecast" (B, horizon, C), for series; "classes" (B, outputs), for image and video; "tokens"
+            (B, L, outputs), for tokens.
+        size: lookback T, or (H, W), or (T, H, W); not needed for tokens.
+        channels: input channels, or the vocabulary for tokens.
+        outputs: horizon, number of classes, or vocabulary.
+        dim, depth, num_heads, causal, mlp_ratio, dropout, mixer_options: see :class:`MixerStack`.
+        patch: steps per token of a series, or patch edge.
+
+    Raises:
+        UnknownName: no such mixer.
+        InvalidValue: the mixer's rank does not fit, ``patch`` does not divide, ``reads`` and ``answers`` do not meet.
+    """
+
+    spec = ModelSpec(reads="series", tasks=("forecast",))
+    _ANSWERS = {"series": ("forecast",), "tokens": ("tokens",), "image": ("classes",), "video": ("classes",)}
+
+    def __init__(
+        self,
+        mixer: str | type[Mixer],
+        *,
+        reads: str = "series",
+        answers: str = "forecast",
+        size: int | tuple[int, ...] = 96,
+        channels: int = 1,
+        outputs: int = 24,
+        dim: int = 64,
+        depth: int = 2,
+        num_heads: int = 4,
+        causal: bool | None = None,
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.1,
+        patch: int = 8,
+        mixer_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if reads not in self._ANSWERS:
+            raise InvalidValue(f"reads={reads!r} is not possible: legal are {', '.join(self._ANSWERS)}.")
+        if answers not in self._ANSWERS[reads]:
+            legal = " or ".join(self._ANSWERS[reads])
+            raise InvalidValue(f"answers={answers!r} is not possible for {reads}: legal is {legal}.")
+        self.reads, self.channels = reads, channels
+        shape = (size,) if isinstance(size, int) else tuple(size)
+        if reads == "series":
+            self.reader: nn.Module = SeriesReader(shape[0], patch, dim)
+        elif reads == "tokens":
+            self.reader = TokenReader(channels, dim)
+        else:
+            self.reader = PatchReader(shape, patch, channels, dim)
+        grid: tuple[int, ...] | None = self.reader.grid  # type: ignore[assignment]
+        self.positions = None if grid is None else learned_positions(grid, dim)
+        self.size = shape
+        self.stack = MixerStack(
+            mixer,
+            dim,
+            depth,
+            rank=1 if grid is None else len(grid),
+            num_heads=num_heads,
+            causal=True if reads == "tokens" and causal is None else causal,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            mixer_options=mixer_options,
+        )
+        if reads == "series" and grid is not None:
+            self.head: nn.Module = ForecastHead(grid[0], dim, outputs, dropout)
+        else:
+            self.head = nn.Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
+
+    @classmethod
+    def for_task(cls, info: Any, **options: Any) -> Self:
+        """A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``; see :class:`Model`."""
+        if info.task not in cls.spec.tasks:
+            raise InvalidType(f"MixerNet cannot be built for the task {info.task!r} yet.")
+        options.setdefault("patch", min(8, info.lookback))
+        return cls(size=info.lookback, channels=info.channels, outputs=info.horizon, **options)
+
+    def forward_features(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Tokens after the last norm: ``(B, *grid, dim)``, for series ``(B * C, tokens, dim)``."""
+        return self._mix(self.reader(x)[0] if self.reads == "series" else self.reader(x), mask)
+
+    def _mix(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.stack(tokens if self.positions is None else tokens + self.positions, mask)
+
+    def forward(self, x: Tensor, marks: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Answer for an input as ``reads`` says.
+
+        Args:
+            x: the input.
+            marks: time features of a series; not used by this backbone, accepted so that all forecasters are called
+                alike.
+            mask: bool over the token grid, True = real; not for series.
+        """
+        if self.reads != "series":
+            features = self.forward_features(x, mask=mask)
+            return self.head(features, mask) if isinstance(self.head, ClassHead) else self.head(features)
+        if mask is not None:
+            raise InvalidValue("MixerNet takes no mask for series: fill missing values before.")
+        check_series("MixerNet", x, self.size[0], self.channels)
+        tokens, statistics = self.reader(x)
+        return self.reader.restore(self.head(self._mix(tokens)), statistics)  # type: ignore[operator]
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> StackState:
+        """A fresh state; only for ``reads="tokens"`` and causal mixers that stream."""
+        if self.reads != "tokens":
+            raise InvalidType(f"MixerNet has no streaming form for {self.reads}: only for tokens.")
+        return self.stack.init_state(batch_size, device, dtype)
+
+    def prefill(self, x: Tensor, state: StackState, mask: Tensor | None = None) -> tuple[Tensor, StackState]:
+        """Read token numbers ``(B, L)``; returns logits ``(B, L, outputs)`` and the new state."""
+        features, state = self.stack.prefill(self.reader(x), state, mask)
+        return self.head(features), state
+
+    def step(self, x_t: Tensor, state: StackState) -> tuple[Tensor, StackState]:
+        """Read one token number per sample ``(B,)``; returns logits ``(B, outputs)`` and the new state."""
+        features, state = self.stack.step(self.reader(x_t), state)
+        return self.head(features), state

@@ -1,0 +1,115 @@
+"""Readers: from what a model is given to tokens on a grid, channels last; and heads: from tokens to an answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InvalidValue
+
+
+class SeriesReader(nn.Module):
+    """Patches of one channel as tokens, every channel a sample of its own (channel independence, PatchTST).
+
+    ``(B, T, C)`` to ``(B * C, tokens, dim)``. Where ``patch`` does not divide T, the first value is repeated in front.
+    Each window is standardised by its own mean and deviation; :meth:`restore` takes that back.
+
+    Args:
+        length: T.
+        patch: steps per token.
+        dim: token width.
+        eps: added to the variance, in squared units of the input.
+    """
+
+    def __init__(self, length: int, patch: int, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not 1 <= patch <= length:
+            raise InvalidValue(f"patch={patch} is not possible: it must be between 1 and the lookback {length}.")
+        self.patch, self.eps = patch, eps
+        self.grid = (math.ceil(length / patch),)
+        self.project = nn.Linear(patch, dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        mean = x.mean(1, keepdim=True)
+        deviation = (x.var(1, keepdim=True, unbiased=False) + self.eps).sqrt()
+        x = ((x - mean) / deviation).transpose(1, 2).flatten(0, 1)
+        x = F.pad(x[:, None], (self.grid[0] * self.patch - x.shape[1], 0), mode="replicate")[:, 0]
+        return self.project(x.unflatten(1, (self.grid[0], self.patch))), (mean, deviation)
+
+    def restore(self, y: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """``(B * C, horizon)`` in window units to ``(B, horizon, C)`` in the units of the input."""
+        mean, deviation = statistics
+        return y.unflatten(0, (mean.shape[0], mean.shape[2])).transpose(1, 2) * deviation + mean
+
+
+class PatchReader(nn.Module):
+    """Non-overlapping patches of ``(B, C, H, W)`` images or ``(B, C, T, H, W)`` videos as tokens ``(B, *grid, dim)``.
+
+    Args:
+        size: (H, W) or (T, H, W) of the input.
+        patch: patch edge, one number or one per axis; must divide ``size``.
+        channels: C.
+        dim: token width.
+    """
+
+    def __init__(self, size: Sequence[int], patch: int | Sequence[int], channels: int, dim: int) -> None:
+        super().__init__()
+        edges = tuple(patch) if isinstance(patch, Sequence) else (patch,) * len(size)
+        if len(edges) != len(size) or any(e < 1 or s % e for s, e in zip(size, edges, strict=True)):
+            raise InvalidValue(f"patch={patch!r} is not possible: it must divide the input size {tuple(size)}.")
+        self.grid = tuple(s // e for s, e in zip(size, edges, strict=True))
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
+        self.project = convolution(channels, dim, edges, stride=edges)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x).movedim(1, -1)
+
+
+class TokenReader(nn.Module):
+    """Token numbers ``(B, L)`` int64 to ``(B, L, dim)``; any length."""
+
+    grid: tuple[int, ...] | None = None
+
+    def __init__(self, vocabulary: int, dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, dim)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x)
+
+
+class ForecastHead(nn.Module):
+    """All tokens of a channel, flattened, to its future: ``(N, tokens, dim)`` to ``(N, horizon)``."""
+
+    def __init__(self, tokens: int, dim: int, horizon: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(tokens * dim, horizon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.dropout(x.flatten(1)))
+
+
+class ClassHead(nn.Module):
+    """Mean of the real tokens to class logits: ``(B, *grid, dim)`` to ``(B, classes)``."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x.flatten(1, -2)
+        if mask is None:
+            return self.project(x.mean(1))
+        weight = mask.flatten(1)[..., None].to(x.dtype)
+        return self.project((x * weight).sum(1) / weight.sum(1).clamp_min(1))
+
+
+def learned_positions(grid: tuple[int, ...], dim: int) -> nn.Parameter:
+    """One learned vector per grid place, ``(*grid, dim)``, N(0, 0.02)."""
+    return nn.Parameter(torch.randn(*grid, dim) * 0.02)
