@@ -1,0 +1,67 @@
+"""``foveate``: entry point, verbs, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import FoveateError
+from . import browse, compare, predict
+from .group import Verbs
+
+app = typer.Typer(
+    cls=Verbs,
+    name="foveate",
+    help="Attention over time and space: published systems, compared honestly on your own data.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"foveate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+app.add_typer(compare.compare_app, name="compare")
+app.add_typer(compare.train_app, name="train")
+app.command("predict")(predict.predict)
+app.command("leaderboard")(compare.leaderboard)
+app.command("list")(browse.list_)
+app.command("show")(browse.show)
+app.command("verify")(browse.verify)
+app.command("doctor")(browse.doctor)
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong ends in one sentence and exit status 2, never a traceback."""
+    try:
+        app()
+    except FoveateError as error:
+        print(f"foveate: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("foveate: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away: head, less
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
