@@ -3,7 +3,7 @@
 from ..spec import Grid, MixerSpec, Order
 from .base import Fuser, Mixer, aux_losses
 from .layout import TokenLayout
-from .state import State, Streaming, state
+from .state import State, Streaming, shared, state
 
 __all__ = [
     "Fuser",
@@ -15,5 +15,6 @@ __all__ = [
     "Streaming",
     "TokenLayout",
     "aux_losses",
+    "shared",
     "state",
 ]

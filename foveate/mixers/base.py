@@ -20,6 +20,9 @@ class Mixer(nn.Module):
     A subclass sets :attr:`spec` with literals, takes ``(dim, *, num_heads=8, causal=..., ...)``, and implements
     :meth:`forward`, :meth:`cost` and, if ``spec.streaming`` is not "no", :meth:`init_state`, :meth:`prefill` and
     :meth:`step`. What it reports besides its output (a commitment or balance loss) goes to :attr:`aux_losses`.
+    What must happen around an optimiser step (centroids that follow their tokens, masked gradients) it defines as
+    ``before_step(progress)``, ``after_step(progress)`` or ``on_epoch(progress)``: the default
+    :class:`~foveate.tasks.base.Recipe` calls these on every module that has them.
 
     Args:
         dim: channels of a token.
@@ -39,6 +42,10 @@ class Mixer(nn.Module):
         self.dim = dim
         self.causal = causal
         self.aux_losses: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last call's losses hang on its graph, which cannot be copied: a copy of the module starts without them.
+        return {**self.__dict__, "aux_losses": {}}
 
     def forward(
         self,
@@ -62,8 +69,20 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def plan_tokens(self, grid: tuple[int, ...]) -> TokenLayout:
-        """The layout that this mixer wants for a network with this token grid."""
+        """The layout that this mixer wants for a network with this token grid.
+
+        A streaming mixer's plan for n tokens is the beginning of its plan for n + 1: the network feeds the slots that
+        each new token adds, special tokens included, and the mixer counts slots in its state.
+        """
         return TokenLayout(tuple(grid))
+
+    @classmethod
+    def options_for(cls, grid: tuple[int, ...]) -> dict[str, Any]:
+        """Options that the paper ties to the size of the grid (sqrt(n) clusters, a position table); default: none.
+
+        A network asks before it builds its layers; options that the caller gives win.
+        """
+        return {}
 
     @classmethod
     def for_layer(cls, index: int, depth: int, dim: int, **options: Any) -> Self:
@@ -71,7 +90,7 @@ class Mixer(nn.Module):
         return cls(dim, **options)
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
-        """Analytic cost of one forward pass over this grid."""
+        """Analytic cost of one forward pass over this grid, with the special tokens of :meth:`plan_tokens`."""
         raise NotImplementedError
 
     def init_state(
@@ -106,12 +125,20 @@ class Mixer(nn.Module):
             InvalidType: a mask that is not bool.
         """
         name, spec = type(self).__name__, self.spec
-        if x.ndim - 2 not in spec.ranks:
+        grid = tuple(x.shape[1:-1])
+        if layout is not None and layout.source is not None:
+            if x.ndim != 3 or x.shape[1] != layout.length:
+                raise InvalidValue(
+                    f"{name}: x has shape {tuple(x.shape)}; its layout needs (batch, {layout.length}, {self.dim})."
+                )
+            grid = tuple(layout.grid)
+            if len(grid) not in spec.ranks:
+                raise InvalidValue(f"{name}: the layout's grid {grid} has rank {len(grid)}; legal are {spec.ranks}.")
+        elif len(grid) not in spec.ranks:
             legal = " or ".join(str(r + 2) for r in spec.ranks)
             raise InvalidValue(f"{name}: x has {x.ndim} axes, shape {tuple(x.shape)}; (batch, *grid, dim) has {legal}.")
         if x.shape[-1] != self.dim:
             raise InvalidValue(f"{name}: x has {x.shape[-1]} channels, shape {tuple(x.shape)}; dim is {self.dim}.")
-        grid = tuple(x.shape[1:-1])
         rule = spec.grid
         if any(g < rule.minimum or g % rule.multiple_of for g in grid):
             raise InvalidValue(
@@ -129,6 +156,10 @@ class Mixer(nn.Module):
                 raise InvalidValue(f"{name}: mask has shape {tuple(mask.shape)}; x needs {tuple(x.shape[:-1])}.")
         if context is not None and not spec.cross:
             raise InvalidValue(f"{name} takes no context: it mixes one sequence.")
+        if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), self.dim)):
+            raise InvalidValue(
+                f"{name}: context has shape {tuple(context.shape)}; it must be ({len(x)}, length, {self.dim})."
+            )
         if layout is not None and not layout.is_plain and not spec.layout:
             raise InvalidValue(f"{name} reads no token layout: positions, segments and special tokens are not for it.")
         if layout is not None and layout.segments is not None and not spec.segments:
@@ -140,16 +171,63 @@ class Fuser(nn.Module):
 
     Streams are channels-last like a mixer's; ``other`` may have another grid, another width or no grid at all (one
     vector per sample, ``(batch, other_dim)``). Returns the fused first stream, or both if ``returns_both``.
+    Of the spec, ``ranks``, ``grid`` and ``masks`` speak of the first stream. Further inputs are keyword arguments with
+    defaults.
+
+    Args:
+        dim: channels of the first stream.
+        other_dim: channels of the other.
     """
 
     spec: ClassVar[MixerSpec]
     returns_both: ClassVar[bool] = False
+
+    def __init__(self, dim: int, other_dim: int) -> None:
+        super().__init__()
+        for option, value in (("dim", dim), ("other_dim", other_dim)):
+            if not isinstance(value, int) or value < 1:
+                raise InvalidValue(f"{option}={value!r} is not possible: a positive whole number is needed.")
+        self.dim, self.other_dim = dim, other_dim
+        self.aux_losses: dict[str, Tensor] = {}
 
     def forward(
         self, x: Tensor, other: Tensor, *, mask: Tensor | None = None, other_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Fuse ``x`` ``(batch, *grid, dim)`` with ``other`` ``(batch, *other_grid, other_dim)``."""
         raise NotImplementedError
+
+    def cost(self, grid: tuple[int, ...], other_grid: tuple[int, ...] = (), batch: int = 1) -> Cost:
+        """Analytic cost of one forward pass."""
+        raise NotImplementedError
+
+    def check_input(
+        self, x: Tensor, other: Tensor, mask: Tensor | None = None, other_mask: Tensor | None = None
+    ) -> None:
+        """Refuse streams that do not fit; call it first in :meth:`forward`.
+
+        Raises:
+            InvalidValue: wrong rank or channels, batches that differ, a mask of the wrong shape or where none is taken.
+            InvalidType: a mask that is not bool.
+        """
+        name = type(self).__name__
+        if x.ndim - 2 not in self.spec.ranks or x.shape[-1] != self.dim:
+            raise InvalidValue(
+                f"{name}: x has shape {tuple(x.shape)}; it must be (batch, *grid, {self.dim}), "
+                f"the grid of rank {' or '.join(map(str, self.spec.ranks))}."
+            )
+        if other.ndim < 2 or other.shape[0] != x.shape[0] or other.shape[-1] != self.other_dim:
+            raise InvalidValue(
+                f"{name}: other has shape {tuple(other.shape)}; it must be ({x.shape[0]}, *grid, {self.other_dim})."
+            )
+        for which, given, stream in (("mask", mask, x), ("other_mask", other_mask, other)):
+            if given is None:
+                continue
+            if not self.spec.masks:
+                raise InvalidValue(f"{name} takes no {which}.")
+            if given.dtype != torch.bool:
+                raise InvalidType(f"{name}: {which} must be bool (True = a real token), not {given.dtype}.")
+            if given.shape != stream.shape[:-1]:
+                raise InvalidValue(f"{name}: {which} has shape {tuple(given.shape)}; {tuple(stream.shape[:-1])} fits.")
 
 
 def check_heads(dim: int, num_heads: int) -> int:

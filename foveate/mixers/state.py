@@ -27,12 +27,20 @@ def shared(**arguments: Any) -> Any:
 
 
 class State:
-    """Base of streaming states. Fields are tensors (batch first), nested states, tuples of them, or None."""
+    """Base of streaming states.
+
+    Fields are tensors (batch first), nested states, tuples of them, numbers (a position), or None (what exists only
+    after the first token). What has no batch axis is declared with :func:`shared`.
+    """
 
     @property
     def nbytes(self) -> int:
         """Bytes held by all tensors of the state."""
         return sum(t.nbytes for t in _pytree.tree_leaves(self) if isinstance(t, Tensor))
+
+    def detach(self: S) -> S:
+        """The same state cut from the graph that made it: where back-propagation through a stream stops."""
+        return _pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self)
 
     def reorder(self: S, batch_index: Tensor) -> S:
         """The state whose sample i is this state's sample ``batch_index[i]`` (beam search, dropping finished ones).

@@ -39,11 +39,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="foveate"):
         """A fresh streaming state; see :mod:`foveate.mixers.state`."""
         raise InvalidType(f"{type(self).__name__} has no streaming form.")
 
-    def prefill(self, x: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Read a stretch of input after ``state``."""
+    def prefill(self, x: Any, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Read a stretch of input after ``state``: tokens, frames, or events as the model documents them."""
         raise InvalidType(f"{type(self).__name__} has no streaming form.")
 
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x_t: Any, state: Any) -> tuple[Tensor, Any]:
         """Read one token or frame. A model with more inputs takes them as keyword arguments."""
         raise InvalidType(f"{type(self).__name__} has no streaming form.")
 

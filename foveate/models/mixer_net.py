@@ -12,7 +12,7 @@ Source: the pre-norm residual block of Xiong et al., 2020 (arXiv 2002.04745), wi
 from __future__ import annotations
 
 import inspect
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,38 +123,38 @@ class MixerStack(nn.Module):
         )
 
     @property
-    def mixer(self) -> Mixer:
-        """The first layer's mixer."""
-        return self.blocks[0].mixer  # type: ignore[return-value]
+    def layers(self) -> list[MixerBlock]:
+        """The blocks, first to last."""
+        return [cast(MixerBlock, block) for block in self.blocks]
 
     def forward(self, x: Tensor, mask: Tensor | None = None, layout: TokenLayout | None = None) -> Tensor:
         """Features ``(batch, *grid, dim)`` of tokens ``(batch, *grid, dim)``; ``mask`` bool ``(batch, *grid)``."""
         grid = tuple(x.shape[1:-1])
         if self.flatten:
             x, mask = x.flatten(1, -2), None if mask is None else mask.flatten(1)
-        layout = layout or self.mixer.plan_tokens(tuple(x.shape[1:-1]))
+        layout = layout or self.layers[0].mixer.plan_tokens(tuple(x.shape[1:-1]))
         if self.special and mask is not None:
             raise InvalidType("a mask cannot be combined with a mixer that places special tokens between the others.")
-        x = layout.insert(x, self.special)
-        for block in self.blocks:
+        x = layout.insert(x, dict(self.special.items()))
+        for block in self.layers:
             x = block(x, mask, layout)
         return layout.extract(self.norm(x)).unflatten(1, grid) if self.flatten else layout.extract(self.norm(x))
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> StackState:
-        return StackState(tuple(b.mixer.init_state(batch_size, device, dtype) for b in self.blocks))
+        return StackState(tuple(b.mixer.init_state(batch_size, device, dtype) for b in self.layers))
 
     def prefill(self, x: Tensor, state: StackState, mask: Tensor | None = None) -> tuple[Tensor, StackState]:
         layers = []
-        for block, layer in zip(self.blocks, state.layers, strict=True):
+        for block, layer in zip(self.layers, state.layers, strict=True):
             x, layer = block.prefill(x, layer, mask)
             layers.append(layer)
         return self.norm(x), StackState(tuple(layers))
 
     def step(self, x_t: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         layers = []
-        for block, layer in zip(self.blocks, state.layers, strict=True):
+        for block, layer in zip(self.layers, state.layers, strict=True):
             x_t, layer = block.step(x_t, layer)
             layers.append(layer)
         return self.norm(x_t), StackState(tuple(layers))

@@ -37,10 +37,21 @@ class Task(abc.ABC):
 
     Everything that a model may need to know for being built is in :attr:`info`, a frozen dataclass of plain values.
     A task writes itself to a folder and reads itself back, so that workers never touch the user's file again.
+
+    A model that serves several tasks tells them apart by ``info.task``, the task's registered name. A batch may carry
+    entries without a sample axis, such as a table of node features: :meth:`apply` knows which are which.
     """
 
     spec: ClassVar[TaskSpec]
     info: Any
+    #: How many neighbouring samples of a split share data (windows of a series: their length in strides); 1 where
+    #: samples are independent. The significance tests need it.
+    overlap: int = 1
+
+    def sample_groups(self, split: str) -> Tensor | None:
+        """int64 ``(samples,)``: samples with the same number were taken at the same time (windows of several series),
+        smaller numbers earlier, so that significance tests do not count them as independent; None: each is its own."""
+        return None
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -124,7 +135,11 @@ class Recipe:
 
     The defaults serve most systems: AdamW, the task's loss plus auxiliary losses, samples in random order, gradients
     clipped to norm 1. Teachers, averages, masks and memories are buffers or submodules of the model, so that
-    kill-and-resume covers them; anything else goes through :meth:`state_dict`.
+    kill-and-resume covers them; anything else (a teacher that is not shipped) goes through :meth:`state_dict`.
+
+    The hooks reach into the model: a module that defines ``before_step(progress)``, ``after_step(progress)`` or
+    ``on_epoch(progress)`` is called by the hook of that name, so that a mechanism that trains in its own way does so
+    inside any network; a recipe that replaces a hook calls ``super()`` to keep this.
     """
 
     #: Largest gradient norm; None: no clipping.
@@ -161,16 +176,23 @@ class Recipe:
         return {"loss": self.task.loss(model, batch), **aux_losses(model)}
 
     def before_step(self, model: nn.Module, progress: Progress) -> None:
-        """After backward, before the optimisers step: mask or compensate gradients."""
+        """After backward, before clipping and the optimisers: mask or compensate gradients."""
+        _call_modules(model, "before_step", progress)
 
     def after_step(self, model: nn.Module, progress: Progress) -> None:
         """After the optimisers: moving averages, clustering, clamps, writing memories."""
+        _call_modules(model, "after_step", progress)
 
     def on_epoch(self, model: nn.Module, progress: Progress) -> None:
         """Before each pass over the data: reset memories."""
+        _call_modules(model, "on_epoch", progress)
 
     def eval_form(self, model: nn.Module, split: str) -> nn.Module:
-        """The model that is scored: an average, a merged or quantised form. The trainer restores buffers afterwards."""
+        """The model that is scored and shipped: an average, a merged or quantised form, without teachers.
+
+        A memory that runs on from split to split is brought there here (``self.task`` has the splits before this one).
+        The trainer restores buffers afterwards.
+        """
         return model
 
     def fit(self, model: nn.Module, seconds: float | None) -> None:
@@ -182,3 +204,10 @@ class Recipe:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave."""
+
+
+def _call_modules(model: nn.Module, hook: str, progress: Progress) -> None:
+    for module in model.modules():
+        method = getattr(module, hook, None)
+        if callable(method):
+            method(progress)
