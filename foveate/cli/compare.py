@@ -1,0 +1,122 @@
+"""``compare``, ``train``, ``leaderboard``: one command per task, each with the task's own options."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InvalidType, InvalidValue
+from . import options
+from .group import tasks_app
+from .values import assignments, duration, names, numbers
+
+if TYPE_CHECKING:
+    from ..compare.settings import Settings
+
+compare_app = tasks_app("Train contestants under the same rules on your data and rank them.")
+train_app = tasks_app("Train one system on your data, as `compare` would.")
+
+RUNS = Path("foveate-runs")
+
+
+def compare_forecast(data: dict[str, Any], given: dict[str, Any]) -> None:
+    """Forecast the next steps of one or more series.
+
+    The same command goes on where an earlier one stopped. At the end: OUT/report.html and OUT/best.
+    """
+    _compare("forecast", data, {"seeds": 2, "out": _default_out("forecast", data), **given})
+
+
+def train_forecast(data: dict[str, Any], given: dict[str, Any]) -> None:
+    """Train one system; the baselines are scored beside it. At the end: OUT/report.html and OUT/best."""
+    system = given.pop("system", None)
+    if system is None:
+        raise InvalidType("--system is missing: name what to train, such as --system timesnet.")
+    out = _default_out("forecast-" + re.sub(r"\W+", "-", system), data)
+    _compare("forecast", data, {"seeds": 1, "out": out, **given, "systems": system})
+
+
+options.command(compare_app, "forecast", compare_forecast, options.forecast_data, options.contestants, options.rules)
+options.command(train_app, "forecast", train_forecast, options.forecast_data, options.one_system, options.rules)
+
+
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of comparisons.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a comparison again, or merge several into ranks over their data sets."""
+    from rich.console import Console
+
+    from ..compare.merge import merge, merged_table
+    from ..compare.tables import table
+
+    console = Console()
+    board = _read_board(folders[0]) if len(folders) == 1 else merge(folders)
+    if as_json:
+        print(json.dumps(board, indent=2))
+    else:
+        console.print(table(board, console) if len(folders) == 1 else merged_table(board, console))
+
+
+def _default_out(what: str, data: dict[str, Any]) -> Path:
+    source = data.get("source")
+    return RUNS / f"{what}-{Path(source).stem if source else 'embedded'}"
+
+
+def _settings(task: str, data: dict[str, Any], given: dict[str, Any]) -> Settings:
+    from ..compare.settings import Settings
+
+    options = assignments(given.pop("set", []), given.pop("options", {}))
+    if isinstance(given.get("systems"), str):
+        given["systems"] = names(given["systems"])
+    if isinstance(given.get("learning_rates"), str):
+        given["learning_rates"] = numbers(given["learning_rates"], "learning_rates")
+    if isinstance(given.get("budget"), str):
+        given["budget"] = duration(given["budget"])
+    return Settings(task=task, data=data, options=options, **given)
+
+
+def _compare(task: str, data: dict[str, Any], given: dict[str, Any]) -> None:
+    as_json, plan_only = given.pop("as_json", False), given.pop("plan", False)
+    settings = _settings(task, data, given)
+    from rich.console import Console
+
+    from ..compare.display import Display
+    from ..compare.plan import make_plan
+    from ..compare.runner import run
+    from ..compare.tables import table
+    from ..registry import find
+
+    if plan_only:
+        plan = make_plan(settings)
+        print(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
+        return
+    spec = find(task, "task").spec
+    title = f"{task} · {data.get('source') or 'embedded series'}"
+    with Display(title, spec.metrics[0], spec.higher_is_better) as display:
+        board = run(settings, on_event=display.event)
+    if as_json:
+        print(json.dumps(board, indent=2))
+    else:
+        console = Console()
+        console.print(table(board, console))
+        print(f"\nreport: {Path(settings.out) / 'report.html'}")
+    if board["best"] is None:
+        raise InvalidType("no contestant finished: the reasons stand in the leaderboard.")
+    if not as_json:
+        best = Path(settings.out) / "best"
+        print(f"winner: {best}  (foveate predict {best} DATA)")
+
+
+def _read_board(folder: Path) -> dict[str, Any]:
+    file = folder / "leaderboard.json"
+    if not file.is_file():
+        raise InvalidValue(f"{folder} holds no leaderboard.json: give the folder of a finished comparison.")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidValue(f"{file} is damaged ({error}): run the comparison's command again.") from error

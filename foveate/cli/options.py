@@ -1,0 +1,122 @@
+"""Options that several commands share, declared once as the parameters of a function, and commands made of them."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import unknown_name
+from .values import read_toml
+
+Group = Callable[..., None]
+
+
+def command(app: typer.Typer, name: str, body: Callable[..., None], data: Group, *groups: Group) -> None:
+    """Add a command whose options are those of all ``groups``.
+
+    Args:
+        app: the group of commands it joins.
+        name: what the user types.
+        body: called as ``body(data, given)`` with the values of the first group and those of all others together,
+            only what was given, on the command line or in the file of ``--config`` (the command line wins); its
+            docstring is the command's help.
+        data, groups: functions whose parameters declare options; a default of None or False means "not given".
+    """
+    parameters = []
+    for group in (data, *groups):
+        hints = typing.get_type_hints(group, include_extras=True)
+        for parameter in inspect.signature(group).parameters.values():
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
+    of_data = set(inspect.signature(data).parameters)
+    known = {p.name for p in parameters} - {"config", "as_json", "plan"}
+
+    def run(**values: Any) -> None:
+        given = {k: v for k, v in values.items() if v is not None and v is not False}
+        file = given.pop("config", None)
+        values = {**(_from_file(file, known) if file else {}), **given}
+        body(
+            {k: v for k, v in values.items() if k in of_data},
+            {k: v for k, v in values.items() if k not in of_data},
+        )
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = body.__doc__
+    app.command(name)(run)
+
+
+def _from_file(file: Path, known: set[str]) -> dict[str, Any]:
+    """The values of a configuration file, ours or one that a comparison wrote."""
+    values = read_toml(file)
+    values |= values.pop("data", {})  # a comparison's own config.toml nests what belongs to the data
+    values.pop("task", None)
+    for name in values:
+        if name not in known | {"options"}:
+            raise unknown_name("setting", name, known | {"options"}, f"The file is {str(file)!r}.")
+    return values
+
+
+def forecast_data(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="CSV or Parquet file; none: an embedded series.")
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast.", show_default="by frequency")] = None,
+    lookback: Annotated[int | None, typer.Option(help="Steps to look at.", show_default="by frequency")] = None,
+    target: Annotated[str | None, typer.Option(help="Columns to forecast, by commas.", show_default="all")] = None,
+    freq: Annotated[str | None, typer.Option(help="Resample to this frequency, such as h or D.")] = None,
+    time: Annotated[str | None, typer.Option(help="Name of the time column.", show_default="found")] = None,
+    id: Annotated[str | None, typer.Option(help="Name of the column that tells series apart (long format).")] = None,
+    season: Annotated[int | None, typer.Option(help="Steps per season.", show_default="by frequency")] = None,
+    split: Annotated[str | None, typer.Option(help="Shares or rows: 0.7/0.1/0.2 or 8640/2880/2880.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Backtest with this many test origins at the end.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Steps between validation and test origins.")] = None,
+) -> None:
+    """What `forecast` reads."""
+
+
+def contestants(
+    systems: Annotated[
+        str | None, typer.Option(help="Names, 'all', or module:Class, by commas.", show_default="a shortlist")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trials per system.", show_default="2")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print trials and predicted time, and stop.")] = False,
+) -> None:
+    """Who takes part in a comparison."""
+
+
+def one_system(
+    system: Annotated[str | None, typer.Option(help="A name, or module:Class of your own.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Trials; best/ is the best on validation.", show_default="1")
+    ] = None,
+) -> None:
+    """What `train` trains."""
+
+
+def rules(
+    steps: Annotated[int | None, typer.Option(help="Budget of each trial, in optimiser steps.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget of each trial, in training tokens.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Budget of everything together, such as 30m.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="foveate-runs/TASK-DATA")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at once.", show_default="cores / threads")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each trial.", show_default="1")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step.", show_default="32")] = None,
+    learning_rates: Annotated[str | None, typer.Option(help="Rates that every system tries, by commas.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without gain before a trial ends; 0: never.", show_default="5")
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="MiB that a trial may hold.", show_default="a share of what is free")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    set: Annotated[list[str] | None, typer.Option("--set", help="SYSTEM.OPTION=VALUE; may be repeated.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with these options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print leaderboard.json instead of tables.")] = False,
+) -> None:
+    """Under which rules, and where to."""
