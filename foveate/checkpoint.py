@@ -33,7 +33,8 @@ def save(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
     Args:
         folder: made if absent; an earlier checkpoint in it is replaced, weights first.
         model: what ``Task.package`` returned.
-        config: "task", "system", "options" and "info", plain values; anything else is kept on record.
+        config: "task", "system", "options" and "package" (``Task.package_config``), plain values; anything else is
+            kept on record.
     """
     from . import __version__
 
@@ -65,7 +66,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidValue(f"{file} is not readable as JSON ({error}): the checkpoint is damaged.") from error
-    missing = [k for k in ("format", "task", "system", "options", "info") if k not in config]
+    needed = ("format", "task", "system", "options", "package")
+    missing = [k for k in needed if not isinstance(config, dict) or k not in config]
     if missing:
         raise InvalidValue(f"{file} was not written by foveate: it lacks {', '.join(missing)}.")
     if config["format"] != FORMAT:
@@ -95,8 +97,7 @@ def load(folder: str | Path, *, system: type[Model] | type[Mixer] | None = None)
     else:
         contestant = resolve(name)
     task = find(config["task"], "task").load()
-    info = task.info_from(config["info"])
-    model = task.package_for(info, contestant.build(info, config["options"]))
+    model = task.unpack(config["package"], lambda info: contestant.build(info, config["options"]))
     tensors = read_weights(folder / WEIGHTS)
     own = model.state_dict()
     missing, left_over = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))

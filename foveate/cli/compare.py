@@ -85,9 +85,8 @@ def _compare(task: str, data: dict[str, Any], given: dict[str, Any]) -> None:
     settings = _settings(task, data, given)
     from rich.console import Console
 
+    from ..compare import make_plan, run
     from ..compare.display import Display
-    from ..compare.plan import make_plan
-    from ..compare.runner import run
     from ..compare.tables import table
     from ..registry import find
 

@@ -10,6 +10,9 @@ import typer
 
 from ..errors import InvalidValue
 
+#: Significant digits that float32 holds.
+_DIGITS = "%.7g"
+
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained model, such as OUT/best.")],
@@ -34,8 +37,8 @@ def predict(
     forecaster = load(model, system=resolve(system).target if system else None)
     table = forecast(forecaster, source, time=time, id=id)  # type: ignore[arg-type]
     if out is None:
-        table.to_csv(sys.stdout, index=False)
+        table.to_csv(sys.stdout, index=False, float_format=_DIGITS)
     elif out.suffix == ".parquet":
         table.to_parquet(out, index=False)
     else:
-        table.to_csv(out, index=False)
+        table.to_csv(out, index=False, float_format=_DIGITS)

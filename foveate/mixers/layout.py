@@ -64,23 +64,20 @@ class TokenLayout:
         """
         if self.source is None:
             return x
+        # One gather from [grid tokens | embeddings by role]: shapes that depend on no data, for compile and export.
         flat = x.flatten(1, -2)
-        out = flat.new_empty(flat.shape[0], self.length, flat.shape[-1])
-        slots = torch.arange(self.length, device=x.device)
-        source = self.source.to(x.device)
-        on_grid = source >= 0
-        out[:, slots[on_grid]] = flat[:, source[on_grid]]
-        for index, role in enumerate(self.roles):
-            where = slots[source == -1 - index]
-            turn = torch.arange(where.numel(), device=x.device) % self.role_sizes[index]
-            out[:, where] = embeddings[role][turn].to(out.dtype)
-        return out
+        table, index, start = [flat], self.source, flat.shape[1]
+        for number, (role, size) in enumerate(zip(self.roles, self.role_sizes, strict=True)):
+            here = self.source == -1 - number
+            index = torch.where(here, start + (here.cumsum(0) - 1) % size, index)
+            table.append(embeddings[role].to(flat).expand(flat.shape[0], -1, -1))
+            start += size
+        return torch.cat(table, 1).index_select(1, index.to(x.device))
 
     def extract(self, x: Tensor) -> Tensor:
         """Take the grid tokens ``(batch, *grid, dim)`` back out of ``(batch, length, dim)``."""
         if self.source is None:
             return x
-        source = self.source.to(x.device)
-        slots = torch.arange(self.length, device=x.device)[source >= 0]
-        order = slots[torch.argsort(source[source >= 0])]
-        return x[:, order].unflatten(1, self.grid)
+        last = self.source.where(self.source >= 0, self.length)  # special tokens sort behind the grid's
+        order = torch.argsort(last, stable=True)[: math.prod(self.grid)]
+        return x.index_select(1, order.to(x.device)).unflatten(1, self.grid)

@@ -47,6 +47,8 @@ class Task(abc.ABC):
     #: How many neighbouring samples of a split share data (windows of a series: their length in strides); 1 where
     #: samples are independent. The significance tests need it.
     overlap: int = 1
+    #: Tokens in one training sample (a window of a series: its lookback), for budgets in tokens.
+    sample_tokens: int = 1
 
     def sample_groups(self, split: str) -> Tensor | None:
         """int64 ``(samples,)``: samples with the same number were taken at the same time (windows of several series),
@@ -88,7 +90,20 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def package(self, model: nn.Module) -> nn.Module:
-        """Wrap a trained model so that it works in the user's units: what ``best/`` ships and ``load`` returns."""
+        """Wrap a trained model so that it works in the user's units: what ``best/`` ships and ``load`` returns.
+
+        The wrapper's ``config``, plain values, is all that :meth:`unpack` needs to make it anew.
+        """
+
+    @classmethod
+    def unpack(cls, config: dict[str, Any], build: Callable[[Any], nn.Module]) -> nn.Module:
+        """The wrapper of :meth:`package` made anew, its weights still to be loaded.
+
+        Args:
+            config: the wrapper's ``config``.
+            build: makes the model from :attr:`info`.
+        """
+        raise NotImplementedError(f"{cls.__name__} cannot unpack what it packaged.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,232 @@
+"""Worker processes: one for each job, forked from a server that has torch loaded, watched from outside.
+
+A trial may diverge, exhaust the memory or crash the interpreter; nothing of that may reach the others. So every job has
+a process of its own. It is forked from a "forkserver" that imported torch once and has run nothing (threads and forks
+do not mix), which takes milliseconds instead of the seconds of a fresh import. The parent polls the resident memory of
+each worker and kills the one that passes the limit; a worker kills itself, and whatever it started, when its parent is
+gone, so that not even ``kill -9`` leaves anyone behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import psutil
+
+MIB = 2.0**20
+#: Seconds between two looks at the workers' memory.
+WATCH_EVERY = 0.05
+#: What the fork server imports: torch with the parts that are otherwise loaded at the first step, and the worker.
+PRELOAD = ("torch", "torch._dynamo", "numpy", "foveate.compare.worker")
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a worker process ended.
+
+    Attributes:
+        job: what was submitted.
+        error: why it did not finish, one sentence; "" if it did.
+        peak: largest resident memory seen, MiB.
+    """
+
+    job: Any
+    error: str
+    peak: float
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Any
+    process: Any
+    connection: Connection
+    watch: psutil.Process | None
+    peak: float = 0.0
+    error: str = ""
+    open: bool = field(default=True)
+
+
+class Pool:
+    """Runs ``target(job, config, connection)`` in one process per job. Use it as a context manager.
+
+    Args:
+        target: module-level function; what it sends through the connection are its events.
+        workers: processes at once.
+        memory_limit: MiB of resident memory that one may hold.
+        on_event: called with the job and each event of its worker.
+    """
+
+    def __init__(
+        self,
+        target: Callable[[Any, dict[str, Any], Connection], None],
+        *,
+        workers: int,
+        memory_limit: float,
+        on_event: Callable[[Any, Event], None],
+    ) -> None:
+        self.target, self.workers, self.memory_limit, self.on_event = target, workers, memory_limit, on_event
+        self._running: list[_Running] = []
+        self._context = start_server()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for running in self._running:
+            self._kill(running)
+        for running in self._running:
+            running.process.join()
+            running.connection.close()
+
+    @property
+    def free(self) -> int:
+        """Number of jobs that can be submitted now."""
+        return self.workers - len(self._running)
+
+    def submit(self, job: Any, config: dict[str, Any]) -> None:
+        """Start a worker on a job."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process: Any = self._context.Process(target=_work, args=(self.target, job, config, sender))  # type: ignore[attr-defined]
+        with _no_main_module():
+            process.start()
+        sender.close()
+        try:
+            watch = psutil.Process(process.pid)
+        except psutil.NoSuchProcess:  # it has ended already
+            watch = None
+        self._running.append(_Running(job, process, receiver, watch))
+
+    def wait(self) -> list[Ended]:
+        """Pass on events and watch memory until at least one worker has ended; returns those."""
+        while self._running:
+            ready = wait([r.connection for r in self._running if r.open], timeout=WATCH_EVERY)
+            for running in self._running:
+                if running.connection in ready:
+                    self._receive(running)
+                self._watch(running)
+            ended = [r for r in self._running if not r.open or not r.process.is_alive()]
+            if ended:
+                return [self._end(running) for running in ended]
+        return []
+
+    def _receive(self, running: _Running) -> None:
+        try:
+            while running.connection.poll():
+                self.on_event(running.job, running.connection.recv())
+        except (EOFError, OSError):  # closed, or broken off in the middle of a message: the worker is going
+            running.open = False
+
+    def _watch(self, running: _Running) -> None:
+        if running.watch is None or running.error:
+            return
+        try:
+            resident = running.watch.memory_info().rss / MIB
+        except psutil.Error:  # it has ended
+            return
+        running.peak = max(running.peak, resident)
+        if resident > self.memory_limit:
+            running.error = (
+                f"exceeded the memory limit of {self.memory_limit:.0f} MiB (it held {resident:.0f} MiB); "
+                f"memory_limit raises it."
+            )
+            self._kill(running)
+
+    def _end(self, running: _Running) -> Ended:
+        running.process.join()
+        if running.open:
+            self._receive(running)
+        running.connection.close()
+        self._running.remove(running)
+        code = running.process.exitcode
+        return Ended(running.job, running.error or _reason(code), running.peak)
+
+    def _kill(self, running: _Running) -> None:
+        if hasattr(os, "killpg") and running.process.is_alive():
+            # A worker leads a group of its own, unless it has ended or has not come so far yet.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.kill()
+
+
+def _reason(code: int | None) -> str:
+    if code == 0:
+        return ""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        memory = " (the system kills so when memory runs out)" if -code == getattr(signal, "SIGKILL", None) else ""
+        return f"the worker was killed by {name}{memory}."
+    return f"the worker ended itself with status {code}."
+
+
+def _work(target: Callable[..., None], job: Any, config: dict[str, Any], connection: Connection) -> None:
+    """First function of a worker process."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # Ctrl-C in the terminal is the parent's affair; the group dies together
+    threading.Thread(target=_follow_parent, name="foveate-parent", daemon=True).start()
+    target(job, config, connection)
+
+
+def _follow_parent() -> None:
+    """End this process, and what it started, when the parent ends in whatever way."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep multiprocessing from importing the user's script in every worker.
+
+    It does so to find functions defined there. Ours are not, and a script without ``if __name__ == "__main__"`` would
+    start comparisons within comparisons.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def start_server(modules: Sequence[str] = ()) -> BaseContext:
+    """Start the fork server, unless it is running; it imports while the caller goes on.
+
+    Importing torch takes seconds, so call this first, before the caller's own imports.
+
+    Args:
+        modules: to be imported besides :data:`PRELOAD`, such as the contestants'.
+
+    Returns:
+        The context to make processes in.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")  # Windows has no fork: there every worker imports torch anew
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, *modules])
+    with _no_main_module():
+        forkserver.ensure_running()
+    return context
+
+
+def default_memory_limit(workers: int) -> float:
+    """MiB for each of ``workers``: its share of 80 % of what is free now."""
+    return 0.8 * psutil.virtual_memory().available / workers / MIB

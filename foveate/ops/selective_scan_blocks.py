@@ -1,0 +1,327 @@
+"""The fast form of the selective scan: blocks, chunks side by side, and a backward pass written by hand.
+
+The sequence is walked in blocks of a few hundred positions. A block is cut into short chunks that are scanned side by
+side: position t of all chunks at once, then the state that enters each chunk is added with the product of the decays
+since the chunk's start. Every factor is a decay, nothing is divided, so strong decay underflows to zero instead of
+overflowing. Only the states between blocks are saved; the backward pass scans each block again, forward to have its
+states, then backward for the gradient of the states
+
+    g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1},
+
+from which every other gradient is a product. Memory grows with the length times D, not times D N.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .handwritten import Results, handwritten, sum_dtype
+
+#: Numbers (batch, positions, D, N) in a block: its tensors stay in the processor's last-level cache.
+BLOCK_NUMBERS = 2**19
+LONGEST_BLOCK = 512
+
+
+def block_length(batch: int, numbers: int) -> int:
+    """Positions of a block for states of ``numbers`` = D N per sample: a power of two, at least 16."""
+    positions = max(1, BLOCK_NUMBERS // max(1, batch * numbers))
+    return min(LONGEST_BLOCK, max(16, 2 ** int(math.log2(positions))))
+
+
+def chunk_length(positions: int) -> int:
+    """Positions of a chunk: about the square root of a block's, so that steps and chunks are equally few."""
+    return 2 ** math.ceil(math.log2(positions) / 2)
+
+
+def _scan(decay: Tensor, x: Tensor, state: Tensor, chunk: int, reverse: bool = False) -> Tensor:
+    """In place ``x_t <- x_t + decay_t x_{t-1}`` along axis 1, from ``state``; returns the last one (a view).
+
+    ``decay`` is overwritten with the products since each chunk's start. ``reverse`` runs from the end to the front.
+    ``chunk`` divides the length.
+    """
+    decay, x = decay.unflatten(1, (-1, chunk)), x.unflatten(1, (-1, chunk))
+    decays, values = decay.unbind(2), x.unbind(2)
+    order = list(reversed(range(chunk))) if reverse else list(range(chunk))
+    for before, t in zip(order[:-1], order[1:], strict=True):
+        values[t].addcmul_(decays[t], values[before])
+        decays[t].mul_(decays[before])
+    for c in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
+        x[:, c].addcmul_(decay[:, c], state.unsqueeze(1))
+        state = x[:, c, order[-1]]
+    return state
+
+
+class _Blocks:
+    """The inputs cut into blocks: casts, pads to whole chunks and groups channels, a block at a time.
+
+    Shapes inside a block of n positions: channels as (G, P) with D = G P; states (batch, n, G, N, P), so that the
+    innermost axis is the long one.
+    """
+
+    def __init__(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None) -> None:
+        self.batch, self.length, self.channels = u.shape
+        self.groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+        self.real = sum_dtype(u.dtype)
+        self.number = self.real.to_complex() if A.is_complex() else self.real
+        self.block = block_length(self.batch, A.numel())
+        self.chunk = chunk_length(min(self.block, self.length))
+        self.count = -(-self.length // self.block)
+        self.delta, self.u = delta, u
+        self.B, self.C = (m if m.ndim == 4 else self.grouped(m) for m in (B, C))
+        self.A = self.grouped(A)
+        # On CPUs exp2 of a prescaled A is four times faster than exp; complex numbers have the latter only.
+        self.A2 = self.A if self.A.is_complex() else self.A * math.log2(math.e)
+        self.bias = None if bias is None else bias.to(self.real)
+
+    def grouped(self, m: Tensor) -> Tensor:
+        """``(..., D, N)`` to ``(..., G, N, P)``, in the precision of the states."""
+        return m.to(self.number).unflatten(-2, (self.groups, -1)).transpose(-1, -2).contiguous()
+
+    def ungrouped(self, m: Tensor) -> Tensor:
+        """``(..., G, N, P)`` to ``(..., D, N)``."""
+        return m.transpose(-1, -2).flatten(-3, -2)
+
+    def span(self, index: int) -> slice:
+        """The positions of a block."""
+        return slice(index * self.block, min(self.length, (index + 1) * self.block))
+
+    def padded(self, m: Tensor, value: float = 0.0) -> Tensor:
+        """Widen axis 1 to whole chunks."""
+        missing = -m.shape[1] % self.chunk
+        return F.pad(m, (0, 0) * (m.ndim - 2) + (0, missing), value=value) if missing else m
+
+    def by_group(self, m: Tensor) -> Tensor:
+        """``(batch, n, D)`` to ``(batch, n, G, P)``."""
+        return m.unflatten(-1, (self.groups, -1))
+
+    def steps(self, span: slice, softplus: bool) -> tuple[Tensor, Tensor]:
+        """Raw and effective step sizes of a block, ``(batch, n, D)``."""
+        raw = self.delta[:, span].to(self.real)
+        raw = raw if self.bias is None else raw + self.bias
+        return raw, F.softplus(raw) if softplus else raw
+
+    def maps(self, m: Tensor, span: slice) -> Tensor:
+        """B or C of a block, broadcastable to the states: ``(batch, n, G, N, 1)`` or, constant, ``(G, N, P)``."""
+        return m if m.ndim == 3 else m[:, span].to(self.number).unsqueeze(-1)
+
+    def buffer(self) -> Tensor:
+        """Room for one number per state and position of a block: made once, for fresh memory costs more than sums."""
+        positions = self.batch * self.chunk * -(-min(self.block, self.length) // self.chunk)
+        return torch.empty((positions, *self.A.shape), dtype=self.number, device=self.u.device)
+
+    def cut(self, buffer: Tensor, positions: int) -> Tensor:
+        """The part of a buffer that whole chunks over ``positions`` need: ``(batch, n, G, N, P)``, contiguous."""
+        positions += -positions % self.chunk
+        return buffer[: self.batch * positions].unflatten(0, (self.batch, positions))
+
+    def decays(self, out: Tensor, step: Tensor, reset: Tensor | None, span: slice) -> Tensor:
+        """``exp(step A)`` over whole chunks; padding has step 0, so the state passes it untouched."""
+        step = self.by_group(self.padded(step)).unsqueeze(-2)
+        decay = _product(step, self.A2, self.cut(out, step.shape[1]))
+        decay = decay.exp_() if decay.is_complex() else decay.exp2_()
+        if reset is not None:
+            keep = self.padded((~reset[:, span]).to(self.real).unsqueeze(-1), 1.0)
+            decay *= keep[..., None, None]
+        return decay
+
+    def spread(self, out: Tensor, maps: Tensor, values: Tensor) -> Tensor:
+        """Outer product of ``maps`` with ``(batch, n, G, P)`` over whole chunks: ``(batch, n, G, N, P)``."""
+        maps = self.padded(maps) if maps.ndim == 5 else maps
+        values = self.padded(values).unsqueeze(-2)
+        return _product(values, maps, self.cut(out, values.shape[1]))
+
+
+def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
+    """``a b``, in ``room``; compilers plan memory themselves, and cannot follow a write into part of a buffer."""
+    return a * b if torch.compiler.is_compiling() else torch.mul(a, b, out=room)
+
+
+def _gather(maps: Tensor, states: Tensor) -> Tensor:
+    """Sum over N of ``maps`` times states: ``(batch, n, G, P)``."""
+    if maps.ndim == 5:
+        return (maps.mT @ states).squeeze(-2)
+    return (states * maps).sum(-2)
+
+
+def _maps_gradient(like: Tensor, states: Tensor, values: Tensor) -> Tensor:
+    """Gradient with respect to ``maps`` of :func:`_gather`, in the shape of ``like`` before its last axis."""
+    values = values.to(states.dtype)
+    if like.ndim == 5:
+        return (values.unsqueeze(-2) @ states.mT).squeeze(-2)  # row times matrix: the fast order on CPUs
+    return (states * values.unsqueeze(-2)).sum((0, 1))
+
+
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, last state, and the states before each block ``(blocks, batch, G, N, P)``."""
+    blocks = _Blocks(u, delta, A, B, C, bias)
+    out, last, starts = _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus)
+    state = torch.zeros_like(starts[0]) if initial is None else blocks.grouped(initial)
+    room_h, room_decay = blocks.buffer(), blocks.buffer()
+    for index in range(blocks.count):
+        starts[index] = state
+        span = blocks.span(index)
+        _, step = blocks.steps(span, softplus)
+        x = u[:, span].to(blocks.real)
+        h = blocks.spread(room_h, blocks.maps(blocks.B, span), blocks.by_group(step * x))
+        decay = blocks.decays(room_decay, step, reset, span)
+        state = _scan(decay, h, state, blocks.chunk).clone()
+        y = _gather(blocks.maps(blocks.C, span), h[:, : x.shape[1]]).flatten(-2)
+        y = 2 * y.real if y.is_complex() else y
+        if D is not None:
+            y = y + D * x
+        out[:, span] = y if z is None else y * F.silu(z[:, span].to(blocks.real))
+    last.copy_(blocks.ungrouped(state))
+    return out, last, starts
+
+
+def _backward(
+    grad_out: Tensor,
+    grad_last: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    softplus: bool,
+    starts: Tensor,
+) -> Results:
+    """Gradients of every input: the blocks in reverse, each scanned again forward, then backward."""
+    blocks = _Blocks(u, delta, A, B, C, bias)
+    real = blocks.real
+    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
+    grad_z = None if z is None else torch.empty_like(z)
+    grad_A, grad_B, grad_C = (torch.zeros_like(m) for m in (blocks.A, blocks.B, blocks.C))
+    grad_D = grad_bias = torch.zeros(blocks.channels, dtype=real, device=u.device)
+    carry = blocks.grouped(grad_last)
+    room_h, room_decay, room_g, room = (blocks.buffer() for _ in range(4))
+    for index in reversed(range(blocks.count)):
+        span, start = blocks.span(index), starts[index]
+        raw, step = blocks.steps(span, softplus)
+        x, n = u[:, span].to(real), raw.shape[1]
+        maps_B, maps_C = blocks.maps(blocks.B, span), blocks.maps(blocks.C, span)
+        decay = blocks.decays(room_decay, step, reset, span)
+        h = blocks.spread(room_h, maps_B, blocks.by_group(step * x))
+        scratch = blocks.cut(room, n).copy_(decay)
+        _scan(scratch, h, start, blocks.chunk)
+
+        gy = grad_out[:, span].to(real)
+        if z is not None and grad_z is not None:
+            gate = z[:, span].to(real)
+            y = _gather(maps_C, h[:, :n]).flatten(-2)
+            y = 2 * y.real if y.is_complex() else y
+            y = y if D is None else y + D * x
+            sigmoid = torch.sigmoid(gate)
+            grad_z[:, span] = gy * y * sigmoid * (1 + gate * (1 - sigmoid))
+            gy = gy * gate * sigmoid
+        gx = torch.zeros_like(x) if D is None else gy * D
+        grad_D = grad_D + (gy * x).sum((0, 1))
+
+        gy = blocks.by_group(2 * gy if A.is_complex() else gy)
+        found = _maps_gradient(maps_C, h[:, :n].conj(), gy)
+        _put(grad_C, found, span)
+        # The gradient of the state: what y_t asks for, plus the decayed gradient of the state after it.
+        g = blocks.spread(room_g, maps_C.conj(), gy)
+        decay = decay.conj()
+        scratch[:, :-1] = decay[:, 1:]
+        scratch[:, -1] = 1
+        carry = decay[:, 0] * _scan(scratch, g, carry, blocks.chunk, reverse=True)
+        _put(grad_B, _maps_gradient(maps_B, g[:, :n], blocks.by_group(step * x)), span)
+        inward = _real(_gather(maps_B.conj(), g[:, :n])).flatten(-2)
+
+        # exp(step A) h_{t-1} has the gradient g; through the exponent it reaches step A.
+        g *= decay
+        g[:, 1:] *= h[:, :-1].conj()
+        g[:, 0] *= start.conj()
+        grad_step = _product(g, blocks.A.conj(), scratch).sum(-2)
+        grad_step = _real(grad_step[:, :n]).flatten(-2) + inward * x
+        grad_A += g.mul_(blocks.by_group(blocks.padded(step)).unsqueeze(-2)).sum((0, 1))
+        grad_u[:, span] = gx + inward * step
+        if softplus:
+            grad_step = torch.ops.aten.softplus_backward(grad_step, raw, 1, 20)
+        grad_delta[:, span] = grad_step
+        grad_bias = grad_bias + grad_step.sum((0, 1))
+
+    ungrouped = [m if m.ndim == 4 else blocks.ungrouped(m) for m in (grad_B, grad_C)]
+    return (
+        grad_u,
+        grad_delta,
+        blocks.ungrouped(grad_A),
+        *ungrouped,
+        None if D is None else grad_D,
+        grad_z,
+        None if bias is None else grad_bias,
+        None if initial is None else blocks.ungrouped(carry),
+        None,
+    )
+
+
+def _put(gradient: Tensor, found: Tensor, span: slice) -> None:
+    """A block's share of the gradient of B or C: its positions, or a term of the sum where they are constant."""
+    if gradient.ndim == 4:
+        gradient[:, span] = found
+    else:
+        gradient += found
+
+
+def _real(m: Tensor) -> Tensor:
+    return m.real if m.is_complex() else m
+
+
+def _shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, channels = u.shape
+    number = sum_dtype(u.dtype)
+    number = number.to_complex() if A.is_complex() else number
+    groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+    block = block_length(batch, A.numel())
+    states = (A.shape[1], channels // groups)
+    return (
+        torch.empty(batch, length, channels, dtype=u.dtype, device=u.device),
+        torch.empty(batch, *A.shape, dtype=number, device=u.device),
+        torch.empty(-(-length // block), batch, groups, *states, dtype=number, device=u.device),
+    )
+
+
+#: Time before channels: u, delta, z (batch, L, D); B, C (batch, L, G, N) or (D, N); returns the output and last state.
+selective_scan_blocks = handwritten(
+    "selective_scan",
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? initial, "
+    "Tensor? reset, bool softplus",
+    outputs=2,
+    extras=1,
+    forward=_forward,
+    backward=_backward,
+    shapes=_shapes,
+)

@@ -1,0 +1,1 @@
+"""The series that ships with foveate; see README.md beside this file."""

@@ -1,0 +1,6 @@
+"""All checks, imported for their registration."""
+
+from . import checks_cost, checks_mixer, checks_model, checks_second_inputs, checks_time, checks_tools  # noqa: F401
+from .checking import CHECKS, Check, Result, checks_for, run_check
+
+__all__ = ["CHECKS", "Check", "Result", "checks_for", "run_check"]

@@ -1,0 +1,178 @@
+"""A comparison that is killed at random moments and started again ends as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from foveate.compare import Settings
+from foveate.compare.contestants import contestants, jobs, prepare_task
+from foveate.compare.folder import Folder
+from foveate.tasks.io import load_tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (
+    "import json, sys; from foveate.compare import Settings, run; run(Settings.from_dict(json.loads(sys.argv[1])))"
+)
+TOY = {
+    "task": "tests.toy:ToyTask",
+    "systems": ["tests.toy:Slow", "tests.toy:Staged", "tests.toy:Linear"],
+    "steps": 250,
+    "seeds": 2,
+    "batch_size": 16,
+    "workers": 2,
+    "checkpoint_every": 0.1,
+}
+FORECAST = {
+    "task": "forecast",
+    "data": {"horizon": 12, "lookback": 48},
+    "systems": ["dlinear", "lightning_attention"],
+    "steps": 150,
+    "seeds": 2,
+    "workers": 2,
+    "checkpoint_every": 0.3,
+}
+
+
+def start(settings: dict[str, Any], out: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", COMMAND, json.dumps({**settings, "out": str(out)})]
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+
+
+def finish(settings: dict[str, Any], out: Path) -> None:
+    process = start(settings, out)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+
+
+def results(out: Path) -> dict[str, Path]:
+    """Result files of everything that is done, by name."""
+    return {str(f.parent.relative_to(out)): f for f in out.glob("*/*/result.json")}
+
+
+def kill_once(settings: dict[str, Any], out: Path, chance: random.Random) -> bool:
+    """Start, kill -9 at a random moment of the training, and see everyone die; False if it was done before."""
+    before = len(results(out))
+    process = start(settings, out)
+    parent = psutil.Process(process.pid)
+    wait = None
+    while process.poll() is None:
+        working = any(f.stat().st_mtime > parent.create_time() for f in out.glob("*/*/*"))
+        if working and wait is None:
+            wait = time.monotonic() + chance.uniform(0.0, 1.2)
+        if wait is not None and time.monotonic() > wait:
+            break
+        time.sleep(0.01)
+    family = parent.children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"left behind: {alive}"
+    return len(results(out)) >= before and process.returncode == -signal.SIGKILL
+
+
+def check_killed(settings: dict[str, Any], place: Path, kills: int, seed: int) -> None:
+    calm, hit = place / "calm", place / "hit"
+    finish(settings, calm)
+    chance = random.Random(seed)
+    stamps: dict[str, int] = {}
+    killed = 0
+    for _ in range(kills):
+        killed += kill_once(settings, hit, chance)
+        for name, file in results(hit).items():
+            assert stamps.setdefault(name, file.stat().st_mtime_ns) == file.stat().st_mtime_ns, f"{name} ran again"
+    assert killed == kills, "the comparison ended before it could be killed: give it more steps"
+    finish(settings, hit)
+    done = results(hit)
+    assert all(done[name].stat().st_mtime_ns == stamp for name, stamp in stamps.items())
+    assert done.keys() == results(calm).keys()
+    for name in done:
+        same_result(calm / name, hit / name)
+    assert quality(hit) == quality(calm)
+    winner, _ = load_tensors(calm / "best" / "model.safetensors")
+    again, _ = load_tensors(hit / "best" / "model.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in winner.items())
+
+
+def same_result(calm: Path, hit: Path) -> None:
+    """Weights and quality of a trial (or the choice of a sweep) are equal to the bit."""
+    first, second = (json.loads((p / "result.json").read_text()) for p in (calm, hit))
+    assert first["status"] == second["status"] == "done"
+    for key in ("val", "test", "curve", "steps", "best_step", "stopped", "learning_rate", "sweep", "examples"):
+        assert first.get(key) == second.get(key), (hit.name, key)
+    for file in ("best.safetensors", "checkpoint.safetensors", "scores.safetensors"):
+        if (calm / file).exists():
+            one, _ = load_tensors(calm / file)
+            other, _ = load_tensors(hit / file)
+            assert one.keys() == other.keys()
+            different = [k for k in one if not torch.equal(one[k], other[k])]
+            assert not different, (hit.name, file, different)
+
+
+def quality(out: Path) -> list[Any]:
+    board = json.loads((out / "leaderboard.json").read_text())
+    return [(r["system"], r["rank"], r["val"], r["test"], r["tied"], r["p_value"]) for r in board["rows"]]
+
+
+def test_killed_three_times(tmp_path: Path) -> None:
+    check_killed(TOY, tmp_path, kills=3, seed=int(os.environ.get("FOVEATE_KILL_SEED", "5")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_real_comparison_killed_ten_times(tmp_path: Path) -> None:
+    check_killed(FORECAST, tmp_path, kills=10, seed=random.randrange(10**6))
+
+
+def test_done_trials_are_reported_and_systems_can_be_added(tmp_path: Path) -> None:
+    """A second run trains only what is new; the leaderboard shows both."""
+    small = {**TOY, "systems": ["tests.toy:Linear"], "steps": 40, "seeds": 1, "out": str(tmp_path / "out")}
+    from foveate.compare import run
+
+    run(Settings.from_dict(small))
+    before = {n: f.stat().st_mtime_ns for n, f in results(tmp_path / "out").items()}
+    events: list[dict[str, Any]] = []
+    more = Settings.from_dict({**small, "systems": ["tests.toy:MLP"], "seeds": 2})
+    board = run(more, events.append)
+    assert {r["system"] for r in board["rows"]} == {"tests.toy:Linear", "tests.toy:MLP", "tests.toy:Mean"}
+    after = results(tmp_path / "out")
+    assert all(after[n].stat().st_mtime_ns == stamp for n, stamp in before.items())
+    started = [e["trial"] for e in events if e["type"] == "trial_started"]
+    assert started == ["tests.toy.MLP-seed0", "tests.toy.MLP-seed1"]
+    earlier = [e["trial"] for e in events if e["type"] == "trial_done" and e["earlier"]]
+    assert earlier == ["tests.toy.Mean-seed0"]
+    task = prepare_task(more)
+    assert len(jobs(contestants(more, task), more)) == 4
+    assert len(Folder(tmp_path / "out").results()) == 4
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start(TOY, out)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "foveate.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second = start(TOY, out)
+        _, errors = second.communicate(timeout=60)
+        assert second.returncode == 1
+        last = errors.decode().strip().splitlines()[-1]
+        assert last.endswith(
+            f"{out} is in use by another foveate process: wait for it, or choose another folder with --out."
+        )
+    finally:
+        first.kill()
+        first.communicate()
+    finish({**TOY, "systems": ["tests.toy:Linear"], "steps": 250, "seeds": 1}, out)  # the dead one's lock is no lock
