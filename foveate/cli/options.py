@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
@@ -52,13 +53,16 @@ def command(app: typer.Typer, name: str, body: Callable[..., None], data: Group,
 
 
 def _from_file(file: Path, known: set[str]) -> dict[str, Any]:
-    """The values of a configuration file, ours or one that a comparison wrote."""
+    """The values of a configuration file, the user's or one that a comparison wrote."""
+    from ..compare.settings import Settings
+
+    known = known | {f.name for f in dataclasses.fields(Settings)}
     values = read_toml(file)
     values |= values.pop("data", {})  # a comparison's own config.toml nests what belongs to the data
     values.pop("task", None)
     for name in values:
-        if name not in known | {"options"}:
-            raise unknown_name("setting", name, known | {"options"}, f"The file is {str(file)!r}.")
+        if name not in known:
+            raise unknown_name("setting", name, known, f"The file is {str(file)!r}.")
     return values
 
 

@@ -71,7 +71,8 @@ class Display:
             self._thread.join()
         if self.live is not None:
             self.live.stop()
-            self.console.print(Text(self._summary()))
+            if self.progress.ended():
+                self.console.print(Text(self._summary()))
 
     def event(self, event: Event) -> None:
         """Take in one event; see :mod:`foveate.compare.progress` for their forms."""
@@ -118,7 +119,7 @@ class Display:
         """One line that stays when the live picture is gone."""
         trials = self.progress.trials.values()
         parts = [f"{sum(t.status == status for t in trials)} {status}" for status in ("done", "failed", "skipped")]
-        told = ", ".join(part for part in parts if not part.startswith("0 ")) or "no trial finished"
+        told = ", ".join(part for part in parts if not part.startswith("0 "))
         return f"{self.title}: {told} in {figures.duration(self.progress.clock() - self.progress.begun)}"
 
     # ----- the live picture

@@ -166,7 +166,7 @@ def place_labels(
             continue
         width, height = text_width(text, size), size * 1.15
         best: tuple[float, Label] | None = None
-        for distance in (radius + 3, radius + 12, radius + 24, radius + 38):
+        for distance in (radius + 3, radius + 12, radius + 24, radius + 38, radius + 56, radius + 76):
             for right, down in ((1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.8), (-0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)):
                 label = _candidate(x + right * distance, y + down * distance, right, down, width, height)
                 hidden = sum(label.box.overlap(m) for m in marks) + sum(label.box.overlap(p.box) for p in placed if p)

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from ..errors import InvalidValue
 from ..measure.cost import Cost, linear_flops
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from ..ops.gated_rms_norm import gated_rms_norm
 from ..ops.handwritten import sum_dtype
 from ..ops.selective_scan import selective_state_update
-from ..ops.ssd import ssd
-from ..ops.ssd_chunks import ssd_flops
+from ..ops.ssd import check_step_limit, ssd
+from ..ops.ssd_chunks import block_chunks, chunk_length, ssd_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer
@@ -37,14 +38,12 @@ from .ssm import Packing, SSMState, check_positive, check_token, step_size_bias
 
 
 class GatedRMSNorm(nn.Module):
-    """``RMSNorm(y * silu(z)) * weight``, normalised within each group of channels, in float32.
+    """``RMSNorm(y * silu(z)) * weight``, normalised within each group of channels.
 
     Args:
         width: channels.
         groups: number of groups; it divides ``width``.
     """
-
-    eps = 1e-5
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -52,11 +51,8 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """``y`` and ``z``: ``(..., width)``."""
-        real = sum_dtype(y.dtype)
-        gated = (y.to(real) * F.silu(z.to(real))).unflatten(-1, (self.groups, -1))
-        normal = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return (normal * self.weight).to(y.dtype)
+        """``y`` and ``z``: ``(batch, ..., width)``."""
+        return gated_rms_norm(y, z, self.weight, self.groups)
 
 
 @register("mixer", "mamba2")
@@ -74,7 +70,7 @@ class Mamba2(Mixer):
         num_groups: groups G of heads that share B and C; it divides the number of heads.
         d_conv: width of the convolution.
         expand: inner channels per channel of the token.
-        chunk_size: positions of a chunk of SSD; it changes speed and memory, not the result.
+        chunk_size: largest number of positions of a chunk of SSD; it changes speed and memory, not the result.
         dt_min, dt_max: initial step sizes are log-uniform between these.
         dt_limit: smallest and largest step size at any time.
         norm: normalise before the output projection; False: the gate alone.
@@ -133,10 +129,8 @@ class Mamba2(Mixer):
             raise InvalidValue(
                 f"num_groups={num_groups!r} is not possible: it must divide the number of heads, {self.num_heads}."
             )
-        if not 0 <= dt_limit[0] <= dt_limit[1]:
-            raise InvalidValue(f"dt_limit={dt_limit!r} is not possible: 0 <= smallest <= largest is needed.")
         self.d_state, self.num_groups, self.d_conv = d_state, num_groups, d_conv
-        self.chunk_size, self.dt_limit = chunk_size, (float(dt_limit[0]), float(dt_limit[1]))
+        self.chunk_size, self.dt_limit = chunk_size, check_step_limit(dt_limit)
         self.d_xBC = self.d_inner + 2 * num_groups * d_state
         self.in_proj = nn.Linear(dim, self.d_inner + self.d_xBC + self.num_heads, bias=bias)
         self.conv1d = nn.Conv1d(self.d_xBC, self.d_xBC, d_conv, groups=self.d_xBC, bias=conv_bias)
@@ -168,10 +162,9 @@ class Mamba2(Mixer):
         """Zeros: the convolution's inputs in ``dtype`` (default: the weights'), SSD's states in float32."""
         weight = self.in_proj.weight
         device, dtype = device or weight.device, dtype or weight.dtype
-        ssm = (batch_size, self.num_heads, self.head_dim, self.d_state)
         return SSMState(
             conv=torch.zeros(batch_size, self.d_xBC, self.d_conv, device=device, dtype=dtype),
-            ssm=torch.zeros(ssm, device=device, dtype=sum_dtype(dtype)),
+            ssm=torch.zeros(batch_size, *self._state_shape, device=device, dtype=sum_dtype(dtype)),
         )
 
     def prefill(self, x: Tensor, state: SSMState, mask: Tensor | None = None) -> tuple[Tensor, SSMState]:
@@ -204,12 +197,24 @@ class Mamba2(Mixer):
             + ssd_flops(batch, length, self.num_heads, self.head_dim, self.num_groups, self.d_state, self.chunk_size)
             + linear_flops(tokens, self.d_inner, self.dim)
         )
+        chunk = chunk_length(length, self.chunk_size)
+        blocks = -(-length // (chunk * block_chunks(batch, length, *self._state_shape, chunk)))
+        # Saved: x, in_proj's output, the convolution's, SSD's, and out_proj's input; without the norm silu(z) too; step
+        # sizes before and after softplus and limit, times A.
+        steps = 3 + (self.dt_limit != (0.0, math.inf))
+        per_token = self.dim + self.in_proj.out_features + self.d_xBC + steps * self.num_heads
+        per_token += (2 if self.norm is not None else 3) * self.d_inner
+        saved = tokens * per_token + blocks * batch * self.d_inner * self.d_state
         return Cost(
             flops=flops,
             parameters=sum(p.numel() for p in self.parameters()),
-            activation_bytes=0,
+            activation_bytes=4 * saved,
             state_bytes=4 * batch * (self.d_xBC * self.d_conv + self.d_inner * self.d_state),
         )
+
+    @property
+    def _state_shape(self) -> tuple[int, int, int]:
+        return self.num_heads, self.head_dim, self.d_state
 
     def _A(self) -> Tensor:  # noqa: N802  (the field's name)
         return -torch.exp(self.A_log.to(sum_dtype(self.A_log.dtype)))

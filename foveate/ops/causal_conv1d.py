@@ -20,7 +20,7 @@ from ..errors import InvalidValue
 from ..registry import register
 from .backend import choose
 from .documents import document_numbers
-from .handwritten import Results, handwritten, sum_dtype
+from .handwritten import Results, handwritten, planning_batch, sum_dtype
 
 Activation = Literal["silu"] | None
 
@@ -175,7 +175,7 @@ def _backward(
     grad_window = torch.zeros(batch, length + width - 1, channels, dtype=real, device=x.device)
     grad_taps = torch.zeros_like(taps)
     grad_bias = torch.zeros(channels, dtype=real, device=x.device)
-    block = max(16, BLOCK_NUMBERS // (batch * channels))
+    block = max(16, BLOCK_NUMBERS // (planning_batch(x) * channels))
     for start in range(0, length, block):
         stop = min(length, start + block)
         window = _window(x, before, width, start, stop)

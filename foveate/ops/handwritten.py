@@ -133,6 +133,22 @@ def handwritten(
     return call
 
 
+def sample_groups(batch: int, size: int) -> list[slice]:
+    """Cut a batch into groups of at most ``size`` samples, so that what is computed at once stays in the cache.
+
+    Compilers and exporters see one group: the number of samples may be unknown to them.
+    """
+    if torch.compiler.is_compiling():
+        return [slice(None)]
+    size = max(1, size)
+    return [slice(start, start + size) for start in range(0, batch, size)]
+
+
+def planning_batch(x: Tensor) -> int:
+    """The batch size that block lengths may depend on: 1 for compilers and exporters, who may not know it."""
+    return 1 if torch.compiler.is_compiling() else x.shape[0]
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision of states and sums for inputs of this dtype: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

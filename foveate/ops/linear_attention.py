@@ -24,6 +24,7 @@ from ..errors import InvalidType, InvalidValue
 from ..registry import register
 from .backend import current_backend
 from .documents import document_numbers
+from .handwritten import sum_dtype
 from .linear_attention_chunks import chunked, decay
 from .positions import alibi_slopes
 
@@ -96,7 +97,7 @@ def lightning_attention(
         InvalidType: mixed dtypes, or segments that are not whole numbers.
     """
     _check(q, k, v, slope, block, state, segments)
-    precise = torch.promote_types(q.dtype, torch.float32)
+    precise = sum_dtype(q.dtype)
     rates = q.new_zeros(q.shape[1], dtype=precise) if slope is None else slope.reshape(-1).to(precise)
     run = None if segments is None else document_numbers(segments)
     state = None if state is None else state.to(precise)
@@ -127,6 +128,27 @@ def lightning_step(q: Tensor, k: Tensor, v: Tensor, slope: Tensor | None, state:
         state = kept + k.to(state.dtype)[..., :, None] * v.to(state.dtype)[..., None, :]
         o = (q.to(state.dtype)[..., None, :] @ state)[..., 0, :]
     return o.to(v.dtype), state
+
+
+def lightning_state(k: Tensor, v: Tensor, slope: Tensor | None, count: Tensor, state: Tensor) -> Tensor:
+    """The state after the first ``count`` tokens of each sample, where samples differ in length.
+
+    Args:
+        k: ``(batch, heads, n, d)``.
+        v: ``(batch, heads, n, e)``.
+        slope: ``(heads,)`` or None.
+        count: int64 ``(batch,)``, 0 to n.
+        state: float32 ``(batch, heads, d, e)``, the one before the first token.
+
+    Returns:
+        As ``state``.
+    """
+    rates = state.new_zeros(k.shape[1]) if slope is None else slope.to(state.dtype)
+    to_end = count[:, None] - 1 - torch.arange(k.shape[2], device=k.device)
+    weights = decay(rates, to_end).transpose(0, 1)[..., None]
+    with _full_precision(k.device.type):
+        new = (k.to(state.dtype) * weights).transpose(-1, -2) @ v.to(state.dtype)
+    return new + decay(rates, count).T[..., None, None] * state
 
 
 def reference(

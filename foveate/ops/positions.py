@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
+from .handwritten import sum_dtype
 
 
 def rope_angles(positions: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
@@ -63,7 +64,7 @@ def apply_rope(x: Tensor, positions: Tensor, base: float = 10000.0, *, interleav
         raise InvalidValue(
             f"positions have shape {tuple(positions.shape)}; ({length},) or ({batch}, {length}) is legal."
         )
-    precise = torch.promote_types(x.dtype, torch.float32)
+    precise = sum_dtype(x.dtype)
     angles = rope_angles(positions, width, base).to(precise)
     if positions.ndim == 2:
         angles = angles[:, None]

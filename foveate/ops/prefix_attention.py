@@ -31,8 +31,8 @@ from ..registry import register
 from .backend import choose
 from .handwritten import Results, handwritten, sum_dtype
 
-#: Tokens of a block unless told: fastest on CPU of 8, 16, 32 and 64 at head widths 16 to 64.
-BLOCK = 32
+#: Tokens of a block unless told: on CPU, forward and backward together were fastest with 16 of 8, 16, 32 and 64.
+BLOCK = 16
 
 
 class PrefixState(NamedTuple):
@@ -66,10 +66,24 @@ def empty_state(
     return PrefixState(m, torch.zeros_like(m), torch.zeros(batch, heads, width, device=device, dtype=dtype))
 
 
+def leaf(score: Tensor, value: Tensor) -> PrefixState:
+    """What one token contributes: (s, 1, v), with the gradient in s; the empty set for a score of -inf.
+
+    Args:
+        score: ``(...)``.
+        value: ``(..., width)``.
+    """
+    real = sum_dtype(value.dtype)
+    score = score.to(real)
+    m = score.detach()
+    u = _shift(score, m)
+    return PrefixState(m, u, u[..., None] * value.to(real))
+
+
 def merge(a: PrefixState, b: PrefixState) -> PrefixState:
     """What two disjoint sets of tokens contribute together; shapes broadcast."""
-    m = torch.maximum(a.m, b.m).detach()
-    of_a, of_b = _shift(a.m.detach(), m), _shift(b.m.detach(), m)
+    m = torch.maximum(a.m, b.m)
+    of_a, of_b = _shift(a.m, m), _shift(b.m, m)
     return PrefixState(m, a.u * of_a + b.u * of_b, a.w * of_a[..., None] + b.w * of_b[..., None])
 
 
@@ -118,8 +132,7 @@ def prefix_attention_step(score: Tensor, value: Tensor, state: PrefixState) -> t
     Returns:
         ``(batch, heads, width)`` in value's dtype, and the new state.
     """
-    real = sum_dtype(value.dtype)
-    state = merge(state, PrefixState(score.to(real), torch.ones_like(score, dtype=real), value.to(real)))
+    state = merge(state, leaf(score, value))
     return state.output.to(value.dtype), state
 
 
@@ -127,7 +140,7 @@ def hillis_steele(leaves: PrefixState) -> tuple[PrefixState, int]:
     """The scan as the paper prints it (section 3.2): ``ceil(log2 n)`` rounds over the whole sequence.
 
     Args:
-        leaves: ``m`` and ``u`` of shape ``(..., n)``, ``w`` of shape ``(..., n, width)``.
+        leaves: of :func:`leaf`, ``m`` and ``u`` of shape ``(..., n)``, ``w`` of shape ``(..., n, width)``.
 
     Returns:
         All prefixes in the same shapes, and the number of rounds.
@@ -161,7 +174,8 @@ def _reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The recurrence of section 3.1, one token after the other."""
     real = sum_dtype(values.dtype)
-    state = empty_state(*scores.shape[:2], values.shape[-1], scores.device, real)
+    batch, heads, _, width = values.shape
+    state = empty_state(batch, heads, width, scores.device, real)
     if m is not None and u is not None and w is not None:
         state = PrefixState(m.to(real), u.to(real), w.to(real))
     outputs = []
@@ -193,7 +207,7 @@ def _prefixes(m: Tensor, sums: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """
     n = m.shape[-1]
     if n == 1:
-        return m.clone(), sums.clone()
+        return m.clone(), sums * (m != -torch.inf).unsqueeze(-1)
     size = min(n, block)
     count = -(-n // size)
     if count * size > n:
@@ -258,29 +272,68 @@ def _backward(
     w: Tensor | None,
     block: int,
 ) -> Results:
-    """With ``L_k`` the logarithm of the k-th denominator, and g_k the gradient of o_k::
+    """With ``m_k, u_k`` the unit and denominator of prefix k, and g_k the gradient of o_k::
 
-        dv_i = exp(s_i) sum_{k >= i} exp(-L_k) g_k
-        ds_i = exp(s_i) sum_{k >= i} exp(-L_k) (g_k . v_i - g_k . o_k)
+        dv_i = exp(s_i) sum_{k >= i} exp(-m_k) / u_k g_k
+        ds_i = exp(s_i) sum_{k >= i} exp(-m_k) / u_k (g_k . v_i - g_k . o_k)
 
-    Both sums are prefixes of the reversed sequence with scores ``-L_k``; the gradient of the final state comes before
-    its first element, in the unit ``exp(-m)``.
+    Both sums are prefixes of the reversed sequence with scores ``-m_k``. The gradient of the final state, in the unit
+    ``exp(-m)``, comes before its first element; the initial state is a token with score m behind its last.
     """
     real = sum_dtype(values.dtype)
     top, sums = _sums(scores, values, m, u, w, block)
-    grad, out = grad.to(real), _ratio(sums)
-    unseen = top == -torch.inf  # nothing to weigh yet: these outputs are constant
-    unit = (-top - sums[..., -1].log()).masked_fill(unseen, -torch.inf)
-    pulls = torch.cat((grad, -(grad * out).sum(-1, keepdim=True)), -1)
-    del sums, out
-    last = (-top[..., -1]).masked_fill(unseen[..., -1], -torch.inf)
-    unit, pulls = _prefixes_after(unit.flip(-1), pulls.flip(-2), last, torch.cat((grad_w, grad_u[..., None]), -1), block)
-    pulls = pulls.flip(-2)
-    pulls *= torch.exp(scores.to(real) + unit.flip(-1)).unsqueeze(-1)
+    denominator = sums[..., -1:]
+    # Where nothing was seen yet the output is constant: -inf leaves it out, as it leaves out a token.
+    unit = (-top).masked_fill(top == -torch.inf, -torch.inf).flip(-1)
+    grad = grad.to(real) / denominator.masked_fill(denominator == 0, 1.0)
+    pulls = torch.cat((grad, -(grad * _ratio(sums)).sum(-1, keepdim=True)), -1).flip(-2)
+    del sums, denominator, grad
+    of_state = torch.cat((grad_w, grad_u.unsqueeze(-1)), -1).to(real)
+    unit, pulls = _prefixes_after(unit, pulls, unit[..., 0], of_state, block)
+    unit, pulls = unit.flip(-1), pulls.flip(-2)
+    at_start = None if m is None else torch.exp(m.to(real) + unit[..., 0]).unsqueeze(-1) * pulls[..., 0, :]
+    pulls *= torch.exp(scores.to(real) + unit).unsqueeze(-1)
     grad_values = pulls[..., :-1]
     grad_scores = (grad_values * values).sum(-1) + pulls[..., -1]
-    if m is None or u is None or w is None:
+    if m is None or at_start is None:
         return grad_scores, grad_values, None, None, None
-    # The initial state is a token with the score m: what pulls at it is what pulls at every output.
-    pull = (pulls_at_start(unit, pulls, scores) if False else None)
-    raise NotImplementedError(pull)
+    return grad_scores, grad_values, torch.zeros_like(m), at_start[..., -1], at_start[..., :-1]
+
+
+def _shapes(
+    scores: Tensor, values: Tensor, m: Tensor | None, u: Tensor | None, w: Tensor | None, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, heads, _, width = values.shape
+    state = values.new_empty(batch, heads, width, dtype=sum_dtype(values.dtype))
+    return values.new_empty(values.shape), state[..., 0].clone(), state[..., 0].clone(), state
+
+
+_blocks = handwritten(
+    "prefix_attention",
+    "Tensor scores, Tensor values, Tensor? m, Tensor? u, Tensor? w, int block",
+    outputs=4,
+    extras=0,
+    forward=_forward,
+    backward=_backward,
+    shapes=_shapes,
+)
+
+
+def _check(scores: Tensor, values: Tensor, state: PrefixState | None, block: int) -> None:
+    if values.ndim != 4 or tuple(scores.shape) != tuple(values.shape[:3]):
+        raise InvalidValue(
+            f"scores have shape {tuple(scores.shape)} and values {tuple(values.shape)}: "
+            f"(batch, heads, n) and (batch, heads, n, width) are needed."
+        )
+    if values.shape[2] < 1:
+        raise InvalidValue(f"the sequence is empty (values {tuple(values.shape)}): at least one token is needed.")
+    if not (scores.is_floating_point() and values.is_floating_point()):
+        raise InvalidType(f"scores and values must be floating, not {scores.dtype} and {values.dtype}.")
+    if not isinstance(block, int) or block < 2:
+        raise InvalidValue(f"block={block!r} is not possible: a whole number of at least 2 is needed.")
+    if state is None:
+        return
+    batch, heads, _, width = values.shape
+    for name, value, shape in zip("muw", state, ((batch, heads), (batch, heads), (batch, heads, width)), strict=True):
+        if tuple(value.shape) != shape:
+            raise InvalidValue(f"state.{name} has shape {tuple(value.shape)}: it must be {shape} for these values.")

@@ -13,13 +13,14 @@ from which every other gradient is a product. Memory grows with the length times
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .handwritten import Results, handwritten, sum_dtype
+from .handwritten import Results, handwritten, planning_batch, sample_groups, sum_dtype
 
 #: Numbers (batch, positions, D, N) in a block: its tensors stay in the processor's last-level cache.
 BLOCK_NUMBERS = 2**19
@@ -46,7 +47,7 @@ def _scan(decay: Tensor, x: Tensor, state: Tensor, chunk: int, reverse: bool = F
     decay, x = decay.unflatten(1, (-1, chunk)), x.unflatten(1, (-1, chunk))
     decays, values = decay.unbind(2), x.unbind(2)
     order = list(reversed(range(chunk))) if reverse else list(range(chunk))
-    for before, t in zip(order[:-1], order[1:], strict=True):
+    for before, t in itertools.pairwise(order):
         values[t].addcmul_(decays[t], values[before])
         decays[t].mul_(decays[before])
     for c in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
@@ -56,26 +57,28 @@ def _scan(decay: Tensor, x: Tensor, state: Tensor, chunk: int, reverse: bool = F
 
 
 class _Blocks:
-    """The inputs cut into blocks: casts, pads to whole chunks and groups channels, a block at a time.
+    """The inputs of some samples cut into blocks: casts, pads to whole chunks and groups channels, a block at a time.
 
     Shapes inside a block of n positions: channels as (G, P) with D = G P; states (batch, n, G, N, P), so that the
     innermost axis is the long one.
     """
 
-    def __init__(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None) -> None:
-        self.batch, self.length, self.channels = u.shape
+    def __init__(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, block: int
+    ) -> None:
+        self.batch, self.length, channels = u.shape
         self.groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
         self.real = sum_dtype(u.dtype)
         self.number = self.real.to_complex() if A.is_complex() else self.real
-        self.block = block_length(self.batch, A.numel())
-        self.chunk = chunk_length(min(self.block, self.length))
-        self.count = -(-self.length // self.block)
+        self.block, self.chunk = block, chunk_length(min(block, self.length))
+        self.count = -(-self.length // block)
         self.delta, self.u = delta, u
         self.B, self.C = (m if m.ndim == 4 else self.grouped(m) for m in (B, C))
         self.A = self.grouped(A)
         # On CPUs exp2 of a prescaled A is four times faster than exp; complex numbers have the latter only.
         self.A2 = self.A if self.A.is_complex() else self.A * math.log2(math.e)
         self.bias = None if bias is None else bias.to(self.real)
+        self.zeros = torch.zeros(channels, dtype=self.real, device=u.device)
 
     def grouped(self, m: Tensor) -> Tensor:
         """``(..., D, N)`` to ``(..., G, N, P)``, in the precision of the states."""
@@ -118,13 +121,13 @@ class _Blocks:
         positions += -positions % self.chunk
         return buffer[: self.batch * positions].unflatten(0, (self.batch, positions))
 
-    def decays(self, out: Tensor, step: Tensor, reset: Tensor | None, span: slice) -> Tensor:
-        """``exp(step A)`` over whole chunks; padding has step 0, so the state passes it untouched."""
+    def decays(self, out: Tensor, step: Tensor, reset: Tensor | None) -> Tensor:
+        """``exp(step A)``, 0 at a reset, over whole chunks; padding has step 0: the state passes it untouched."""
         step = self.by_group(self.padded(step)).unsqueeze(-2)
         decay = _product(step, self.A2, self.cut(out, step.shape[1]))
         decay = decay.exp_() if decay.is_complex() else decay.exp2_()
         if reset is not None:
-            keep = self.padded((~reset[:, span]).to(self.real).unsqueeze(-1), 1.0)
+            keep = self.padded((~reset).to(self.real).unsqueeze(-1), 1.0)
             decay *= keep[..., None, None]
         return decay
 
@@ -133,6 +136,12 @@ class _Blocks:
         maps = self.padded(maps) if maps.ndim == 5 else maps
         values = self.padded(values).unsqueeze(-2)
         return _product(values, maps, self.cut(out, values.shape[1]))
+
+    def output(self, states: Tensor, x: Tensor, span: slice, D: Tensor | None) -> Tensor:
+        """What is read from the states of a block, skip included, before the gate: ``(batch, n, D)``."""
+        y = _gather(self.maps(self.C, span), states[:, : x.shape[1]]).flatten(-2)
+        y = 2 * y.real if y.is_complex() else y
+        return y if D is None else y + D * x
 
 
 def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
@@ -167,26 +176,25 @@ def _forward(
     initial: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and the states before each block ``(blocks, batch, G, N, P)``."""
-    blocks = _Blocks(u, delta, A, B, C, bias)
-    out, last, starts = _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus)
-    state = torch.zeros_like(starts[0]) if initial is None else blocks.grouped(initial)
-    room_h, room_decay = blocks.buffer(), blocks.buffer()
-    for index in range(blocks.count):
-        starts[index] = state
-        span = blocks.span(index)
-        _, step = blocks.steps(span, softplus)
-        x = u[:, span].to(blocks.real)
-        h = blocks.spread(room_h, blocks.maps(blocks.B, span), blocks.by_group(step * x))
-        decay = blocks.decays(room_decay, step, reset, span)
-        state = _scan(decay, h, state, blocks.chunk).clone()
-        y = _gather(blocks.maps(blocks.C, span), h[:, : x.shape[1]]).flatten(-2)
-        y = 2 * y.real if y.is_complex() else y
-        if D is not None:
-            y = y + D * x
-        out[:, span] = y if z is None else y * F.silu(z[:, span].to(blocks.real))
-    last.copy_(blocks.ungrouped(state))
+    out, last, starts = _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
+    for some in sample_groups(u.shape[0], BLOCK_NUMBERS // (block * A.numel())):
+        blocks = _Blocks(u[some], delta[some], A, _of(B, some), _of(C, some), bias, block)
+        state = torch.zeros_like(starts[0, some]) if initial is None else blocks.grouped(initial[some])
+        room_h, room_decay = blocks.buffer(), blocks.buffer()
+        for index in range(blocks.count):
+            starts[index, some] = state
+            span = blocks.span(index)
+            _, step = blocks.steps(span, softplus)
+            x = blocks.u[:, span].to(blocks.real)
+            h = blocks.spread(room_h, blocks.maps(blocks.B, span), blocks.by_group(step * x))
+            decay = blocks.decays(room_decay, step, None if reset is None else reset[some, span])
+            state = _scan(decay, h, state, blocks.chunk).clone()
+            y = blocks.output(h, x, span, D)
+            out[some, span] = y if z is None else y * F.silu(z[some, span].to(blocks.real))
+        last[some] = blocks.ungrouped(state)
     return out, last, starts
 
 
@@ -204,82 +212,85 @@ def _backward(
     initial: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    block: int,
     starts: Tensor,
 ) -> Results:
     """Gradients of every input: the blocks in reverse, each scanned again forward, then backward."""
-    blocks = _Blocks(u, delta, A, B, C, bias)
-    real = blocks.real
-    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(delta)
+    grad_u, grad_delta, grad_initial = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(grad_last)
     grad_z = None if z is None else torch.empty_like(z)
-    grad_A, grad_B, grad_C = (torch.zeros_like(m) for m in (blocks.A, blocks.B, blocks.C))
-    grad_D = grad_bias = torch.zeros(blocks.channels, dtype=real, device=u.device)
-    carry = blocks.grouped(grad_last)
-    room_h, room_decay, room_g, room = (blocks.buffer() for _ in range(4))
-    for index in reversed(range(blocks.count)):
-        span, start = blocks.span(index), starts[index]
-        raw, step = blocks.steps(span, softplus)
-        x, n = u[:, span].to(real), raw.shape[1]
-        maps_B, maps_C = blocks.maps(blocks.B, span), blocks.maps(blocks.C, span)
-        decay = blocks.decays(room_decay, step, reset, span)
-        h = blocks.spread(room_h, maps_B, blocks.by_group(step * x))
-        scratch = blocks.cut(room, n).copy_(decay)
-        _scan(scratch, h, start, blocks.chunk)
+    every = _Blocks(u, delta, A, B, C, bias, block)
+    grad_A, grad_B, grad_C = (torch.zeros_like(m) for m in (every.A, every.B, every.C))
+    grad_D, grad_bias = every.zeros.clone(), every.zeros.clone()
+    for some in sample_groups(u.shape[0], BLOCK_NUMBERS // (block * A.numel())):
+        blocks = _Blocks(u[some], delta[some], A, _of(B, some), _of(C, some), bias, block)
+        carry = blocks.grouped(grad_last[some])
+        room_h, room_decay, room_g, room = (blocks.buffer() for _ in range(4))
+        for index in reversed(range(blocks.count)):
+            span, start = blocks.span(index), starts[index, some]
+            raw, step = blocks.steps(span, softplus)
+            x, n = blocks.u[:, span].to(blocks.real), raw.shape[1]
+            maps_B, maps_C = blocks.maps(blocks.B, span), blocks.maps(blocks.C, span)
+            decay = blocks.decays(room_decay, step, None if reset is None else reset[some, span])
+            h = blocks.spread(room_h, maps_B, blocks.by_group(step * x))
+            scratch = blocks.cut(room, n).copy_(decay)
+            _scan(scratch, h, start, blocks.chunk)
 
-        gy = grad_out[:, span].to(real)
-        if z is not None and grad_z is not None:
-            gate = z[:, span].to(real)
-            y = _gather(maps_C, h[:, :n]).flatten(-2)
-            y = 2 * y.real if y.is_complex() else y
-            y = y if D is None else y + D * x
-            sigmoid = torch.sigmoid(gate)
-            grad_z[:, span] = gy * y * sigmoid * (1 + gate * (1 - sigmoid))
-            gy = gy * gate * sigmoid
-        gx = torch.zeros_like(x) if D is None else gy * D
-        grad_D = grad_D + (gy * x).sum((0, 1))
+            gy = grad_out[some, span].to(blocks.real)
+            if z is not None and grad_z is not None:
+                gate = z[some, span].to(blocks.real)
+                sigmoid = torch.sigmoid(gate)
+                y = blocks.output(h, x, span, D)
+                grad_z[some, span] = gy * y * sigmoid * (1 + gate * (1 - sigmoid))
+                gy = gy * gate * sigmoid
+            gx = blocks.zeros if D is None else gy * D
+            grad_D += (gy * x).sum((0, 1))
 
-        gy = blocks.by_group(2 * gy if A.is_complex() else gy)
-        found = _maps_gradient(maps_C, h[:, :n].conj(), gy)
-        _put(grad_C, found, span)
-        # The gradient of the state: what y_t asks for, plus the decayed gradient of the state after it.
-        g = blocks.spread(room_g, maps_C.conj(), gy)
-        decay = decay.conj()
-        scratch[:, :-1] = decay[:, 1:]
-        scratch[:, -1] = 1
-        carry = decay[:, 0] * _scan(scratch, g, carry, blocks.chunk, reverse=True)
-        _put(grad_B, _maps_gradient(maps_B, g[:, :n], blocks.by_group(step * x)), span)
-        inward = _real(_gather(maps_B.conj(), g[:, :n])).flatten(-2)
+            # The gradient of the state: what y_t asks for, plus the decayed gradient of the state after it.
+            gy = blocks.by_group(2 * gy if A.is_complex() else gy)
+            _put(grad_C, _maps_gradient(maps_C, h[:, :n].conj(), gy), some, span)
+            g = blocks.spread(room_g, maps_C.conj(), gy)
+            decay = decay.conj()
+            scratch[:, :-1] = decay[:, 1:]
+            scratch[:, -1] = 1
+            carry = decay[:, 0] * _scan(scratch, g, carry, blocks.chunk, reverse=True)
+            _put(grad_B, _maps_gradient(maps_B, g[:, :n], blocks.by_group(step * x)), some, span)
+            inward = _real(_gather(maps_B.conj(), g[:, :n])).flatten(-2)
 
-        # exp(step A) h_{t-1} has the gradient g; through the exponent it reaches step A.
-        g *= decay
-        g[:, 1:] *= h[:, :-1].conj()
-        g[:, 0] *= start.conj()
-        grad_step = _product(g, blocks.A.conj(), scratch).sum(-2)
-        grad_step = _real(grad_step[:, :n]).flatten(-2) + inward * x
-        grad_A += g.mul_(blocks.by_group(blocks.padded(step)).unsqueeze(-2)).sum((0, 1))
-        grad_u[:, span] = gx + inward * step
-        if softplus:
-            grad_step = torch.ops.aten.softplus_backward(grad_step, raw, 1, 20)
-        grad_delta[:, span] = grad_step
-        grad_bias = grad_bias + grad_step.sum((0, 1))
-
-    ungrouped = [m if m.ndim == 4 else blocks.ungrouped(m) for m in (grad_B, grad_C)]
+            # exp(step A) h_{t-1} has the gradient g; through the exponent it reaches step A.
+            g *= decay
+            g[:, 1:] *= h[:, :-1].conj()
+            g[:, 0] *= start.conj()
+            grad_step = _product(g, blocks.A.conj(), scratch).sum(-2)
+            grad_step = _real(grad_step[:, :n]).flatten(-2) + inward * x
+            grad_A += g.mul_(blocks.by_group(blocks.padded(step)).unsqueeze(-2)).sum((0, 1))
+            grad_u[some, span] = gx + inward * step
+            if softplus:
+                grad_step = torch.ops.aten.softplus_backward(grad_step, raw, 1, 20)
+            grad_delta[some, span] = grad_step
+            grad_bias += grad_step.sum((0, 1))
+        grad_initial[some] = blocks.ungrouped(carry)
     return (
         grad_u,
         grad_delta,
-        blocks.ungrouped(grad_A),
-        *ungrouped,
+        every.ungrouped(grad_A),
+        *(m if m.ndim == 4 else every.ungrouped(m) for m in (grad_B, grad_C)),
         None if D is None else grad_D,
         grad_z,
         None if bias is None else grad_bias,
-        None if initial is None else blocks.ungrouped(carry),
+        None if initial is None else grad_initial,
         None,
     )
 
 
-def _put(gradient: Tensor, found: Tensor, span: slice) -> None:
+def _of(maps: Tensor, some: slice) -> Tensor:
+    """B or C of some samples; constant ones are everybody's."""
+    return maps[some] if maps.ndim == 4 else maps
+
+
+def _put(gradient: Tensor, found: Tensor, some: slice, span: slice) -> None:
     """A block's share of the gradient of B or C: its positions, or a term of the sum where they are constant."""
     if gradient.ndim == 4:
-        gradient[:, span] = found
+        gradient[some, span] = found
     else:
         gradient += found
 
@@ -300,12 +311,12 @@ def _shapes(
     initial: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     number = sum_dtype(u.dtype)
     number = number.to_complex() if A.is_complex() else number
     groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
-    block = block_length(batch, A.numel())
     states = (A.shape[1], channels // groups)
     return (
         torch.empty(batch, length, channels, dtype=u.dtype, device=u.device),
@@ -314,14 +325,32 @@ def _shapes(
     )
 
 
-#: Time before channels: u, delta, z (batch, L, D); B, C (batch, L, G, N) or (D, N); returns the output and last state.
-selective_scan_blocks = handwritten(
+_op = handwritten(
     "selective_scan",
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? initial, "
-    "Tensor? reset, bool softplus",
+    "Tensor? reset, bool softplus, int block",
     outputs=2,
     extras=1,
     forward=_forward,
     backward=_backward,
     shapes=_shapes,
 )
+
+
+def selective_scan_blocks(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """Output and last state. Time before channels: u, delta, z (batch, L, D); B, C (batch, L, G, N) or (D, N)."""
+    block = block_length(planning_batch(u), A.numel())
+    out, last = _op(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
+    return out, last

@@ -46,10 +46,11 @@ def ssd(
 
     Args:
         x: ``(batch, L, H, P)``, L >= 1; any length (the last chunk is padded with steps of 0).
-        dt: step sizes ``(batch, L, H)``; -inf before a softplus makes a step of 0, which leaves the state as it is.
+        dt: step sizes ``(batch, L, H)``; -inf before a softplus makes a step of 0 (unless
+            ``dt_limit`` forbids it), which leaves the state as it is.
         A: ``(H,)``, negative.
         B, C: ``(batch, L, G, N)``; group g serves heads ``g H / G`` and following.
-        chunk_size: positions of a chunk. Memory and time grow with the length times this.
+        chunk_size: largest number of positions of a chunk. Memory and time grow with the length times this.
         D: skip weights ``(H,)`` or ``(H, P)``.
         z: gate ``(batch, L, H, P)``; the output, skip included, is multiplied by ``silu(z)``.
         dt_bias: ``(H,)``, added to ``dt``.
@@ -73,9 +74,7 @@ def ssd(
         raise InvalidValue(f"dt has shape {tuple(dt.shape)}: it must be (batch, L, H) = {tuple(x.shape[:3])} as in x.")
     if A.ndim != 1 or A.shape[0] != dt.shape[2]:
         raise InvalidValue(f"A has shape {tuple(A.shape)}: it must be (H,) with H={dt.shape[2]} as in x.")
-    low, high = dt_limit
-    if not 0 <= low <= high:
-        raise InvalidValue(f"dt_limit={dt_limit!r} is not possible: it must be (smallest, largest) with 0 <= smallest.")
+    low, high = check_step_limit(dt_limit)
     dt = dt.to(real) if dt_bias is None else dt.to(real) + dt_bias.to(real)
     dt = F.softplus(dt) if dt_softplus else dt
     dt = dt if (low, high) == (0.0, math.inf) else dt.clamp(low, high)
@@ -115,6 +114,13 @@ def ssd_discrete(
     run = choose(_reference, ssd_chunks)
     y, final = run(x, dt, log_decay, B, C, D, initial_states, reset, chunk_size)
     return y, final
+
+
+def check_step_limit(dt_limit: tuple[float, float]) -> tuple[float, float]:
+    """Refuse anything but ``0 <= smallest <= largest``; returns the two."""
+    if not isinstance(dt_limit, tuple | list) or len(dt_limit) != 2 or not 0 <= dt_limit[0] <= dt_limit[1]:
+        raise InvalidValue(f"dt_limit={dt_limit!r} is not possible: it must be (smallest, largest), 0 <= smallest.")
+    return float(dt_limit[0]), float(dt_limit[1])
 
 
 def _reference(
@@ -162,7 +168,7 @@ def _check(
     batch, length, heads, width = x.shape
     if tuple(log_decay.shape) != (batch, length, heads):
         raise InvalidValue(
-            f"log_decay has shape {tuple(log_decay.shape)}: it must be (batch, L, H) = {(batch, length, heads)} as in x."
+            f"log_decay has shape {tuple(log_decay.shape)}: it must be {(batch, length, heads)}, (batch, L, H) as in x."
         )
     if B.ndim != 4 or tuple(B.shape[:2]) != (batch, length):
         raise InvalidValue(f"B has shape {tuple(B.shape)}: it must be (batch, L, G, N) with {(batch, length)} as in x.")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .handwritten import Results, handwritten, sum_dtype
+from .handwritten import Results, handwritten, planning_batch, sample_groups, sum_dtype
 
 #: Numbers (batch, heads, chunks, Q, Q + P + N) in a block.
 BLOCK_NUMBERS = 2**19
@@ -66,15 +66,25 @@ class _Block:
 
 
 class _Blocks:
-    """Cuts the inputs into blocks."""
+    """The inputs of some samples cut into blocks of ``chunks`` chunks of ``chunk`` positions."""
 
-    def __init__(self, x: Tensor, dt: Tensor | None, log_decay: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        dt: Tensor | None,
+        log_decay: Tensor,
+        B: Tensor,
+        C: Tensor,
+        reset: Tensor | None,
+        chunk: int,
+        chunks: int,
+    ) -> None:
         self.batch, self.length, self.heads, self.width = x.shape
         self.groups, self.states = B.shape[2:]
         self.real = sum_dtype(x.dtype)
-        self.chunk, self.chunks = block_plan(x, B, chunk_size)
-        self.count = -(-self.length // (self.chunk * self.chunks))
-        self.x, self.dt, self.log_decay, self.B, self.C = x, dt, log_decay, B, C
+        self.chunk, self.block = chunk, chunk * chunks
+        self.count = -(-self.length // self.block)
+        self.x, self.dt, self.log_decay, self.B, self.C, self.reset = x, dt, log_decay, B, C, reset
         ones = torch.ones(self.chunk, self.chunk, dtype=self.real, device=x.device)
         self.after = ones.triu(1)
 
@@ -92,16 +102,15 @@ class _Blocks:
         """Back: ``(batch, c, G, Q, ...)`` to ``(batch, n, G, ...)``."""
         return m.transpose(2, 3).flatten(1, 2)[:, :n]
 
-    def read(self, index: int, reset: Tensor | None) -> _Block:
+    def read(self, index: int) -> _Block:
         """Block number ``index``."""
-        size = self.chunk * self.chunks
-        span = slice(index * size, min(self.length, (index + 1) * size))
+        span = slice(index * self.block, min(self.length, (index + 1) * self.block))
         x = self.x[:, span].to(self.real)
         dt = None if self.dt is None else self.dt[:, span].to(self.real)
         B, C = (self.padded(m[:, span].to(self.real)).transpose(2, 3) for m in (self.B, self.C))
         a = self.log_decay[:, span].to(self.real) * math.log2(math.e)
-        if reset is not None:
-            a = a.masked_fill(reset[:, span].unsqueeze(-1), NOTHING)
+        if self.reset is not None:
+            a = a.masked_fill(self.reset[:, span].unsqueeze(-1), NOTHING)
         a = self.padded(a).unflatten(3, (self.groups, -1)).permute(0, 1, 3, 4, 2).contiguous()
         decay = (a.unsqueeze(-2) * self.after).cumsum(-1).exp2_().triu_()
         X = self.by_head(x if dt is None else x * dt.unsqueeze(-1))
@@ -122,12 +131,37 @@ class _Blocks:
         return before, state
 
 
-def block_plan(x: Tensor, B: Tensor, chunk_size: int) -> tuple[int, int]:
-    """Positions of a chunk, and chunks of a block."""
-    batch, length, heads, width = x.shape
-    chunk = min(chunk_size, length)
-    numbers = batch * heads * chunk * (chunk + width + B.shape[3])
-    return chunk, max(1, min(-(-length // chunk), BLOCK_NUMBERS // numbers))
+def _groups_of_samples(x: Tensor, B: Tensor, chunk: int, chunks: int) -> list[slice]:
+    return sample_groups(x.shape[0], BLOCK_NUMBERS // (chunks * _chunk_numbers(x, B, chunk)))
+
+
+def _chunk_numbers(x: Tensor, B: Tensor, chunk: int) -> int:
+    """Numbers of a chunk of one sample: decays, inputs and maps."""
+    return x.shape[2] * chunk * (chunk + x.shape[3] + B.shape[3])
+
+
+def _blocks_of(
+    some: slice,
+    x: Tensor,
+    dt: Tensor | None,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    reset: Tensor | None,
+    chunk: int,
+    chunks: int,
+) -> _Blocks:
+    """The blocks of some samples."""
+    return _Blocks(
+        x[some],
+        None if dt is None else dt[some],
+        log_decay[some],
+        B[some],
+        C[some],
+        None if reset is None else reset[some],
+        chunk,
+        chunks,
+    )
 
 
 def _forward(
@@ -139,23 +173,25 @@ def _forward(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
-    chunk_size: int,
+    chunk: int,
+    chunks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final states, and the states before each block ``(blocks, batch, H, P, N)``."""
-    out, final, starts = _shapes(x, dt, log_decay, B, C, D, initial, reset, chunk_size)
-    blocks = _Blocks(x, dt, log_decay, B, C, chunk_size)
-    state = blocks.grouped(torch.zeros_like(final) if initial is None else initial)
-    for index in range(blocks.count):
-        starts[index] = state.flatten(1, 2)
-        block = blocks.read(index, reset)
-        weights = (block.B @ block.C.mT).unsqueeze(3) * block.decay
-        inside = (weights.mT @ block.X.transpose(3, 4)).transpose(3, 4)
-        before, state = blocks.walk(block, state)
-        from_before = block.C @ before.flatten(-3, -2).mT
-        y = torch.addcmul(inside, block.carried, from_before.unflatten(-1, (-1, blocks.width)))
-        y = blocks.flat(y, block.x.shape[1]).flatten(2, 3)
-        out[:, block.span] = y if D is None else torch.addcmul(y, D.to(y.dtype), block.x)
-    final.copy_(state.flatten(1, 2))
+    out, final, starts = _shapes(x, dt, log_decay, B, C, D, initial, reset, chunk, chunks)
+    for some in _groups_of_samples(x, B, chunk, chunks):
+        blocks = _blocks_of(some, x, dt, log_decay, B, C, reset, chunk, chunks)
+        state = blocks.grouped(torch.zeros_like(final[some]) if initial is None else initial[some])
+        for index in range(blocks.count):
+            starts[index, some] = state.flatten(1, 2)
+            block = blocks.read(index)
+            weights = (block.B @ block.C.mT).unsqueeze(3) * block.decay
+            inside = (weights.mT @ block.X.transpose(3, 4)).transpose(3, 4)
+            before, state = blocks.walk(block, state)
+            from_before = block.C @ before.flatten(-3, -2).mT
+            y = torch.addcmul(inside, block.carried, from_before.unflatten(-1, (-1, blocks.width)))
+            y = blocks.flat(y, block.x.shape[1]).flatten(2, 3)
+            out[some, block.span] = y if D is None else torch.addcmul(y, D.to(y.dtype), block.x)
+        final[some] = state.flatten(1, 2)
     return out, final, starts
 
 
@@ -170,69 +206,73 @@ def _backward(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
-    chunk_size: int,
+    chunk: int,
+    chunks: int,
     starts: Tensor,
 ) -> Results:
     """Gradients of every input, block by block from the end."""
-    blocks = _Blocks(x, dt, log_decay, B, C, chunk_size)
     grad_x, grad_log_decay = torch.empty_like(x), torch.empty_like(log_decay)
     grad_dt = None if dt is None else torch.empty_like(dt)
     grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
-    grad_D = torch.zeros(blocks.heads, blocks.width, dtype=blocks.real, device=x.device)
-    carry = blocks.grouped(grad_final)
-    for index in reversed(range(blocks.count)):
-        block = blocks.read(index, reset)
-        span, n = block.span, block.x.shape[1]
-        before, _ = blocks.walk(block, blocks.grouped(starts[index]))
-        states = before.flatten(-3, -2)
-        gy = grad_out[:, span].to(blocks.real)
-        g = blocks.by_head(gy)
+    grad_D = torch.zeros(x.shape[2:], dtype=sum_dtype(x.dtype), device=x.device)
+    grad_initial = torch.empty_like(grad_final)
+    for some in _groups_of_samples(x, B, chunk, chunks):
+        blocks = _blocks_of(some, x, dt, log_decay, B, C, reset, chunk, chunks)
+        carry = blocks.grouped(grad_final[some])
+        for index in reversed(range(blocks.count)):
+            block = blocks.read(index)
+            span, n = block.span, block.x.shape[1]
+            before, _ = blocks.walk(block, blocks.grouped(starts[index, some]))
+            states = before.flatten(-3, -2)
+            gy = grad_out[some, span].to(blocks.real)
+            g = blocks.by_head(gy)
 
-        # The part read from the state before the chunk.
-        g_carried = (g * block.carried).flatten(-2)
-        grad_C_ = g_carried @ states
-        grad_before = (g_carried.mT @ block.C).unflatten(-2, (-1, blocks.width))
-        read = (block.C @ states.mT).unflatten(-1, (-1, blocks.width))
-        grad_entered = (g * read).sum(-1).transpose(-1, -2).contiguous()
+            # The part read from the state before the chunk.
+            g_carried = (g * block.carried).flatten(-2)
+            grad_C_ = g_carried @ states
+            grad_before = (g_carried.mT @ block.C).unflatten(-2, (-1, blocks.width))
+            read = (block.C @ states.mT).unflatten(-1, (-1, blocks.width))
+            grad_entered = (g * read).sum(-1).transpose(-1, -2).contiguous()
 
-        # The recurrence between chunks, backward: the gradient of what each chunk added.
-        grad_added = torch.empty_like(before)
-        for c in reversed(range(before.shape[1])):
-            grad_added[:, c] = carry
-            grad_entered[:, c, ..., -1] += (carry * before[:, c]).sum((-1, -2))
-            carry = torch.addcmul(grad_before[:, c], block.through[:, c], carry)
-        grad_added = grad_added.flatten(-3, -2)
-        grad_left = (block.B @ grad_added.mT).unflatten(-1, (-1, blocks.width))
-        grad_B_ = (block.X * block.left).flatten(-2) @ grad_added
-        grad_X = grad_left * block.left
-        grad_left = (grad_left * block.X).sum(-1).transpose(-1, -2)
+            # The recurrence between chunks, backward: the gradient of what each chunk added.
+            grad_added = torch.empty_like(before)
+            for c in reversed(range(before.shape[1])):
+                grad_added[:, c] = carry
+                grad_entered[:, c, ..., -1] += (carry * before[:, c]).sum((-1, -2))
+                carry = torch.addcmul(grad_before[:, c], block.through[:, c], carry)
+            grad_added = grad_added.flatten(-3, -2)
+            grad_left = (block.B @ grad_added.mT).unflatten(-1, (-1, blocks.width))
+            grad_B_ = (block.X * block.left).flatten(-2) @ grad_added
+            grad_X = grad_left * block.left
+            grad_left = (grad_left * block.X).sum(-1).transpose(-1, -2)
 
-        # The product inside the chunk.
-        scores = (block.B @ block.C.mT).unsqueeze(3)
-        weights = scores * block.decay
-        X, g = block.X.transpose(3, 4), g.transpose(3, 4)
-        grad_weights = X @ g.mT
-        grad_X += (weights @ g).transpose(3, 4)
-        grad_scores = (grad_weights * block.decay).sum(3)
-        grad_C_ += grad_scores.mT @ block.B
-        grad_B_ += grad_scores @ block.C
+            # The product inside the chunk.
+            scores = (block.B @ block.C.mT).unsqueeze(3)
+            weights = scores * block.decay
+            X, g = block.X.transpose(3, 4), g.transpose(3, 4)
+            grad_weights = X @ g.mT
+            grad_X += (weights @ g).transpose(3, 4)
+            grad_scores = (grad_weights * block.decay).sum(3)
+            grad_C_ += grad_scores.mT @ block.B
+            grad_B_ += grad_scores @ block.C
 
-        # log decay k is a term of every sum with j < k <= i, and of every running sum with k <= i.
-        grad_sums = grad_weights.mul_(weights)
-        grad_sums[..., -1] += grad_left * block.decay[..., -1]
-        grad_a = (grad_entered * block.entered).flip(-1).cumsum(-1).flip(-1)
-        grad_a[..., 1:] += grad_sums.cumsum(-2).triu_(1).sum(-1)[..., :-1]
-        grad_a = grad_a.permute(0, 1, 4, 2, 3).flatten(3, 4).flatten(1, 2)[:, :n]
+            # log decay k is a term of every sum with j < k <= i, and of every running sum with k <= i.
+            grad_sums = grad_weights.mul_(weights)
+            grad_sums[..., -1] += grad_left * block.decay[..., -1]
+            grad_a = (grad_entered * block.entered).flip(-1).cumsum(-1).flip(-1)
+            grad_a[..., 1:] += grad_sums.cumsum(-2).triu_(1).sum(-1)[..., :-1]
+            grad_a = grad_a.permute(0, 1, 4, 2, 3).flatten(3, 4).flatten(1, 2)[:, :n]
 
-        gx = blocks.flat(grad_X, n).flatten(2, 3)
-        grad_log_decay[:, span] = grad_a
-        if block.dt is not None and grad_dt is not None:
-            grad_dt[:, span] = (gx * block.x).sum(-1)
-            gx = gx * block.dt.unsqueeze(-1)
-        grad_x[:, span] = gx if D is None else torch.addcmul(gx, D.to(gx.dtype), gy)
-        grad_D += (gy * block.x).sum((0, 1))
-        grad_B[:, span] = blocks.flat(grad_B_, n)
-        grad_C[:, span] = blocks.flat(grad_C_, n)
+            gx = blocks.flat(grad_X, n).flatten(2, 3)
+            grad_log_decay[some, span] = grad_a
+            if block.dt is not None and grad_dt is not None:
+                grad_dt[some, span] = (gx * block.x).sum(-1)
+                gx = gx * block.dt.unsqueeze(-1)
+            grad_x[some, span] = gx if D is None else torch.addcmul(gx, D.to(gx.dtype), gy)
+            grad_D += (gy * block.x).sum((0, 1))
+            grad_B[some, span] = blocks.flat(grad_B_, n)
+            grad_C[some, span] = blocks.flat(grad_C_, n)
+        grad_initial[some] = carry.flatten(1, 2)
     return (
         grad_x,
         grad_dt,
@@ -240,7 +280,7 @@ def _backward(
         grad_B,
         grad_C,
         None if D is None else grad_D,
-        None if initial is None else carry.flatten(1, 2),
+        None if initial is None else grad_initial,
         None,
     )
 
@@ -254,11 +294,11 @@ def _shapes(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
-    chunk_size: int,
+    chunk: int,
+    chunks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, width = x.shape
     state = (batch, heads, width, B.shape[3])
-    chunk, chunks = block_plan(x, B, chunk_size)
     real = sum_dtype(x.dtype)
     return (
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
@@ -267,11 +307,10 @@ def _shapes(
     )
 
 
-#: ``(x, dt, log_decay, B, C, D (H, P), initial, reset (batch, L), chunk_size)`` -> output and final states.
-ssd_chunks = handwritten(
+_op = handwritten(
     "ssd",
     "Tensor x, Tensor? dt, Tensor log_decay, Tensor B, Tensor C, Tensor? D, Tensor? initial, Tensor? reset, "
-    "int chunk_size",
+    "int chunk, int chunks",
     outputs=2,
     extras=1,
     forward=_forward,
@@ -280,9 +319,38 @@ ssd_chunks = handwritten(
 )
 
 
+def ssd_chunks(
+    x: Tensor,
+    dt: Tensor | None,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Output and final states; D is ``(H, P)``, ``reset`` bool ``(batch, L)``, the rest as in ``ssd_discrete``."""
+    chunk = chunk_length(x.shape[1], chunk_size)
+    chunks = block_chunks(planning_batch(x), x.shape[1], *x.shape[2:], B.shape[3], chunk)
+    out, final = _op(x, dt, log_decay, B, C, D, initial, reset, chunk, chunks)
+    return out, final
+
+
+def chunk_length(length: int, chunk_size: int) -> int:
+    """Positions of a chunk: as few chunks as ``chunk_size`` allows, and these as even as can be (little padding)."""
+    return -(-length // -(-length // chunk_size))
+
+
+def block_chunks(batch: int, length: int, heads: int, width: int, states: int, chunk: int) -> int:
+    """Chunks of a block."""
+    numbers = batch * heads * chunk * (chunk + width + states)
+    return max(1, min(-(-length // chunk), BLOCK_NUMBERS // numbers))
+
+
 def ssd_flops(batch: int, length: int, heads: int, width: int, groups: int, states: int, chunk_size: int) -> int:
     """FLOPs of the matrix products of a forward pass, padding included (2 per multiply-add)."""
-    chunk = min(chunk_size, length)
+    chunk = chunk_length(length, chunk_size)
     positions = batch * -(-length // chunk) * chunk
     scores = groups * chunk * states
     inside = heads * chunk * width

@@ -32,7 +32,12 @@ def events() -> Iterator[dict[str, Any]]:
         yield {"type": "validated", **trial("dlinear"), "step": step, "steps": 600, "val": {"mse": 0.4 + 10 / step}}
     yield {"type": "trial_done", **trial("dlinear"), "val": {"mse": 0.39}, "seconds": 42.0}
     yield {"type": "trial_started", **trial("landmark_attention"), "steps": 600}
-    yield {"type": "trial_failed", **trial("landmark_attention"), "seconds": 9.1, "reason": "diverged:\nloss \x1b[2J inf"}
+    yield {
+        "type": "trial_failed",
+        **trial("landmark_attention"),
+        "seconds": 9.1,
+        "reason": "diverged:\nloss \x1b[2J inf",
+    }
     yield {"type": "trial_skipped", **trial("mamba"), "reason": "needs a horizon below 10"}
     yield {"type": "trial_started", **trial("timesnet"), "steps": 600}
     yield {"type": "resumed", **trial("timesnet"), "step": 200}
@@ -71,7 +76,16 @@ def test_the_live_picture_fits_and_shows_what_is_going_on(width: int, height: in
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
-    for shown in ("forecast · x.csv", "4/9 trials", "timesnet", "300/600", "val 0.3400", "0.3400", "+14.7 %", "✗ landmark"):
+    for shown in (
+        "forecast · x.csv",
+        "4/9 trials",
+        "timesnet",
+        "300/600",
+        "val 0.3400",
+        "0.3400",
+        "+14.7 %",
+        "✗ landmark",
+    ):
         assert shown in text
     assert text.index("timesnet  ", text.index("val mse")) < text.index("dlinear  ")  # the standings, best first
     if width >= 120:

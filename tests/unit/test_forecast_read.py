@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.errors import InvalidType, InvalidValue, MissingExtra, UnknownName
+from foveate.errors import FoveateError, InvalidType, InvalidValue, MissingExtra, UnknownName
 from foveate.tasks.forecast.read import clean, read_series
 from foveate.tasks.forecast.source import read_source
 
@@ -233,20 +233,20 @@ def test_time_stamps_that_cannot_be_used():
     def changed(row: int, text: object) -> pd.DataFrame:
         return frame.assign(date=[text if i == row else s for i, s in enumerate(stamps)])
 
-    assert "row 3 holds yesterday" in refusal(InvalidValue, changed(2, "yesterday"))
-    assert "row 1 holds soon" in refusal(InvalidValue, changed(0, "soon"), time="date")
+    assert "row 3 holds 'yesterday'" in refusal(InvalidValue, changed(2, "yesterday"))
+    assert "row 1 holds 'soon'" in refusal(InvalidValue, changed(0, "soon"), time="date")
     assert "row 2 has no time stamp" in refusal(InvalidValue, changed(1, None))
     assert "2024-01-01 stands in rows 1 and 3" in refusal(InvalidValue, changed(2, stamps[0]))
     assert "row 2 (2023-01-01) is earlier than row 1" in refusal(InvalidValue, changed(1, "2023-01-01 00:00"))
     assert "oldest first" in refusal(InvalidValue, frame.iloc[::-1])
     assert "different time zones" in refusal(InvalidValue, changed(2, stamps[2] + "Z"))
     zones = frame.assign(date=[f"{s}+0{1 + (i > 1)}:00" for i, s in enumerate(stamps)])
-    assert "row 3 (2024-01-01 02:00+02:00)" in refusal(InvalidValue, zones)
+    assert "row 3 ('2024-01-01 02:00+02:00')" in refusal(InvalidValue, zones)
     assert "month/day or day/month" in refusal(InvalidValue, frame.assign(date=[f"01/0{d}/2024" for d in (2, 3, 4, 5)]))
     assert "no column of time stamps among 'a', 'b'" in refusal(InvalidValue, frame[["a", "b"]])
     assert "no column of time stamps" in refusal(InvalidValue, frame.assign(date=["10:00", "11:00", "12:00", "13:00"]))
     assert "did you mean 'date'" in refusal(UnknownName, frame, time="dat")
-    assert "row 1 holds 0, which is not a time stamp" in refusal(InvalidValue, frame.assign(n=range(4)), time="n")
+    assert "row 1 holds '0', which is not a time stamp" in refusal(InvalidValue, frame.assign(n=range(4)), time="n")
     assert "has one row" in refusal(InvalidValue, table(1))
 
 
@@ -267,6 +267,26 @@ def test_bad_id_columns():
     assert "did you mean 'shop'" in refusal(UnknownName, frame, id="shops")
     assert "both name the column 'date'" in refusal(InvalidValue, frame, time="date", id="date")
     assert "has one row per series" in refusal(InvalidValue, table(2).assign(shop=["n", "s"]), id="shop")
+
+
+CELLS = ["", "1", "2.5", "nan", "inf", "1e400", "x", "12:00", "True", "1,5", '"a', "2024", "\r", "\f", "9" * 20]
+STAMPS = ["2024-01-01", "2024-01-02 03:00", "2024-01-01T00:00Z", "01/02/2024"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    head=st.lists(st.sampled_from(["date", "x", "id", "", "year", "Unnamed: 0"]), max_size=4),
+    rows=st.lists(st.lists(st.sampled_from(CELLS + STAMPS) | st.text(max_size=4), max_size=4), max_size=8),
+    separator=st.sampled_from([",", ";", "\t"]),
+    options=st.sampled_from([{}, {"id": "id"}, {"time": "x"}, {"freq": "D"}]),
+)
+def test_whatever_stands_in_a_file_one_sentence_says_what_is_wrong(head, rows, separator, options, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+    path.write_bytes("\n".join(separator.join(r) for r in [head, *rows]).encode("utf-8", "replace"))
+    try:
+        assert len(read_series(path, **options).series[0].times) > 1
+    except FoveateError as error:
+        assert len(str(error).splitlines()) == 1
 
 
 # Steps

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, InvalidType, InvalidValue, UnknownName
@@ -288,13 +289,13 @@ def test_scores_equal_plain_loops(gaps, target):
         assert result.metrics[name] == pytest.approx(value, rel=1e-6)
     assert result.per_sample.dtype == torch.float64
     assert result.per_sample.shape == (task.size("test"),)
+    assert result.metrics["mse"] == pytest.approx(float(result.per_sample.mean()), rel=1e-12)
     batch = whole(task, "test")
+    error, mask = (v[:, :, list(task.info.targets)] for v in (model(batch["x"]) - batch["y"], batch["y_mask"]))
     i = task.size("test") // 3
-    error = (model(batch["x"])[i] - batch["y"][i])[:, list(task.info.targets)]
-    mask = batch["y_mask"][i][:, list(task.info.targets)]
-    assert float(result.per_sample[i]) == pytest.approx(float(error[mask].square().mean()), rel=1e-5)
-    if not gaps:
-        assert result.metrics["mse"] == pytest.approx(float(result.per_sample.mean()), rel=1e-12)
+    share = float(mask[i].sum() / (mask.sum() / len(mask)))
+    assert (share == 1) is not gaps
+    assert float(result.per_sample[i]) == pytest.approx(share * float(error[i][mask[i]].square().mean()), rel=1e-5)
     assert torch.equal(result.per_sample, task.evaluate(model, "test", batch_size=13).per_sample)
 
 
@@ -412,7 +413,7 @@ def test_saved_and_loaded_it_is_the_same_bit_for_bit(tmp_path):
         assert all(torch.equal(one[n], two[n]) for n in one)
     first, second = (t.evaluate(RepeatLast(7), "test") for t in (task, again))
     assert (first.metrics, first.examples) == (second.metrics, second.examples)
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["forecast.json", "forecast.safetensors"]
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["forecast.safetensors"]
 
 
 def test_yearly_data_have_no_calendar_features(tmp_path):
@@ -424,17 +425,37 @@ def test_yearly_data_have_no_calendar_features(tmp_path):
 
 
 def test_a_folder_without_whole_data_is_refused(tmp_path):
-    with pytest.raises(InvalidValue, match="holds no prepared forecast data"):
+    with pytest.raises(InvalidValue, match=r"forecast\.safetensors is missing"):
         ForecastTask.load(tmp_path)
     ForecastTask.prepare(table(), lookback=20, horizon=7).save(tmp_path)
-    content = (tmp_path / "forecast.safetensors").read_bytes()
-    (tmp_path / "forecast.safetensors").write_bytes(content[: len(content) // 2])
+    file = tmp_path / "forecast.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InvalidValue, match="damaged"):
+        ForecastTask.load(tmp_path)
+    save_file({"values": torch.zeros(1)}, file)
     with pytest.raises(InvalidValue, match="prepare it again"):
         ForecastTask.load(tmp_path)
-    (tmp_path / "forecast.safetensors").write_bytes(content)
-    (tmp_path / "forecast.json").write_text('{"format": 99}')
-    with pytest.raises(InvalidValue, match="another version"):
-        ForecastTask.load(tmp_path)
+
+
+def test_what_significance_tests_ask_for():
+    task = ForecastTask.prepare(table(), lookback=20, horizon=7)
+    assert (task.sample_tokens, task.overlap, task.sample_groups("test")) == (20, 7, None)
+    assert ForecastTask.prepare(table(), lookback=20, horizon=7, stride=3).overlap == 3
+    assert ForecastTask.prepare(table(), lookback=20, horizon=7, windows=5).overlap == 1
+    assert ForecastTask.prepare(table(200, "MS"), lookback=20, horizon=7).overlap == 7
+    late = table(380, seed=1).assign(date=lambda f: f["date"] + pd.Timedelta("20h"))
+    both = pd.concat([table().assign(shop="n"), late.assign(shop="s")])
+    task = ForecastTask.prepare(both, id="shop", lookback=20, horizon=7)
+    groups = task.sample_groups("test")
+    assert groups is not None
+    times = np.concatenate([p["date"].to_numpy()[len(p) - len(p) // 5 : len(p) - 6] for p in (table(), late)])
+    np.testing.assert_array_equal(groups, np.unique(times, return_inverse=True)[1])
+    assert task.overlap == 7
+    shifted = pd.concat([table().assign(shop="n"), late.assign(shop="s", date=late["date"] + pd.Timedelta("30min"))])
+    assert (
+        ForecastTask.prepare(shifted, id="shop", lookback=20, horizon=7).overlap == 13
+    )  # seven at full hours, six between
 
 
 def test_it_is_registered_and_listing_it_imports_neither_torch_nor_pandas():
@@ -498,6 +519,8 @@ def test_series_that_cannot_be_learned_are_refused():
     assert "column 'flat' is constant" in refused(InvalidValue, frame[["date", "flat"]])
     assert "column 'void' has no value" in refused(InvalidValue, frame[["date", "void"]])
     assert "too large to be scaled" in refused(InvalidValue, frame.assign(c0=frame["c0"] * 1e200))
+    frame.loc[399, "c1"] = 1e300
+    assert "column 'c1': 1e+300 is too far from the training rows" in refused(InvalidValue, frame)
     assert "it has 'name'" in refused(InvalidValue, frame[["date"]].assign(name="x"))
 
 

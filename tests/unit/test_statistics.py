@@ -150,12 +150,13 @@ def test_what_cannot_be_compared_is_refused():
         compare_systems({"a": good}, overlap=0)
     with pytest.raises(InvalidValue, match="nothing to compare"):
         compare_systems({})
-    with pytest.raises(InvalidValue, match="groups=.* one number for each of 10 samples"):
+    with pytest.raises(InvalidValue, match=r"groups=.* one number for each of 10 samples"):
         compare_systems({"a": good}, groups=torch.arange(9))
 
 
 @pytest.mark.parametrize(
-    ("t", "freedom", "p"), [(12.706, 1, 0.05), (4.303, 2, 0.05), (2.228, 10, 0.05), (2.145, 14, 0.05), (2.878, 18, 0.01)]
+    ("t", "freedom", "p"),
+    [(12.706, 1, 0.05), (4.303, 2, 0.05), (2.228, 10, 0.05), (2.145, 14, 0.05), (2.878, 18, 0.01)],
 )
 def test_student_distribution(t: float, freedom: int, p: float):
     assert float(_student_p(torch.tensor([t], dtype=torch.float64), freedom)) == pytest.approx(p, rel=2e-3)

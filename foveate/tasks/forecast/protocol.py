@@ -225,7 +225,14 @@ def prepare_windows(
     values, observed, times = [], [], []
     for i, (s, b) in enumerate(zip(kept, borders, strict=True)):
         raw = s.values[: b[2], usable]
-        values.append(fill_from_past(standardise(raw, mean[i], scale[i])))
+        scaled = standardise(raw, mean[i], scale[i])
+        if np.isinf(scaled).any():
+            row, column = np.argwhere(np.isinf(scaled))[0]
+            raise InvalidValue(
+                f"{table.label!r}, column {columns[column]!r}: {raw[row, column]:g} is too far from the training rows "
+                f"to be scaled: correct it, or leave the cell empty."
+            )
+        values.append(fill_from_past(scaled))
         observed.append(~np.isnan(raw))
         times.append(s.times[: b[2]])
     offsets = np.concatenate([[0], np.cumsum([len(t) for t in times])]).astype(np.int64)
@@ -254,8 +261,9 @@ def prepare_windows(
 
 
 def standardise(raw: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Values in the user's units to standardised float32; NaN stays NaN."""
-    return ((raw - mean) / scale).astype(np.float32)
+    """Values in the user's units to standardised float32; NaN stays NaN, what is too large for float32 is infinite."""
+    with np.errstate(over="ignore"):
+        return ((raw - mean) / scale).astype(np.float32)
 
 
 def fill_from_past(values: np.ndarray, before: np.ndarray | float = 0.0) -> np.ndarray:
@@ -285,9 +293,9 @@ def statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _naive_error(rows: np.ndarray, season: int) -> np.ndarray:
     """Mean absolute change over one season, per column; NaN where it is zero (to rounding) or undefined."""
-    change = np.abs(rows[season:] - rows[:-season])
-    known = ~np.isnan(change)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        change = np.abs(rows[season:] - rows[:-season])
+        known = ~np.isnan(change)
         error = np.where(known, change, 0).sum(axis=0) / known.sum(axis=0)
         largest = np.where(np.isnan(rows), 0, np.abs(rows)).max(axis=0)
         return np.where(error > 1e-12 * largest, error, np.nan)

@@ -101,7 +101,7 @@ def _from_frame(source: pd.DataFrame) -> RawTable:
 
 def _checked(frame: pd.DataFrame, label: str) -> pd.DataFrame:
     """Names as text and unique, at least one row; without the row counter that some writers add."""
-    names = [str(c).strip() for c in frame.columns]
+    names = [" ".join(str(c).splitlines()).strip() for c in frame.columns]
     frame.columns = names
     repeated = [name for i, name in enumerate(names) if name in names[:i]]
     if repeated:
@@ -136,7 +136,7 @@ def _read_csv(raw: bytes, label: str) -> pd.DataFrame:
 
     text = _decode(raw, label)
     sample = text[:65536]
-    header_line = sample.lstrip("\r\n").split("\n", 1)[0]
+    header_line = sample.lstrip("\n").split("\n", 1)[0]
     separator = max(_SEPARATORS, key=header_line.count)
     header, *first_rows = _first_records(sample, separator, 50)
     if all(_is_number(cell) for cell in header):
@@ -184,7 +184,7 @@ def _decode(raw: bytes, label: str) -> str:
     if raw.startswith(b"PK\x03\x04") or b"\x00" in raw[:65536]:
         raise InvalidValue(f"{label!r} is neither text nor Parquet: save the table as CSV (UTF-8) or Parquet.")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InvalidValue(f"{label!r} is not UTF-8 text (line {line}): save it as UTF-8.") from error

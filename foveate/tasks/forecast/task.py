@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...registry import register
 from ...spec import TaskSpec
 from ..base import Batch, Evaluation, Task
+from ..io import load_tensors, save_tensors
 from .examples import Examples
 from .facts import facts_on_record
 from .features import time_features
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMAT = 1
+_FILE = "forecast.safetensors"
 _TENSORS = ("values", "observed", "marks", "times", "offsets", "mean", "scale", "naive_error", *SPLITS)
 
 
@@ -74,6 +74,8 @@ class ForecastTask(Task):
         self._facts = facts
         self._targets = torch.tensor(info.targets)
         self._all_targets = info.targets == tuple(range(info.channels))
+        self.sample_tokens = info.lookback
+        self.overlap = self._most_overlapping("test")
         # Every window is one run of memory: a view of all of them makes a batch one copy per tensor.
         self._x = _runs(tensors["values"], info.lookback)
         self._marks = _runs(tensors["marks"], info.lookback)
@@ -202,8 +204,9 @@ class ForecastTask(Task):
     def evaluate(self, model: nn.Module, split: str, batch_size: int = 256) -> Evaluation:
         """Score all windows of a split in order, in one pass.
 
-        ``per_sample`` holds each window's mean squared error over its observed target values; ``mse`` weighs every
-        value alike, so it is their mean where nothing is missing. ``examples`` are for pictures: see
+        ``mse`` weighs every observed target value alike. ``per_sample`` holds each window's share of it, so that their
+        mean is ``mse``: the window's own mean squared error where nothing is missing, else that times its number of
+        observed values over the mean number. ``examples`` are for pictures: see
         :mod:`foveate.tasks.forecast.examples`.
         """
         check_count("batch_size", batch_size)
@@ -212,7 +215,6 @@ class ForecastTask(Task):
         pairs = (len(offsets) - 1, len(self.info.targets))
         absolute, counts = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
         squared: list[Tensor] = []
-        counted: list[Tensor] = []
         device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
@@ -223,7 +225,6 @@ class ForecastTask(Task):
                 mask = self._on_targets(batch["y_mask"])
                 error = torch.where(mask, self._on_targets(predicted.double() - batch["y"].double()), 0)
                 squared.append(error.square().sum(dim=(1, 2)).cpu())
-                counted.append(mask.sum(dim=(1, 2)).cpu())
                 series = torch.bucketize(starts[index], offsets, right=True) - 1
                 absolute.index_add_(0, series, error.abs().sum(dim=1).cpu())
                 counts.index_add_(0, series, mask.sum(dim=1).double().cpu())
@@ -231,14 +232,13 @@ class ForecastTask(Task):
         finally:
             for module, mode in modes:
                 module.training = mode
-        sums, numbers = torch.cat(squared), torch.cat(counted)
-        total = numbers.sum()
+        sums, total = torch.cat(squared), counts.sum()
         metrics = {
             "mse": float(sums.sum() / total),
             "mae": float(absolute.sum() / total),
             "mase": self._mase(absolute, counts),
         }
-        return Evaluation(metrics, sums / numbers, examples.finish(self, split))
+        return Evaluation(metrics, sums * (len(sums) / total), examples.finish(self, split))
 
     def _mase(self, absolute: Tensor, counts: Tensor) -> float:
         """From sums of standardised absolute errors and numbers of values, ``(series, targets)``."""
@@ -263,13 +263,26 @@ class ForecastTask(Task):
             scale=tensors["scale"][series],
         )
 
+    def sample_groups(self, split: str) -> Tensor | None:
+        """int64 ``(windows,)``: windows of several series with the same first forecast time have the same number."""
+        if len(self.layout["series"]) == 1:
+            return None
+        first = self._tensors["times"][self._starts(split) + self.info.lookback]
+        return torch.unique(first, sorted=True, return_inverse=True)[1]
+
+    def _most_overlapping(self, split: str) -> int:
+        """The most different times at which forecasts begin within the horizon of one: ``horizon / stride``."""
+        origins = self._starts(split) + self.info.lookback
+        first, last = (self._tensors["times"][origins + step] for step in (0, self.info.horizon - 1))
+        times = torch.unique(first, sorted=True)
+        return int((torch.searchsorted(times, last, right=True) - torch.searchsorted(times, first)).max())
+
     def save(self, folder: Path) -> None:
-        """Write ``forecast.safetensors`` and, last, ``forecast.json``; existing ones are replaced."""
+        """Write ``forecast.safetensors``, whole or not at all; an existing one is replaced."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors, folder / "forecast.safetensors")
         record = {"format": _FORMAT, "info": asdict(self.info), "layout": self.layout, "facts": self._facts}
-        (folder / "forecast.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        save_tensors(folder / _FILE, self._tensors, record)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -278,18 +291,12 @@ class ForecastTask(Task):
         Raises:
             InvalidValue: the folder holds no whole prepared data of this format.
         """
-        folder = Path(folder)
-        try:
-            record = json.loads((folder / "forecast.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "forecast.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InvalidValue(
-                f"{str(folder)!r} holds no prepared forecast data ({error}): prepare it again."
-            ) from error
+        tensors, record = load_tensors(Path(folder) / _FILE)
         if record.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
-            raise InvalidValue(f"{str(folder)!r} was written by another version of foveate: prepare it again.")
-        info = ForecastInfo.from_plain(record["info"])
-        return cls(info, tensors, record["layout"], record["facts"])
+            raise InvalidValue(
+                f"{str(folder)!r} holds no forecast data that this version of foveate wrote: prepare it again."
+            )
+        return cls(ForecastInfo.from_plain(record["info"]), tensors, record["layout"], record["facts"])
 
     def package(self, model: nn.Module) -> Forecaster:
         """The model between the scaler of the training rows and its inverse."""

@@ -114,7 +114,7 @@ def stamp_texts(times: np.ndarray, zone: int | None) -> list[str]:
 
 def _unreadable(label: str, name: str, row: int, value: object) -> InvalidValue:
     return InvalidValue(
-        f"{label!r}, column {name!r}: row {row + 1} holds {value!s:.40}, which is not a time stamp: "
+        f"{label!r}, column {name!r}: row {row + 1} holds {str(value)!r:.40}, which is not a time stamp: "
         f"write times like 2024-01-31 13:00."
     )
 
@@ -175,7 +175,7 @@ def _parse_text(texts: pd.Series, name: str, label: str) -> pd.Series:
     if other.any():
         row = int(other.argmax())
         raise InvalidValue(
-            f"{label!r}, column {name!r}: row 1 ({texts.iloc[0]}) and row {row + 1} ({texts.iloc[row]}) are in "
+            f"{label!r}, column {name!r}: row 1 ({texts.iloc[0]!r}) and row {row + 1} ({texts.iloc[row]!r}) are in "
             f"different time zones: write all times in one, such as UTC."
         )
     readings = _readings(texts)

@@ -1,0 +1,5 @@
+"""``python -m foveate``: the command line."""
+
+from .cli import main
+
+main()

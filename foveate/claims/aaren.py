@@ -1,0 +1,174 @@
+"""Claims of "Attention as an RNN" (arXiv 2405.13956)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..measure.flops import count_flops
+from ..measure.isolated import peak_bytes_of
+from ..mixers.aaren import Aaren
+from ..ops import backend
+from ..ops.prefix_attention import (
+    PrefixState,
+    empty_state,
+    hillis_steele,
+    leaf,
+    merge,
+    prefix_attention,
+)
+from . import Measurement, claim
+
+
+def _deviation(found: Tensor, expected: Tensor) -> float:
+    """Largest deviation relative to the largest expected magnitude."""
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def _over_prefixes(scores: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention over every prefix by its definition, in float64, with the full triangle of weights."""
+    n = scores.shape[-1]
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    rows = scores.double()[..., None, :].expand(*scores.shape, n).masked_fill(later, -torch.inf)
+    return rows.softmax(-1) @ values.double()
+
+
+def _every_form(scores: Tensor, values: Tensor) -> dict[str, Tensor]:
+    """The outputs for all prefixes by each way of computing them."""
+    forms = {"scan of the paper": hillis_steele(leaf(scores, values))[0].output}
+    with backend("reference"):
+        forms["recurrence"] = _as_tensor(prefix_attention(scores, values))
+    for block in (2, 16, max(2, scores.shape[-1])):
+        forms[f"blocks of {block}"] = _as_tensor(prefix_attention(scores, values, block=block))
+    for piece in (1, 3, 16, scores.shape[-1]):
+        state, outputs = empty_state(values.shape[0], values.shape[1], values.shape[3]), []
+        for s, v in zip(scores.split(piece, -1), values.split(piece, -2), strict=True):
+            o, state = prefix_attention(s, v, state=state, return_state=True)
+            outputs.append(o)
+        forms[f"pieces of {piece}"] = torch.cat(outputs, 2)
+    return forms
+
+
+def _as_tensor(found: Tensor | tuple[Tensor, PrefixState]) -> Tensor:
+    return found[0] if isinstance(found, tuple) else found
+
+
+@claim("aaren", kind="exact", says="Attention with a fixed query is an RNN: all its forms equal softmax over prefixes.")
+def attention_is_an_rnn() -> Measurement:
+    """Seen failing when terms keep the maximum of their own time instead of the current one."""
+    scores, values = torch.randn(2, 3, 100) * 3, torch.randn(2, 3, 100, 5)
+    expected = _over_prefixes(scores, values)
+    worst = max(_deviation(found, expected) for found in _every_form(scores, values).values())
+    return Measurement.at_most(worst, 1e-5, "largest relative deviation of eight forms from softmax over each prefix")
+
+
+@claim("aaren", kind="exact", says="The layer is standard attention whose query is one learned vector for all tokens.")
+def layer_equals_standard_attention() -> Measurement:
+    """Seen failing without the scale by the head width, and with the query's bias left out."""
+    ours, theirs = Aaren(32, num_heads=4), nn.MultiheadAttention(32, 4, batch_first=True)
+    x = torch.randn(2, 50, 32)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in (ours.q, ours.k, ours.v)]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in (ours.q, ours.k, ours.v)]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+        later = torch.ones(50, 50, dtype=torch.bool).triu(1)
+        expected = theirs(ours.query.expand(2, 50, -1), x, x, attn_mask=later, need_weights=False)[0]
+        return Measurement.at_most(_deviation(ours(x), expected), 1e-5, "largest relative deviation")
+
+
+@claim("aaren", kind="exact", says="Merging is associative and has an identity, so that any order of merging agrees.")
+def merging_is_associative() -> Measurement:
+    """Seen failing when one of the two sums is not shifted to the common maximum."""
+    worst = 0.0
+    for draw in range(50):
+        generator = torch.Generator().manual_seed(draw)
+        m = torch.randn(3, 4, generator=generator, dtype=torch.float64) * 20
+        m[draw % 3, :2] = -torch.inf  # an empty set in one or all places
+        m[:, 0] = -torch.inf
+        u = torch.where(m == -torch.inf, 0.0, 1 + torch.rand(3, 4, generator=generator, dtype=torch.float64))
+        w = u[..., None] * torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
+        a, b, c = (PrefixState(m[i], u[i], w[i]) for i in range(3))
+        left, right = merge(merge(a, b), c), merge(a, merge(b, c))
+        same = merge(a, empty_state(1, 4, 2, dtype=torch.float64))
+        for found, expected in ((left, right), (PrefixState(*(t.reshape(4, -1).squeeze(-1) for t in same)), a)):
+            worst = max(worst, *(_gap(x, y) for x, y in zip(found, expected, strict=True)))
+    return Measurement.at_most(worst, 1e-12, "largest deviation in float64 over 50 random triples, empty sets included")
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Largest deviation; infinite where only one of the two is -inf, or either is NaN."""
+    return float(torch.where(a == b, 0.0, (a - b).abs().nan_to_num(torch.inf)).max())
+
+
+@claim("aaren", kind="exact", says="The scan is stable: scores of +-10,000 in any order give the outputs of softmax.")
+def stable_at_large_scores() -> Measurement:
+    """Seen failing (NaN) with exponentials that are not shifted, and (1e-3) with sums of logarithms in float32."""
+    n, worst = 300, 0.0
+    ramp = torch.linspace(-1e4, 1e4, n)
+    values = torch.randn(1, 5, n, 4)
+    masked = torch.randn(n).masked_fill(torch.arange(n) < 40, -torch.inf)
+    scores = torch.stack([ramp, ramp.flip(0), ramp[torch.randperm(n)], 1e4 * torch.randn(n).sign(), masked])[None]
+    expected = _over_prefixes(scores, values).nan_to_num(0.0)  # nothing seen yet: zeros by definition
+    for found in _every_form(scores, values).values():
+        worst = max(worst, _deviation(found, expected))
+    leaves = [t.requires_grad_() for t in (scores.clone(), values.clone())]
+    _as_tensor(prefix_attention(leaves[0], leaves[1])).sin().sum().backward()
+    finite = all(t.grad is not None and bool(t.grad.isfinite().all()) for t in leaves)
+    return Measurement.at_most(worst if finite else math.nan, 1e-5, "largest relative deviation; gradients finite")
+
+
+@claim("aaren", kind="exact", says="A new token needs constant memory and constant work, however many came before.")
+def constant_update() -> Measurement:
+    """Seen failing with a state that keeps its tokens."""
+    with torch.no_grad():
+        mixer, sizes = Aaren(32, num_heads=4), []
+        for before in (10, 10_000):
+            _, state = mixer.prefill(torch.randn(1, before, 32), mixer.init_state(1))
+            token = torch.randn(1, 32)
+            flops = count_flops(lambda token=token, state=state: mixer.step(token, state))
+            sizes.append((state.nbytes, flops))
+    same = sizes[0] == sizes[1]
+    detail = f"state bytes and FLOPs of a step after 10 tokens: {sizes[0]}, after 10,000: {sizes[1]}"
+    return Measurement(sizes[1][0] / sizes[0][0], 1.0, same, detail)
+
+
+@claim("aaren", kind="exact", says="The parallel scan of the paper takes ceil(log2 n) rounds.")
+def logarithmic_rounds() -> Measurement:
+    """Seen failing with int(ln n) rounds, which leaves the scan incomplete."""
+    worst = 0.0
+    for n in (1, 2, 3, 31, 32, 33, 1000):
+        scores, values = torch.randn(1, 1, n), torch.randn(1, 1, n, 2)
+        found, rounds = hillis_steele(leaf(scores, values))
+        wrong = rounds != math.ceil(math.log2(n)) or _deviation(found.output, _over_prefixes(scores, values)) > 1e-5
+        worst += wrong
+    return Measurement.at_most(worst, 0, "lengths from 1 to 1000 with another number of rounds or wrong outputs")
+
+
+@claim("aaren", kind="exact", says="In a block of width 512 the layer costs one vector more: 3,152,896 parameters.")
+def parameter_overhead() -> Measurement:
+    """Seen failing without the projection of the query, and without biases."""
+    block = nn.TransformerEncoderLayer(512, 8, dim_feedforward=2048)
+    plain = sum(p.numel() for p in block.parameters())
+    attention = sum(p.numel() for p in block.self_attn.parameters())
+    ours = plain - attention + sum(p.numel() for p in Aaren(512, num_heads=8).parameters())
+    return Measurement(ours, 3_152_896, (plain, ours) == (3_152_384, 3_152_896), f"the Transformer block has {plain:,}")
+
+
+@claim("aaren", kind="scaling", says="Training on 65,536 tokens takes memory and FLOPs linear in the length.")
+def linear_in_length() -> Measurement:
+    """Seen failing (exponent 2) with the triangle of weights over the whole sequence."""
+    setup = "from foveate.mixers.aaren import Aaren\nmixer = Aaren(64, num_heads=4)\n"
+    setup += "def train(n): mixer(torch.randn(1, n, 64).requires_grad_()).square().mean().backward()\ntrain(64)"
+    peaks = [peak_bytes_of(f"train({n})", setup) for n in (16_384, 65_536)]
+    with torch.device("meta"), backend("torch"):
+        mixer, counts = Aaren(64, num_heads=4), []
+        for n in (16_384, 65_536):
+            x = torch.empty(1, n, 64)
+            counts.append(count_flops(lambda x=x: mixer(x)))
+    exponents = [math.log(b / a) / math.log(4) for a, b in (peaks, counts)]
+    detail = f"largest exponent of peak memory {exponents[0]:.2f} and FLOPs {exponents[1]:.2f} from 16,384 to 65,536; "
+    return Measurement.at_most(max(exponents), 1.1, detail + f"the peak there is {peaks[1] / 2**20:.0f} MiB")

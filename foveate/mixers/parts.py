@@ -1,0 +1,56 @@
+"""Parts that several systems are built from: norms without weights, feed-forwards without activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidValue
+from ..ops.handwritten import sum_dtype
+
+
+class SRMSNorm(nn.Module):
+    """Simple RMS norm: ``x / sqrt(mean(x^2) + eps)`` over the channels, no parameters.
+
+    TransNormerLLM (arXiv 2307.14995, section 3.2). ``eps`` is that of the released code; the paper has none. Computed
+    in float32 (float64 for float64 input) and cast back.
+
+    Args:
+        eps: added to the mean square.
+
+    Raises:
+        InvalidValue: eps is negative or not a number.
+    """
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        super().__init__()
+        if not eps >= 0:
+            raise InvalidValue(f"eps={eps!r} is not possible: it must not be negative.")
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(..., dim)``; same shape and dtype."""
+        wide = x.to(sum_dtype(x.dtype))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class SGLU(nn.Module):
+    """Simple gated linear unit: ``W3 (W1 x * W2 x)``, the feed-forward of TransNormerLLM; no activation function.
+
+    Args:
+        dim: channels of a token.
+        glu_dim: inner width.
+        bias: all three layers have biases.
+    """
+
+    def __init__(self, dim: int, glu_dim: int, bias: bool = False) -> None:
+        super().__init__()
+        if not isinstance(glu_dim, int) or glu_dim < 1:
+            raise InvalidValue(f"glu_dim={glu_dim!r} is not possible: a positive whole number is needed.")
+        self.l1 = nn.Linear(dim, glu_dim, bias=bias)
+        self.l2 = nn.Linear(dim, glu_dim, bias=bias)
+        self.l3 = nn.Linear(glu_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` in and out."""
+        return self.l3(self.l1(x) * self.l2(x))
