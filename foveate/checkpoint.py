@@ -33,8 +33,8 @@ def save(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
     Args:
         folder: made if absent; an earlier checkpoint in it is replaced, weights first.
         model: what ``Task.package`` returned.
-        config: "task", "system", "options" and "package" (``Task.package_config``), plain values; anything else is
-            kept on record.
+        config: "task", "system", "options" and "package" (the ``config`` of what ``Task.package`` returned), plain
+            values; anything else is kept on record.
     """
     from . import __version__
 

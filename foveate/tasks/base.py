@@ -44,8 +44,8 @@ class Task(abc.ABC):
 
     spec: ClassVar[TaskSpec]
     info: Any
-    #: How many neighbouring samples of a split share data (windows of a series: their length in strides); 1 where
-    #: samples are independent. The significance tests need it.
+    #: How many neighbouring samples of a split are scored on the same values (windows of a series: horizon / stride);
+    #: 1 where samples are independent. The significance tests need it.
     overlap: int = 1
     #: Tokens in one training sample (a window of a series: its lookback), for budgets in tokens.
     sample_tokens: int = 1

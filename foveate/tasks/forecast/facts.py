@@ -45,6 +45,7 @@ def facts_on_record(table: SeriesTable, made: Prepared, rule: SplitRule, info: F
         "uneven_steps": table.uneven,
         "missing_values": dict(zip(made.columns, missing, strict=True)),
         "split": str(rule),
+        "stride": rule.stride,
         "parts": parts,
         "backtest": None if not rule.windows else {"windows": rule.windows, "stride": rule.stride},
         "left_out_of_mase": int(np.isnan(scored).sum()),
