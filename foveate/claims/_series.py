@@ -6,6 +6,7 @@ project (ETTh1 is CC BY-ND 4.0: github.com/zhouhaoyi/ETDataset).
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def etth1(file: Path, lookback: int, horizon: int) -> tuple[Windows, Windows, Wi
         dim=1,
     )
     splits = []
-    for first, end in zip(ETTH1_BORDERS[:-1], ETTH1_BORDERS[1:], strict=True):
+    for first, end in itertools.pairwise(ETTH1_BORDERS):
         starts = torch.arange(max(first - lookback, 0), end - lookback - horizon + 1)
         splits.append(Windows(values.float(), marks.float(), starts, lookback + horizon))
     return splits[0], splits[1], splits[2]

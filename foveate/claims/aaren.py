@@ -45,8 +45,10 @@ def _every_form(scores: Tensor, values: Tensor) -> dict[str, Tensor]:
     for piece in (1, 3, 16, scores.shape[-1]):
         state, outputs = empty_state(values.shape[0], values.shape[1], values.shape[3]), []
         for s, v in zip(scores.split(piece, -1), values.split(piece, -2), strict=True):
-            o, state = prefix_attention(s, v, state=state, return_state=True)
-            outputs.append(o)
+            found = prefix_attention(s, v, state=state, return_state=True)
+            assert isinstance(found, tuple)
+            state = found[1]
+            outputs.append(found[0])
         forms[f"pieces of {piece}"] = torch.cat(outputs, 2)
     return forms
 

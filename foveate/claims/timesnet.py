@@ -53,7 +53,7 @@ class _IdentityBlock(TimesBlock):
     "input.",
 )
 def folding_is_undone() -> Measurement:
-    """Lengths 12 to 60. Seen failing with the padding put in front instead of at the end (error 6)."""
+    """Lengths 12 to 60. Seen failing with the padding put in front instead of at the end (error 5)."""
     torch.manual_seed(0)
     worst = 0.0
     for length in range(12, 61):
@@ -68,7 +68,7 @@ def folding_is_undone() -> Measurement:
     says="One 2D network serves all periods: a block's parameters do not depend on their number k.",
 )
 def parameters_are_shared_by_periods() -> Measurement:
-    """k of 1 to 9, kernels 1 to 11. Seen failing with a pair of inception blocks for each period."""
+    """k of 1 to 9, kernels 1 to 11. Seen failing with an inception block for each period (9 of 12)."""
     wrong = 0
     for k in (1, 3, 5, 9):
         for kernels in (1, 4, 6):
@@ -85,7 +85,7 @@ def parameters_are_shared_by_periods() -> Measurement:
     says="Forecasts follow the scale and shift of every variable: f(a x + b) = a f(x) + b for a > 0.",
 )
 def forecasts_follow_scale_and_shift() -> Measurement:
-    """Scales 1 to 100. Seen failing with the deviation left out of the end (error 40)."""
+    """Scales 1 to 100. Seen failing with the deviation left out at the end (error 1.4)."""
     torch.manual_seed(0)
     model = TimesNet(task="forecast", seq_len=48, pred_len=24, enc_in=3, **PUBLISHED["forecast/ETTh1"]).eval().double()
     x = torch.randn(4, 48, 3, dtype=torch.float64)
@@ -118,8 +118,9 @@ def _imputation_error(seed: int, two_d: bool) -> float:
     """Masked error of a small net after 300 steps, with 2D kernels or with their middle rows only."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    sizes = {"d_model": 16, "d_ff": 16, "e_layers": 1, "top_k": 2, "num_kernels": 3}
-    model = TimesNet(task="impute", seq_len=168, enc_in=1, dropout=0.0, **sizes)
+    model = TimesNet(
+        task="impute", seq_len=168, enc_in=1, d_model=16, d_ff=16, e_layers=1, top_k=2, num_kernels=3, dropout=0.0
+    )
     for conv in [m for m in model.blocks.modules() if isinstance(m, nn.Conv2d)] if not two_d else []:
         parametrize.register_parametrization(conv, "weight", _CentreRow())
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -154,7 +155,7 @@ def _shuffled(count: int, size: int) -> Iterator[Tensor]:
     "of 1D kernels.",
 )
 def two_dimensions_beat_one() -> Measurement:
-    """Worst of three seeds, 40 % masked; measured 0.37 to 0.45. Seen failing with 2D kernels on both sides (1.0)."""
+    """Worst of three seeds, 40 % masked; measured 0.37 to 0.45. Seen failing with 1D kernels on both sides (1.0)."""
     ratios = [_imputation_error(seed, two_d=True) / _imputation_error(seed, two_d=False) for seed in range(3)]
     return Measurement.at_most(max(ratios), 0.75, "error of 2D over error of 1D kernels, worst of three seeds; at most")
 
@@ -289,10 +290,10 @@ def _f1(flagged: Tensor, truth: Tensor) -> float:
 @claim(
     "timesnet",
     kind="learned",
-    says="Anomaly detection: spikes in a sum of waves are found by reconstruction error, point-wise F1 at least 0.6.",
+    says="Anomaly detection: spikes in a sum of waves are found by reconstruction error, point-wise F1 at least 0.8.",
 )
 def finds_spikes() -> Measurement:
-    """20 spikes of 1 to 3 steps in 4,000, no point adjustment. Seen failing with the untrained network."""
+    """20 spikes of 1 to 3 steps in 4,000, no point adjustment. Measured 1.0. Seen failing untrained (0.52)."""
     torch.manual_seed(0)
     t = torch.arange(4000)
     waves = torch.stack([torch.sin(2 * math.pi * t / 20), torch.cos(2 * math.pi * t / 25)], 1)
@@ -303,8 +304,9 @@ def finds_spikes() -> Measurement:
         spike = slice(at, at + int(torch.randint(1, 4, ())))
         test[spike] += torch.randn(2).sign()
         truth[spike] = True
-    sizes = {"d_model": 8, "d_ff": 8, "e_layers": 1, "top_k": 3, "num_kernels": 3}
-    model = TimesNet(task="detect-anomalies", seq_len=100, enc_in=2, **sizes)
+    model = TimesNet(
+        task="detect-anomalies", seq_len=100, enc_in=2, d_model=8, d_ff=8, e_layers=1, top_k=3, num_kernels=3
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(100):
         x = train[torch.randint(0, 3901, (32, 1)) + torch.arange(100)]
@@ -314,4 +316,4 @@ def finds_spikes() -> Measurement:
         usual, scores = (model.anomaly_score(x.view(-1, 100, 2)).flatten() for x in (train, test))
     # The published threshold: the share of anomalies is known, training and test scores are ranked together.
     threshold = torch.quantile(torch.cat([usual, scores]), 1 - truth.float().mean() / 2)
-    return Measurement.at_least(_f1(scores > threshold, truth), 0.6, "point-wise F1 without adjustment; at least")
+    return Measurement.at_least(_f1(scores > threshold, truth), 0.8, "point-wise F1 without adjustment; at least")

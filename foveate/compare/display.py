@@ -181,7 +181,8 @@ class Display:
                     text, style = row[key]
                     line.append(text + " " * (widths[key] - cell_len(text) + 2), style)
                 if key == "seed":
-                    line.append_text(bar(trial.fraction, max(4, min(36, room(shown) - 2)), "cyan")).append("  ")
+                    done, style = (trial.swept, "yellow") if trial.sweep else (trial.fraction, "cyan")
+                    line.append_text(bar(done, max(4, min(36, room(shown) - 2)), style)).append("  ")
             lines.append(line)
         return lines
 

@@ -36,7 +36,7 @@ class Trial:
         status: "waiting", "running", "done", "failed" or "skipped".
         fraction: share of its budget used, in [0, 1].
         curve: validation figures in order.
-        sweep: "2/3: 0.001" while learning rates are tried, else "".
+        sweep: "2/3: 0.001" while learning rates are tried, else ""; swept: share of them that is done.
         predicted: seconds the plan expects.
         begun, begun_at: clock and fraction when this process started or resumed it.
         earlier: it was finished by a run before this one.
@@ -53,6 +53,7 @@ class Trial:
     val: float | None = None
     curve: list[float] = field(default_factory=list)
     sweep: str = ""
+    swept: float = 0.0
     reason: str = ""
     seconds: float | None = None
     predicted: float | None = None
@@ -93,6 +94,7 @@ class Progress:
         self.higher_is_better = higher_is_better
         self.clock = clock
         self.begun = clock()
+        self.first_trial = self.begun
         self.trials: dict[str, Trial] = {}
         self.phase = ""
 
@@ -124,6 +126,8 @@ class Progress:
     def _on_trial_started(self, trial: Trial, event: Event) -> None:
         trial.status, trial.steps, trial.sweep = "running", event.get("steps") or 0, ""
         trial.begun, trial.begun_at = self.clock(), 0.0
+        if not any(t.begun and t is not trial for t in self.trials.values()):
+            self.first_trial = trial.begun
 
     def _on_resumed(self, trial: Trial, event: Event) -> None:
         trial.step = event.get("step") or 0
@@ -132,10 +136,12 @@ class Progress:
 
     def _on_sweep(self, trial: Trial, event: Event) -> None:
         trial.status = "running"
-        trial.sweep = f"{event.get('candidate', '?')}/{event.get('candidates', '?')}"
+        number, count = event["candidate"], event["candidates"]
+        trial.sweep = f"{number}/{count}"
+        trial.swept = (number - ("val" not in event)) / count
         if finite(event.get("learning_rate")):
             trial.sweep += f": {event['learning_rate']:.2g}"
-        if "val" in event and event.get("candidate") == event.get("candidates"):
+        if "val" in event and number == count:
             trial.status, trial.sweep = "waiting", ""  # the sweep is over; the trial begins when a worker is free
 
     def _on_progress(self, trial: Trial, event: Event) -> None:
@@ -214,8 +220,8 @@ class Progress:
         return sum(done) / sum(weights) if weights else 0.0
 
     def remaining(self) -> float | None:
-        """Seconds until the last trial ends, at the pace of this process so far; None while that is a guess."""
-        elapsed = self.clock() - self.begun
+        """Seconds until the last trial ends, at the pace since this process began its first; None while it guesses."""
+        elapsed = self.clock() - self.first_trial
         earlier = sum((t.predicted or 1.0) for t in self.trials.values() if t.earlier)
         total = sum((t.predicted or 1.0) for t in self.trials.values())
         begun = sum((t.predicted or 1.0) * t.begun_at for t in self.trials.values() if not t.earlier)

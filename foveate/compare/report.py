@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -25,6 +26,8 @@ from .charts import strip
 from .tables import quality_cells, shared_ranks
 from .wording import method, verdict
 
+#: A time to the full minute in ISO 8601: its seconds need not be shown.
+_ISO_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:\.0+)?")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -87,7 +90,8 @@ def _costs(done: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _date(iso: str) -> str:
-    return datetime.fromisoformat(iso).strftime("%-d %B %Y, %H:%M UTC")
+    moment = datetime.fromisoformat(iso)
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
 def _tiles(leaderboard: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -171,7 +175,7 @@ def _table_rows(leaderboard: Mapping[str, Any]) -> list[dict[str, Any]]:
         made.append(
             {
                 "rank": ranks[i].strip(),
-                "rank_value": row["rank"],
+                "place": None if row["rank"] is None else i,  # sorting by rank restores the order within ties
                 "system": row["system"],
                 "shown": pictures.class_name(row["system"]),
                 "tone": colour[row["system"]],
@@ -246,8 +250,17 @@ def _sweep_value(val: Any, primary: str) -> float | None:
 
 
 def _facts(values: Mapping[str, Any], skip: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(name, value) in words; what is unknown is left out."""
-    return [(k.replace("_", " "), _fact(v)) for k, v in values.items() if k not in skip and v not in (None, "", [], {})]
+    """(name, value) in words; what is unknown is left out, records of records get a line for each inner one."""
+    told: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = key.replace("_", " ")
+        if key in skip or value in (None, "", [], {}):
+            continue
+        if isinstance(value, Mapping) and all(isinstance(inner, Mapping) for inner in value.values()):
+            told += [(f"{name}: {inner}", _fact(facts, 1)) for inner, facts in value.items()]
+        else:
+            told.append((name, _fact(value)))
+    return told
 
 
 def _fact(value: Any, depth: int = 0) -> str:
@@ -263,7 +276,7 @@ def _fact(value: Any, depth: int = 0) -> str:
         return _few(parts, 12, ", " if depth else "; ") or "none"
     if isinstance(value, list | tuple):
         return _few([_fact(v, depth + 1) for v in value], 16, ", ")
-    return str(value)
+    return _ISO_TIME.sub(r"\1 \2", str(value))
 
 
 def _few(parts: Sequence[str], most: int, separator: str) -> str:

@@ -1,9 +1,8 @@
 """How long one call of each of several systems takes, measured side by side.
 
 Timing one system after the other compares the machine's moods: clocks, caches and neighbours drift over seconds. Here
-the systems take turns in short slices, each round beginning with another one, so that a drift hits all of them alike
-and the medians stay comparable. Only single calls are timed; nothing else runs meanwhile in this process (the garbage
-collector included).
+the systems take turns in short slices, so that a drift hits all of them alike and the medians stay comparable. Only
+single calls are timed; nothing else runs meanwhile in this process (the garbage collector included).
 """
 
 from __future__ import annotations
@@ -100,12 +99,11 @@ def measure_latency(
 
 def _take_turns(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
     """Seconds of every timed call by name."""
-    names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    used = dict.fromkeys(names, 0.0)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    used = dict.fromkeys(calls, 0.0)
     for turn in range(ROUNDS):
         allowed = seconds * (turn + 1) / ROUNDS
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in times:
             if used[name] >= allowed and len(times[name]) >= MINIMUM_CALLS:
                 continue  # a slow system has already used the time of this slice
             slice_times = _slice(calls[name], allowed - used[name])

@@ -200,11 +200,11 @@ class Mamba2(Mixer):
         chunk = chunk_length(length, self.chunk_size)
         blocks = -(-length // (chunk * block_chunks(batch, length, *self._state_shape, chunk)))
         # Saved: x, in_proj's output, the convolution's, SSD's, and out_proj's input; without the norm silu(z) too; step
-        # sizes before and after softplus and limit, times A.
+        # sizes before and after softplus and limit, times A; A twice; the states between blocks.
         steps = 3 + (self.dt_limit != (0.0, math.inf))
         per_token = self.dim + self.in_proj.out_features + self.d_xBC + steps * self.num_heads
         per_token += (2 if self.norm is not None else 3) * self.d_inner
-        saved = tokens * per_token + blocks * batch * self.d_inner * self.d_state
+        saved = tokens * per_token + blocks * batch * self.d_inner * self.d_state + 2 * self.num_heads
         return Cost(
             flops=flops,
             parameters=sum(p.numel() for p in self.parameters()),

@@ -26,18 +26,24 @@ from .backend import current_backend
 from .documents import document_numbers
 from .handwritten import sum_dtype
 from .linear_attention_chunks import chunked, decay
-from .positions import alibi_slopes
+from .positions import slope_values
 
 
 def build_slopes(heads: int) -> Tensor:
     """Decay rates of the heads before any layer factor, float32 ``(heads,)``: the slopes of ALiBi."""
-    return alibi_slopes(heads)
+    return torch.tensor(slope_values(heads))
 
 
 def layer_slopes(heads: int, layer: int, num_layers: int, rule: str = "official") -> Tensor:
-    """Decay rates of one layer, float32 ``(heads,)``: later layers forget more slowly.
+    """:func:`layer_rates` as float32 ``(heads,)``."""
+    return torch.tensor(layer_rates(heads, layer, num_layers, rule))
+
+
+def layer_rates(heads: int, layer: int, num_layers: int, rule: str = "official") -> list[float]:
+    """Decay rates of one layer: later layers forget more slowly.
 
     Args:
+        heads: number of heads.
         layer: index from 0.
         num_layers: depth of the network; with one layer the layer factor is 1.
         rule: "official", as all released code: ``alibi_h (1 - layer / (num_layers - 1) + 1e-5)``; "paper", as printed:
@@ -48,13 +54,13 @@ def layer_slopes(heads: int, layer: int, num_layers: int, rule: str = "official"
     """
     if not 0 <= layer < num_layers:
         raise InvalidValue(f"layer={layer!r} is not possible: it must be in 0 ... num_layers - 1 = {num_layers - 1}.")
-    slopes = build_slopes(heads)
     if rule == "official":
-        return slopes * (1 - layer / (num_layers - 1) + 1e-5) if num_layers > 1 else slopes
+        factor = 1 - layer / (num_layers - 1) + 1e-5 if num_layers > 1 else 1.0
+        return [slope * factor for slope in slope_values(heads)]
     if rule == "paper":
-        return torch.arange(1, heads + 1) * (8 / heads * (1 - layer / num_layers))
+        return [8 * (h + 1) / heads * (1 - layer / num_layers) for h in range(heads)]
     if rule == "none":
-        return torch.zeros_like(slopes)
+        return [0.0] * heads
     raise InvalidValue(f"rule={rule!r} is not possible: it must be 'official', 'paper' or 'none'.")
 
 

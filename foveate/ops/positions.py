@@ -76,8 +76,8 @@ def apply_rope(x: Tensor, positions: Tensor, base: float = 10000.0, *, interleav
     return out.to(x.dtype)
 
 
-def alibi_slopes(heads: int) -> Tensor:
-    """The published slopes, float32 ``(heads,)``, steepest first within each of the two sets.
+def slope_values(heads: int) -> list[float]:
+    """The published slopes of ALiBi, steepest first within each of the two sets.
 
     Raises:
         InvalidValue: no heads.
@@ -87,7 +87,12 @@ def alibi_slopes(heads: int) -> Tensor:
     lower = 1 << (heads.bit_length() - 1)
     exponents = [8.0 * (h + 1) / lower for h in range(lower)]
     exponents += [8.0 * (h + 1) / (2 * lower) for h in range(0, 2 * (heads - lower), 2)]
-    return torch.tensor([2.0**-e for e in exponents])
+    return [2.0**-e for e in exponents]
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """:func:`slope_values` as float32 ``(heads,)``."""
+    return torch.tensor(slope_values(heads))
 
 
 def alibi_bias(slopes: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def _reference(
     for score, value in zip(scores.unbind(2), values.unbind(2), strict=True):
         o, state = prefix_attention_step(score, value, state)
         outputs.append(o)
-    return torch.stack(outputs, 2), *state
+    return torch.stack(outputs, 2), state.m, state.u, state.w
 
 
 def _shift(m: Tensor, to: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def selective_scan(
     if A.is_complex():
         B, C = (_interleaved(m) if m.ndim > 2 else m for m in (B, C))
     # Inside, time comes before channels; in a mixer these transpositions cost nothing.
-    u, delta, z = (None if m is None else m.transpose(1, 2) for m in (u, delta, z))
+    u, delta, z = u.transpose(1, 2), delta.transpose(1, 2), None if z is None else z.transpose(1, 2)
     groups = B.shape[1] if B.ndim == 4 else C.shape[1] if C.ndim == 4 else 1
     B, C = (_time_first(m, groups) if m.ndim > 2 else m for m in (B, C))
     reset = None if seq_idx is None else document_starts(seq_idx)

@@ -70,7 +70,8 @@ def ssd(
         InvalidType: initial states in another precision.
     """
     real = sum_dtype(x.dtype)
-    if dt.ndim != 3 or tuple(dt.shape) != tuple(x.shape[:3]):
+    _check_sequence(x)
+    if tuple(dt.shape) != tuple(x.shape[:3]):
         raise InvalidValue(f"dt has shape {tuple(dt.shape)}: it must be (batch, L, H) = {tuple(x.shape[:3])} as in x.")
     if A.ndim != 1 or A.shape[0] != dt.shape[2]:
         raise InvalidValue(f"A has shape {tuple(A.shape)}: it must be (H,) with H={dt.shape[2]} as in x.")
@@ -151,6 +152,11 @@ def _reference(
     return out.to(x.dtype), h
 
 
+def _check_sequence(x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1] < 1:
+        raise InvalidValue(f"x has shape {tuple(x.shape)}: it must be (batch, L, H, P) with L >= 1.")
+
+
 def _check(
     x: Tensor,
     log_decay: Tensor,
@@ -161,8 +167,7 @@ def _check(
     initial_states: Tensor | None,
     seq_idx: Tensor | None,
 ) -> None:
-    if x.ndim != 4 or x.shape[1] < 1:
-        raise InvalidValue(f"x has shape {tuple(x.shape)}: it must be (batch, L, H, P) with L >= 1.")
+    _check_sequence(x)
     if not isinstance(chunk_size, int) or chunk_size < 1:
         raise InvalidValue(f"chunk_size={chunk_size!r} is not possible: a positive whole number is needed.")
     batch, length, heads, width = x.shape

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .handwritten import Results, handwritten, planning_batch, sample_groups, sum_dtype
 
-#: Numbers (batch, heads, chunks, Q, Q + P + N) in a block.
+#: Numbers (batch, chunks, heads, Q, Q + P + N) in a block.
 BLOCK_NUMBERS = 2**19
 
 #: A logarithm (base 2) whose power is 0 in every precision, yet finite: 0 times it is 0.
@@ -66,10 +66,11 @@ class _Block:
 
 
 class _Blocks:
-    """The inputs of some samples cut into blocks of ``chunks`` chunks of ``chunk`` positions."""
+    """The inputs of ``some`` samples cut into blocks of ``chunks`` chunks of ``chunk`` positions."""
 
     def __init__(
         self,
+        some: slice,
         x: Tensor,
         dt: Tensor | None,
         log_decay: Tensor,
@@ -79,14 +80,14 @@ class _Blocks:
         chunk: int,
         chunks: int,
     ) -> None:
-        self.batch, self.length, self.heads, self.width = x.shape
-        self.groups, self.states = B.shape[2:]
+        self.x, self.log_decay, self.B, self.C = x[some], log_decay[some], B[some], C[some]
+        self.dt = None if dt is None else dt[some]
+        self.reset = None if reset is None else reset[some]
+        self.length, self.width, self.groups = x.shape[1], x.shape[3], B.shape[2]
         self.real = sum_dtype(x.dtype)
         self.chunk, self.block = chunk, chunk * chunks
         self.count = -(-self.length // self.block)
-        self.x, self.dt, self.log_decay, self.B, self.C, self.reset = x, dt, log_decay, B, C, reset
-        ones = torch.ones(self.chunk, self.chunk, dtype=self.real, device=x.device)
-        self.after = ones.triu(1)
+        self.after = torch.ones(chunk, chunk, dtype=self.real, device=x.device).triu(1)
 
     def padded(self, m: Tensor) -> Tensor:
         """``(batch, n, ...)`` to ``(batch, c, Q, ...)``, zeros in the padding."""
@@ -132,36 +133,12 @@ class _Blocks:
 
 
 def _groups_of_samples(x: Tensor, B: Tensor, chunk: int, chunks: int) -> list[slice]:
-    return sample_groups(x.shape[0], BLOCK_NUMBERS // (chunks * _chunk_numbers(x, B, chunk)))
+    return sample_groups(x.shape[0], BLOCK_NUMBERS // (chunks * _numbers(x.shape[2], x.shape[3], B.shape[3], chunk)))
 
 
-def _chunk_numbers(x: Tensor, B: Tensor, chunk: int) -> int:
-    """Numbers of a chunk of one sample: decays, inputs and maps."""
-    return x.shape[2] * chunk * (chunk + x.shape[3] + B.shape[3])
-
-
-def _blocks_of(
-    some: slice,
-    x: Tensor,
-    dt: Tensor | None,
-    log_decay: Tensor,
-    B: Tensor,
-    C: Tensor,
-    reset: Tensor | None,
-    chunk: int,
-    chunks: int,
-) -> _Blocks:
-    """The blocks of some samples."""
-    return _Blocks(
-        x[some],
-        None if dt is None else dt[some],
-        log_decay[some],
-        B[some],
-        C[some],
-        None if reset is None else reset[some],
-        chunk,
-        chunks,
-    )
+def _numbers(heads: int, width: int, states: int, chunk: int) -> int:
+    """Numbers that belong to a chunk of one sample: decays, inputs and maps."""
+    return heads * chunk * (chunk + width + states)
 
 
 def _forward(
@@ -179,7 +156,7 @@ def _forward(
     """Output, final states, and the states before each block ``(blocks, batch, H, P, N)``."""
     out, final, starts = _shapes(x, dt, log_decay, B, C, D, initial, reset, chunk, chunks)
     for some in _groups_of_samples(x, B, chunk, chunks):
-        blocks = _blocks_of(some, x, dt, log_decay, B, C, reset, chunk, chunks)
+        blocks = _Blocks(some, x, dt, log_decay, B, C, reset, chunk, chunks)
         state = blocks.grouped(torch.zeros_like(final[some]) if initial is None else initial[some])
         for index in range(blocks.count):
             starts[index, some] = state.flatten(1, 2)
@@ -217,7 +194,7 @@ def _backward(
     grad_D = torch.zeros(x.shape[2:], dtype=sum_dtype(x.dtype), device=x.device)
     grad_initial = torch.empty_like(grad_final)
     for some in _groups_of_samples(x, B, chunk, chunks):
-        blocks = _blocks_of(some, x, dt, log_decay, B, C, reset, chunk, chunks)
+        blocks = _Blocks(some, x, dt, log_decay, B, C, reset, chunk, chunks)
         carry = blocks.grouped(grad_final[some])
         for index in reversed(range(blocks.count)):
             block = blocks.read(index)
@@ -229,7 +206,7 @@ def _backward(
 
             # The part read from the state before the chunk.
             g_carried = (g * block.carried).flatten(-2)
-            grad_C_ = g_carried @ states
+            g_C = g_carried @ states
             grad_before = (g_carried.mT @ block.C).unflatten(-2, (-1, blocks.width))
             read = (block.C @ states.mT).unflatten(-1, (-1, blocks.width))
             grad_entered = (g * read).sum(-1).transpose(-1, -2).contiguous()
@@ -242,7 +219,7 @@ def _backward(
                 carry = torch.addcmul(grad_before[:, c], block.through[:, c], carry)
             grad_added = grad_added.flatten(-3, -2)
             grad_left = (block.B @ grad_added.mT).unflatten(-1, (-1, blocks.width))
-            grad_B_ = (block.X * block.left).flatten(-2) @ grad_added
+            g_B = (block.X * block.left).flatten(-2) @ grad_added
             grad_X = grad_left * block.left
             grad_left = (grad_left * block.X).sum(-1).transpose(-1, -2)
 
@@ -253,8 +230,8 @@ def _backward(
             grad_weights = X @ g.mT
             grad_X += (weights @ g).transpose(3, 4)
             grad_scores = (grad_weights * block.decay).sum(3)
-            grad_C_ += grad_scores.mT @ block.B
-            grad_B_ += grad_scores @ block.C
+            g_C += grad_scores.mT @ block.B
+            g_B += grad_scores @ block.C
 
             # log decay k is a term of every sum with j < k <= i, and of every running sum with k <= i.
             grad_sums = grad_weights.mul_(weights)
@@ -270,8 +247,8 @@ def _backward(
                 gx = gx * block.dt.unsqueeze(-1)
             grad_x[some, span] = gx if D is None else torch.addcmul(gx, D.to(gx.dtype), gy)
             grad_D += (gy * block.x).sum((0, 1))
-            grad_B[some, span] = blocks.flat(grad_B_, n)
-            grad_C[some, span] = blocks.flat(grad_C_, n)
+            grad_B[some, span] = blocks.flat(g_B, n)
+            grad_C[some, span] = blocks.flat(g_C, n)
         grad_initial[some] = carry.flatten(1, 2)
     return (
         grad_x,
@@ -331,8 +308,9 @@ def ssd_chunks(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Output and final states; D is ``(H, P)``, ``reset`` bool ``(batch, L)``, the rest as in ``ssd_discrete``."""
-    chunk = chunk_length(x.shape[1], chunk_size)
-    chunks = block_chunks(planning_batch(x), x.shape[1], *x.shape[2:], B.shape[3], chunk)
+    _, length, heads, width = x.shape
+    chunk = chunk_length(length, chunk_size)
+    chunks = block_chunks(planning_batch(x), length, heads, width, B.shape[3], chunk)
     out, final = _op(x, dt, log_decay, B, C, D, initial, reset, chunk, chunks)
     return out, final
 
@@ -344,7 +322,7 @@ def chunk_length(length: int, chunk_size: int) -> int:
 
 def block_chunks(batch: int, length: int, heads: int, width: int, states: int, chunk: int) -> int:
     """Chunks of a block."""
-    numbers = batch * heads * chunk * (chunk + width + states)
+    numbers = batch * _numbers(heads, width, states, chunk)
     return max(1, min(-(-length // chunk), BLOCK_NUMBERS // numbers))
 
 

@@ -12,6 +12,7 @@ when that has not improved for some validations.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -252,7 +253,7 @@ class _Run:
         index = self.order[begin : begin + self.batch_size]
         progress = self._progress()
         losses = self.recipe.losses(model, self.task.batch("train", index), self.generator, progress)
-        loss = torch.stack(list(losses.values())).sum()
+        loss = functools.reduce(torch.add, losses.values())
         value = loss.item()
         self._check_loss(value)
         loss.backward()

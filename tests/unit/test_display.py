@@ -103,6 +103,7 @@ def test_a_terminal_is_left_clean():
     text = file.getvalue()
     assert "\x1b[?25l" in text  # hidden while it draws
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # and given back
+    assert text.rindex("\x1b[2K") > text.rindex("4/9 trials")  # the last picture is wiped
     assert "forecast: 2 done, 1 failed, 1 skipped in" in text.splitlines()[-1]
     assert "\x1b[2J" not in text  # a reason cannot clear the screen
 
@@ -142,6 +143,23 @@ def test_remaining_time_is_at_the_pace_of_this_run():
     assert progress.remaining() == pytest.approx(150)
     assert progress.remaining_of(progress.running()[0]) == pytest.approx(30)
     assert progress.fraction() == pytest.approx(1.5 / 4)
+
+
+def test_the_time_before_the_first_trial_is_not_pace():
+    clock = Clock()
+    progress = Progress("mse", clock=clock)
+    progress.update({"type": "plan", "trials": [trial("a"), trial("b")]})
+    clock.now += 100
+    progress.update({"type": "sweep", **trial("a"), "candidate": 1, "candidates": 2})
+    assert progress.trials["a-seed0"].swept == 0
+    progress.update({"type": "sweep", **trial("a"), "candidate": 1, "candidates": 2, "val": {"mse": 1.0}})
+    assert (progress.trials["a-seed0"].swept, progress.trials["a-seed0"].status) == (0.5, "running")
+    progress.update({"type": "sweep", **trial("a"), "candidate": 2, "candidates": 2, "val": {"mse": 1.0}})
+    assert (progress.trials["a-seed0"].sweep, progress.trials["a-seed0"].status) == ("", "waiting")
+    progress.update({"type": "trial_started", **trial("a"), "steps": 100})
+    clock.now += 10
+    progress.update({"type": "progress", **trial("a"), "step": 50, "steps": 100})
+    assert progress.remaining() == pytest.approx(30)
 
 
 def test_a_resumed_trial_is_timed_from_where_it_resumed():

@@ -238,6 +238,10 @@ def test_differences_over_data_sets_need_six_of_them(tmp_path: Path):
     assert [row["group"] for row in many["rows"]] == [1, 2]
     assert many["rows"][1]["beaten_by"] == ["x"]
     assert "y: significantly worse than x" in printed(merged_table(many))
+    # Three systems are three comparisons: six data sets do not carry them.
+    three = merge([write(tmp_path / f"three{i}", {"x": 1, "y": 2, "z": 3}) for i in range(6)])
+    assert [row["group"] for row in three["rows"]] == [1, 1, 1]
+    assert "No system is significantly better" in printed(merged_table(three))
 
 
 def test_the_merged_table_fits(tmp_path: Path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
-import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,38 +18,76 @@ from foveate.measure.machine import machine_facts, usable_cores, versions
 from foveate.measure.memory import format_bytes, peak_resident_bytes, resident_bytes, saved_bytes
 
 
-def test_latency_of_known_durations():
-    made = measure_latency({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.004)}, seconds=0.1)
-    assert 1.0 <= made["short"].median < 3.0
-    assert 4.0 <= made["long"].median < 7.0
-    for latency in made.values():
-        assert latency.low <= latency.median <= latency.high
-        assert latency.as_json() == {"median": latency.median, "low": latency.low, "high": latency.high}
+class Clock:
+    """A clock that only the timed calls move, so that nothing here depends on how busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def call(self, name: str, seconds: float, cold: float = 0.0) -> Callable[[], None]:
+        """A call that takes ``seconds``, and ``cold`` more right after another system's."""
+
+        def run() -> None:
+            self.now += seconds + (cold if self.order[-1:] != [name] else 0.0)
+            self.order.append(name)
+
+        return run
 
 
-def test_systems_take_turns_so_that_a_drift_hits_all():
-    order: list[str] = []
-
-    def call(name: str) -> None:
-        order.append(name)
-        time.sleep(0.001)
-
-    measure_latency({name: lambda name=name: call(name) for name in "abc"}, seconds=0.06, warmup=0)
-    first, last = {n: order.index(n) for n in "abc"}, {n: len(order) - order[::-1].index(n) for n in "abc"}
-    assert max(first.values()) < len(order) / 4
-    assert min(last.values()) > 3 * len(order) / 4
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("foveate.measure.latency.time", clock)
+    return clock
 
 
-def test_slow_systems_are_called_a_few_times_only_and_a_first_slow_call_is_warm_up():
-    calls: list[float] = []
+def test_latency_of_known_durations(clock: Clock):
+    made = measure_latency({"short": clock.call("short", 1e-3), "long": clock.call("long", 4e-3)}, seconds=0.3)
+    assert made["short"].median == pytest.approx(1.0)
+    assert made["long"].as_json() == pytest.approx({"median": 4.0, "low": 4.0, "high": 4.0})
+    assert 200 <= made["short"].calls <= 300
+    assert 50 <= made["long"].calls <= 75
 
-    def slow() -> None:
-        calls.append(time.perf_counter())
-        time.sleep(0.2 if len(calls) == 1 else 0.02)
 
-    made = measure_latency({"slow": slow}, seconds=0.01, warmup=1)
+def test_low_and_high_are_a_tenth_from_the_ends(clock: Clock):
+    ticks = itertools.count()
+
+    def call() -> None:
+        clock.now += 1e-3 * (next(ticks) % 100 + 1)
+
+    made = measure_latency({"a": call}, seconds=60.0, warmup=0)["a"]
+    assert (made.low, made.median, made.high) == pytest.approx((11, 50.5, 90), abs=1.5)
+
+
+def test_systems_take_turns_so_that_a_drift_hits_all(clock: Clock):
+    measure_latency({name: clock.call(name, 1e-3) for name in "abc"}, seconds=0.12, warmup=0)
+    order = "".join(clock.order)
+    assert max(order.index(name) for name in "abc") < len(order) / 10
+    assert min(order.rindex(name) for name in "abc") > 9 * len(order) / 10
+
+
+def test_the_first_call_after_another_system_is_not_counted(clock: Clock):
+    made = measure_latency({name: clock.call(name, 1e-3, cold=5e-3) for name in "ab"}, seconds=0.12)
+    assert all(latency.high == pytest.approx(1.0) for latency in made.values())
+
+
+def test_slow_systems_are_called_a_few_times_only(clock: Clock):
+    made = measure_latency({"slow": clock.call("slow", 2.0), "fast": clock.call("fast", 1e-3)}, seconds=0.1, warmup=1)
     assert made["slow"].calls == MINIMUM_CALLS
-    assert made["slow"].high < 60
+    assert clock.order.count("slow") == MINIMUM_CALLS + 1
+
+
+def test_warm_up_is_not_counted(clock: Clock):
+    durations = iter([5.0, 5.0] + [1e-3] * 10_000)
+
+    def call() -> None:
+        clock.now += next(durations)
+
+    assert measure_latency({"a": call}, seconds=0.1, warmup=2)["a"].high == pytest.approx(1.0)
 
 
 def test_latency_restores_threads_collector_and_gradients():

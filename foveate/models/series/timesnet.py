@@ -32,7 +32,7 @@ TASKS = ("forecast", "impute", "classify-series", "detect-anomalies")
 _SIZES = ("d_model", "d_ff", "e_layers", "top_k", "num_kernels")
 #: Published configurations by task and data set: ``TimesNet(task=..., seq_len=..., enc_in=..., **PUBLISHED[name])``.
 #: A trailing number is the horizon or horizons that have a size of their own.
-PUBLISHED: dict[str, dict[str, int]] = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     name: dict(zip(_SIZES, sizes, strict=False))
     for name, sizes in {
         "forecast/ETTh1": (16, 32, 2, 5),

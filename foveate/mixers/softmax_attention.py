@@ -1,0 +1,198 @@
+"""Softmax attention: multi-head attention with rotary or linear-bias positions and a KV cache.
+
+Vaswani et al., "Attention Is All You Need" (NeurIPS 2017, arXiv 1706.03762), section 3.2.2: every head h attends with
+its own projections, ``head_h = softmax(q_h k_h^T / sqrt(d)) v_h``, and ``y = [head_1 | ... | head_H] W_out``. RoPE
+(arXiv 2104.09864) and ALiBi (arXiv 2108.12409) are in :mod:`foveate.ops.positions`.
+
+FLOPs grow with the square of the length. Memory grows linearly without mask, segments and ALiBi; with any of these one
+matrix of queries times keys is made (:mod:`foveate.ops.softmax_attention` says of which size).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidValue, invalid
+from ..measure.cost import Cost, linear_flops
+from ..ops.positions import alibi_bias, apply_rope, slope_values
+from ..ops.softmax_attention import softmax_attention
+from ..registry import register
+from ..spec import MixerSpec, Order
+from .base import Mixer, check_heads, grid_size
+from .kv_cache import KVCache, capacity, token_positions
+from .layout import TokenLayout
+from .ssm import check_token
+
+POSITIONS = ("none", "rope", "alibi")
+
+
+@register("mixer", "softmax_attention")
+class SoftmaxAttention(Mixer):
+    """Multi-head softmax attention: every token reads every other, or every earlier one, by content.
+
+    Grids of rank 2 and 3 are read as one sequence, row by row. Masked tokens do not count as positions. Of a layout,
+    positions go to RoPE and ALiBi, and tokens of different segments do not see each other. With a ``context`` keys and
+    values come from there. A stream keeps keys and values of all tokens, see :class:`~foveate.mixers.kv_cache.KVCache`.
+
+    Args:
+        dim: channels of a token.
+        num_heads: must divide ``dim``.
+        causal: a token sees itself and earlier ones.
+        position: "none"; "rope": rotary embedding (rotate-half convention, even head width); "alibi": linear biases
+            with the published slopes. Both only for sequences, without context.
+        rope_base: of the rotary embedding: long wavelengths grow with it.
+        bias: the four projections have biases.
+
+    Raises:
+        InvalidValue: an option that is not legal; when called: RoPE or ALiBi with a grid of higher rank, a context
+            together with causality, positions or segments.
+    """
+
+    spec = MixerSpec(
+        ranks=(1, 2, 3),
+        causal="strict",
+        streaming="exact",
+        cross=True,
+        layout=True,
+        segments=True,
+        order=Order(flops=2.0, memory=1.0),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 8,
+        causal: bool = False,
+        position: str = "none",
+        rope_base: float = 10000.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(dim, causal=causal)
+        self.num_heads, self.head_dim = num_heads, check_heads(dim, num_heads)
+        if position not in POSITIONS:
+            raise invalid("position", position, f"it must be one of {', '.join(POSITIONS)}")
+        if position == "rope" and self.head_dim % 2:
+            raise invalid("position", position, f"RoPE turns channel pairs, and dim / num_heads is {self.head_dim}")
+        if not 0 < rope_base < math.inf:
+            raise invalid("rope_base", rope_base, "it must be positive and finite")
+        self.position, self.rope_base = position, rope_base
+        self.q_proj = nn.Linear(dim, dim, bias=bias)
+        self.k_proj = nn.Linear(dim, dim, bias=bias)
+        self.v_proj = nn.Linear(dim, dim, bias=bias)
+        self.out_proj = nn.Linear(dim, dim, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor:
+        """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
+        self.check_input(x, mask, context, layout)
+        grid = tuple(x.shape[1:-1])
+        if self.position != "none" and len(grid) > 1:
+            raise InvalidValue(f"{type(self).__name__}: position={self.position!r} is for sequences, not grid {grid}.")
+        segments = None if layout is None else layout.segments
+        if context is not None and (self.causal or self.position != "none" or segments is not None):
+            raise InvalidValue(f"{type(self).__name__}: a context goes with neither causality, positions nor segments.")
+        x, mask = x.flatten(1, -2), None if mask is None else mask.flatten(1)
+        x = _clear(x, mask)  # what is masked may be anything, NaN included
+        source = x if context is None else context
+        q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
+        positions, visible = self._positions(x, mask, layout), None
+        if context is None:
+            visible = None if mask is None else mask[:, None, None, :]
+            if segments is not None:
+                same = (segments[:, :, None] == segments[:, None, :])[:, None]
+                visible = same if visible is None else visible & same
+        y = self._read(self._turn(q, positions), self._turn(k, positions), v, visible, positions, positions)
+        return _clear(y, mask).unflatten(1, grid)
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """An empty cache that will hold keys and values in ``dtype`` (default: that of the weights).
+
+        Raises:
+            InvalidType: the mixer is not causal.
+        """
+        if not self.causal:
+            raise self._no_streaming()
+        weight = self.k_proj.weight
+        return KVCache.empty(batch_size, self.num_heads, self.head_dim, device or weight.device, dtype or weight.dtype)
+
+    def prefill(self, x: Tensor, state: KVCache, mask: Tensor | None = None) -> tuple[Tensor, KVCache]:
+        """Read ``(batch, length, dim)`` after ``state``; masked tokens are never seen and take no position."""
+        if not self.causal:
+            raise self._no_streaming()
+        self.check_input(x, mask)
+        if x.ndim != 3:
+            raise InvalidValue(f"{type(self).__name__}: a stream is (batch, length, dim), not {tuple(x.shape)}.")
+        if state.keys.shape[0] != len(x):
+            raise InvalidValue(f"{type(self).__name__}: the state has batch {len(state.keys)}, x has {len(x)}.")
+        x = _clear(x, mask)
+        q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        positions = state.positions(x.shape[1], mask)
+        q, state = self._turn(q, positions), state.extend(self._turn(k, positions), v, mask)
+        k, v = (buffer[:, :, : state.length].to(q.dtype) for buffer in (state.keys, state.values))
+        slots = state.positions_of_slots()
+        visible = None if state.slots is None else (slots >= 0)[:, None, None, :]
+        return _clear(self._read(q, k, v, visible, positions, slots), mask), state
+
+    def step(self, x_t: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        """Read one token ``(batch, dim)``.
+
+        Raises:
+            InvalidValue: anything but one token per sample.
+        """
+        check_token(type(self).__name__, x_t, self.dim)
+        y, state = self.prefill(x_t[:, None], state)
+        return y[:, 0], state
+
+    def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
+        """Projections and the two products with all keys, also where causality would spare half of them."""
+        n, dim, heads = grid_size(grid), self.dim, self.num_heads
+        # Saved: x, q, k, v, the heads' outputs before and after merging, and one number per row of the softmax.
+        saved = batch * n * (6 * dim + heads)
+        saved += n * self.head_dim if self.position == "rope" else 0
+        saved += heads * n * n if self.position == "alibi" else 0
+        return Cost(
+            flops=linear_flops(batch * n, dim, 4 * dim) + 4 * batch * n * n * dim,
+            parameters=sum(p.numel() for p in self.parameters()),
+            activation_bytes=4 * saved,
+            state_bytes=8 * batch * (capacity(n) * dim + 1) + 8 if self.causal else 0,
+        )
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _positions(self, x: Tensor, mask: Tensor | None, layout: TokenLayout | None) -> Tensor:
+        """int64 ``(length,)``, or ``(batch, length)`` where samples differ."""
+        if layout is not None and layout.positions is not None:
+            return layout.positions
+        return torch.arange(x.shape[1], device=x.device) if mask is None else token_positions(mask)
+
+    def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        return apply_rope(x, positions, self.rope_base) if self.position == "rope" else x
+
+    def _read(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, query_positions: Tensor, key_positions: Tensor
+    ) -> Tensor:
+        """The output ``(batch, length, dim)`` of queries and keys in their heads."""
+        bias = None
+        if self.position == "alibi":
+            slopes = torch.tensor(slope_values(self.num_heads), device=q.device)
+            bias = alibi_bias(slopes, query_positions, key_positions)
+        o = softmax_attention(q, k, v, causal=self.causal, mask=visible, bias=bias)
+        return self.out_proj(o.transpose(1, 2).flatten(2))
+
+
+def _clear(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros where the mask is False."""
+    return x if mask is None else x.masked_fill(~mask[..., None], 0)
