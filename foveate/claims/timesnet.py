@@ -166,20 +166,22 @@ def two_dimensions_beat_one() -> Measurement:
     says="Long-term forecasting: ETTh1, 96 hours ahead from 96, test MSE at most 0.40 (the paper: 0.384).",
 )
 def forecasts_etth1() -> Measurement:
-    """One pass at a rate falling from 1e-3; last value 1.299. Seen failing with one step instead of 265."""
+    """Three passes of the published recipe, with its seed: which periods the start picks matters (others: to 0.41).
+
+    Repeating the last value has 1.299. Seen failing with one pass of the three (0.425).
+    """
     file = data_file(ETTH1[0])
     if file is None:
         return not_measured(0.40, *ETTH1)
-    torch.manual_seed(0)
+    torch.manual_seed(2021)
     train, _, test = etth1(file, 96, 96)
     model = TimesNet(task="forecast", seq_len=96, pred_len=96, enc_in=7, **PUBLISHED["forecast/ETTh1"])
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    batches = list(_shuffled(len(train), 32))
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=len(batches))
-    for index in batches:
-        x, marks = train.batch(index)
-        _step(optimizer, F.mse_loss(model(x[:, :96], marks[:, :96]), x[:, 96:]))
-        decay.step()
+    optimizer = torch.optim.Adam(model.parameters())
+    for rate in (1e-4, 1e-4, 5e-5):
+        optimizer.param_groups[0]["lr"] = rate
+        for index in _shuffled(len(train), 32):
+            x, marks = train.batch(index)
+            _step(optimizer, F.mse_loss(model(x[:, :96], marks[:, :96]), x[:, 96:]))
     model.eval()
     total = 0.0
     with torch.no_grad():

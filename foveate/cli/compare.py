@@ -23,25 +23,30 @@ train_app = tasks_app("Train one system on your data, as `compare` would.")
 RUNS = Path("foveate-runs")
 
 
-def compare_forecast(data: dict[str, Any], given: dict[str, Any]) -> None:
-    """Forecast the next steps of one or more series.
-
-    The same command goes on where an earlier one stopped. At the end: OUT/report.html and OUT/best.
-    """
-    _compare("forecast", data, {"seeds": 2, "out": _default_out("forecast", data), **given})
+_THEN = "The same command goes on where an earlier one stopped. At the end: OUT/report.html and OUT/best."
 
 
-def train_forecast(data: dict[str, Any], given: dict[str, Any]) -> None:
-    """Train one system; the baselines are scored beside it. At the end: OUT/report.html and OUT/best."""
-    system = given.pop("system", None)
-    if system is None:
-        raise InvalidType("--system is missing: name what to train, such as --system timesnet.")
-    out = _default_out("forecast-" + re.sub(r"\W+", "-", system), data)
-    _compare("forecast", data, {"seeds": 1, "out": out, **given, "systems": system})
+def _add(task: str, about: str, data: options.Group) -> None:
+    """Add ``compare TASK`` and ``train TASK``."""
+
+    def compare(data: dict[str, Any], given: dict[str, Any]) -> None:
+        _compare(task, data, {"seeds": 2, "out": _default_out(task, data), **given})
+
+    def train(data: dict[str, Any], given: dict[str, Any]) -> None:
+        system = given.pop("system", None)
+        if system is None:
+            raise InvalidType("--system is missing: name what to train, such as --system timesnet.")
+        out = _default_out(f"{task}-" + re.sub(r"\W+", "-", system), data)
+        _compare(task, data, {"seeds": 1, "out": out, **given, "systems": system})
+
+    compare.__doc__ = f"{about}\n\n{_THEN}"
+    train.__doc__ = f"{about[:-1]}, with one system; the baselines are scored beside it.\n\n{_THEN}"
+    options.command(compare_app, task, compare, data, options.contestants, options.rules)
+    options.command(train_app, task, train, data, options.one_system, options.rules)
 
 
-options.command(compare_app, "forecast", compare_forecast, options.forecast_data, options.contestants, options.rules)
-options.command(train_app, "forecast", train_forecast, options.forecast_data, options.one_system, options.rules)
+_add("forecast", "Forecast the next steps of one or more series.", options.forecast_data)
+_add("classify-series", "Tell the class of whole series.", options.classify_series_data)
 
 
 def leaderboard(
@@ -95,7 +100,7 @@ def _compare(task: str, data: dict[str, Any], given: dict[str, Any]) -> None:
         print(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
         return
     spec = find(task, "task").spec
-    title = f"{task} · {data.get('source') or 'embedded series'}"
+    title = f"{task} · {data.get('source') or 'embedded data'}"
     with Display(title, spec.metrics[0], spec.higher_is_better) as display:
         board = run(settings, on_event=display.event)
     if as_json:

@@ -84,6 +84,26 @@ def forecast_data(
     """What `forecast` reads."""
 
 
+def classify_series_data(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="UEA .ts, .npz (x, y), CSV or Parquet; none: embedded weather days."),
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Test part.", show_default="NAME_TEST.ts beside NAME_TRAIN.ts, else a share")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the class column.", show_default="found")] = None,
+    id: Annotated[str | None, typer.Option(help="Name of the column that tells samples apart.")] = None,
+    time: Annotated[str | None, typer.Option(help="Name of the time column.", show_default="found")] = None,
+    group: Annotated[str | None, typer.Option(help="Column of what must stay in one part, such as a person.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares.", show_default="0.7/0.1/0.2; with a test part 0.8/0.2")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws the parts.", show_default="0")] = None,
+) -> None:
+    """What `classify-series` reads."""
+
+
 def contestants(
     systems: Annotated[
         str | None, typer.Option(help="Names, 'all', or module:Class, by commas.", show_default="a shortlist")

@@ -17,7 +17,8 @@ from .layout import TokenLayout
 class Mixer(nn.Module):
     """Mixes tokens and keeps the shape: ``(batch, *grid, dim)`` in and out, channels last.
 
-    A subclass sets :attr:`spec` with literals, takes ``(dim, *, num_heads=8, causal=..., ...)``, and implements
+    A subclass sets :attr:`spec` with literals (an option that changes a promise sets it again on the instance),
+    takes ``(dim, *, num_heads=8, causal=..., ...)``, and implements
     :meth:`forward`, :meth:`cost` and, if ``spec.streaming`` is not "no", :meth:`init_state`, :meth:`prefill` and
     :meth:`step`. What it reports besides its output (a commitment or balance loss) goes to :attr:`aux_losses`.
     What must happen around an optimiser step (centroids that follow their tokens, masked gradients) it defines as
@@ -29,7 +30,7 @@ class Mixer(nn.Module):
         causal: outputs at t may depend on tokens up to t only.
     """
 
-    spec: ClassVar[MixerSpec]
+    spec: MixerSpec
 
     def __init__(self, dim: int, *, causal: bool) -> None:
         super().__init__()

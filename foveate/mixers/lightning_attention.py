@@ -24,7 +24,7 @@ from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .linear_attention import LinearAttention
+from .linear_attention import Decay, LinearAttention
 from .parts import SRMSNorm
 
 
@@ -100,7 +100,7 @@ class LightningAttention(LinearAttention):
         *,
         num_heads: int = 8,
         causal: bool = True,
-        decay: str = "official",
+        decay: Decay = "official",
         layer: int = 0,
         depth: int = 1,
         lrpe: bool = False,

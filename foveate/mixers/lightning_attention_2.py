@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..measure.cost import Cost, linear_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .linear_attention import LinearAttention
+from .linear_attention import Decay, LinearAttention
 
 
 @register("mixer", "lightning_attention_2")
@@ -63,7 +63,7 @@ class TnlAttention(LinearAttention):
         *,
         num_heads: int = 8,
         causal: bool = True,
-        decay: str = "official",
+        decay: Decay = "official",
         layer: int = 0,
         depth: int = 1,
         bias: bool = False,

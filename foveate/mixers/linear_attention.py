@@ -6,7 +6,7 @@ time is here, around :func:`foveate.ops.linear_attention.lightning_attention`.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from .layout import TokenLayout
 from .ssm import Packing, check_token
 from .state import State, state
 
-DECAYS = ("official", "paper", "none")
+Decay = Literal["official", "paper", "none"]
+DECAYS = get_args(Decay)
 
 
 @state
@@ -57,7 +58,7 @@ class LinearAttention(Mixer):
         *,
         num_heads: int,
         causal: bool,
-        decay: str,
+        decay: Decay,
         layer: int,
         depth: int,
         block: int | None,

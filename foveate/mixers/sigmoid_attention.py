@@ -14,12 +14,13 @@ The modules and their names are those of the authors' ``attention_simulator``.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import invalid
+from ..errors import InvalidValue, invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
 from ..ops.positions import alibi_bias, apply_rope, slope_values
@@ -27,36 +28,25 @@ from ..ops.sigmoid_attention import recommended_bias, sigmoid_attention, sigmoid
 from ..ops.softmax_attention import softmax_attention
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
+from .base import Mixer, check_heads, grid_size
+from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
 from .ssm import check_token
-from .state import State, state
 
-ACTIVATIONS = ("sigmoid", "seq_len_normalized_sigmoid", "sqrt_seq_len_normalized_sigmoid", "softmax")
-POSITIONS = ("rope", "alibi")
+Activation = Literal["sigmoid", "seq_len_normalized_sigmoid", "sqrt_seq_len_normalized_sigmoid", "softmax"]
+Positions = Literal["rope", "alibi"]
 #: -ln 256: for networks that do not say how many tokens they have.
 DEFAULT_BIAS = -5.545177444479562
-
-
-@state
-class SigmoidState(State):
-    """Keys and values of the tokens so far.
-
-    Attributes:
-        keys, values: ``(batch, heads, length, head_dim)``; keys are normed and turned.
-        real: bool ``(batch, length)``: tokens that were not masked.
-    """
-
-    keys: Tensor
-    values: Tensor
-    real: Tensor
 
 
 @register("mixer", "sigmoid_attention")
 class SigmoidAttention(Mixer):
     """Attention with an element-wise sigmoid in place of the softmax, in memory linear in the length.
 
-    Positions, where they are used, count every token, masked ones too; a layout's positions and segments are honoured.
+    Grids of rank 2 and 3 are read as one sequence, row by row, unless ``pos`` is given. Masked tokens do not count as
+    positions. Of a layout, positions go to RoPE, ALiBi and the variants that count rows, and tokens of different
+    segments do not see each other. A ``context`` is read as a whole, without causality and positions. A stream keeps
+    keys and values of all tokens, see :class:`~foveate.mixers.kv_cache.KVCache`.
 
     Args:
         dim: channels of a token.
@@ -79,7 +69,7 @@ class SigmoidAttention(Mixer):
     """
 
     spec = MixerSpec(
-        ranks=(1,),
+        ranks=(1, 2, 3),
         causal="strict",
         streaming="exact",
         cross=True,
@@ -105,8 +95,8 @@ class SigmoidAttention(Mixer):
         qk_norm: bool = False,
         attn_bias: float = DEFAULT_BIAS,
         attn_temp: float = 0.0,
-        pos: str | None = None,
-        activation: str = "sigmoid",
+        pos: Positions | None = None,
+        activation: Activation = "sigmoid",
         layer_scale: float | None = None,
         hybrid_norm: bool = False,
     ) -> None:
@@ -115,13 +105,15 @@ class SigmoidAttention(Mixer):
         for name, number in (("attn_bias", attn_bias), ("attn_temp", attn_temp), ("layer_scale", layer_scale)):
             if number is not None and not math.isfinite(number):
                 raise invalid(name, number, "a finite number is needed")
-        if pos not in (None, *POSITIONS):
+        if pos not in (None, *get_args(Positions)):
             raise invalid("pos", pos, "it must be 'rope', 'alibi' or None")
-        if activation not in ACTIVATIONS:
-            raise invalid("activation", activation, f"it must be one of {', '.join(ACTIVATIONS)}")
+        if activation not in get_args(Activation):
+            raise invalid("activation", activation, f"it must be one of {', '.join(get_args(Activation))}")
         if pos == "rope" and self.head_dim % 2:
             raise invalid("pos", pos, f"it turns pairs of channels, and dim / num_heads = {self.head_dim} is odd")
         self.pos, self.activation = pos, activation
+        if pos is not None:
+            self.spec = replace(self.spec, ranks=(1,))
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
         self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
@@ -144,26 +136,26 @@ class SigmoidAttention(Mixer):
         context: Tensor | None = None,
         layout: TokenLayout | None = None,
     ) -> Tensor:
-        """Mix; a ``context`` is read as a whole, without causality and positions."""
+        """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        grid, x, mask = x.shape[1:-1], x.flatten(1, -2), None if mask is None else mask.flatten(1)
+        x = _clear(x, mask)  # what is masked may be anything, NaN included
         if context is not None:
-            q, k, v = self._project(x, context)
-            return self._emit(self._attend(q, k, v), mask)
-        q, k, v = self._project(x, x)
+            y = self._attend(*self._project(x, context))
+            return self._emit(y, mask).unflatten(1, grid)
         positions = None if layout is None else layout.positions
         segments = None if layout is None else layout.segments
         if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        if self.pos == "rope":
-            q, k = (apply_rope(t, positions, interleaved=True) for t in (q, k))
-        y = self._attend(q, k, v, mask, causal=self.causal, segments=segments, positions=positions)
-        return self._emit(self._normalise(y, positions), mask)
+            positions = torch.arange(x.shape[1], device=x.device) if mask is None else token_positions(mask)
+        q, k, v = self._project(x, x)
+        q, k = self._turn(q, positions), self._turn(k, positions)
+        y = self._attend(q, k, v, mask, positions, positions, causal=self.causal, segments=segments)
+        return self._emit(y, mask).unflatten(1, grid)
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> SigmoidState:
-        """No keys yet; on the device and in the dtype of the weights unless told.
+    ) -> KVCache:
+        """An empty cache that will hold keys and values in ``dtype`` (default: that of the weights).
 
         Raises:
             InvalidType: the mixer is not causal.
@@ -171,43 +163,46 @@ class SigmoidAttention(Mixer):
         if not self.causal:
             raise self._no_streaming()
         weight = self.qkv.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        empty = torch.zeros(batch_size, self.num_heads, 0, self.head_dim, device=device, dtype=dtype)
-        return SigmoidState(empty, empty, torch.zeros(batch_size, 0, device=device, dtype=torch.bool))
+        return KVCache.empty(batch_size, self.num_heads, self.head_dim, device or weight.device, dtype or weight.dtype)
 
-    def prefill(self, x: Tensor, state: SigmoidState, mask: Tensor | None = None) -> tuple[Tensor, SigmoidState]:
-        """Read ``(batch, length, dim)`` after ``state``."""
-        self.check_input(x, mask)
+    def prefill(self, x: Tensor, state: KVCache, mask: Tensor | None = None) -> tuple[Tensor, KVCache]:
+        """Read ``(batch, length, dim)`` after ``state``; masked tokens are never seen and take no position."""
         if not self.causal:
             raise self._no_streaming()
-        x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
-        real = torch.ones(x.shape[:2], device=x.device, dtype=torch.bool) if mask is None else mask
-        before = state.real.shape[1]
-        positions = torch.arange(before, before + x.shape[1], device=x.device)
+        self.check_input(x, mask)
+        if x.ndim != 3:
+            raise InvalidValue(f"{type(self).__name__}: a stream is (batch, length, dim), not {tuple(x.shape)}.")
+        if state.keys.shape[0] != len(x):
+            raise InvalidValue(f"{type(self).__name__}: the state has batch {len(state.keys)}, x has {len(x)}.")
+        x = _clear(x, mask)
         q, k, v = self._project(x, x)
-        if self.pos == "rope":
-            q, k = (apply_rope(t, positions, interleaved=True) for t in (q, k))
-        state = SigmoidState(
-            torch.cat((state.keys, k), 2), torch.cat((state.values, v), 2), torch.cat((state.real, real), 1)
-        )
-        y = self._attend(q, state.keys, state.values, state.real, causal=True)
-        return self._emit(self._normalise(y, positions), mask), state
+        positions = state.positions(x.shape[1], mask)
+        q, state = self._turn(q, positions), state.extend(self._turn(k, positions), v, mask)
+        k, v = (buffer[:, :, : state.length].to(q.dtype) for buffer in (state.keys, state.values))
+        slots = state.positions_of_slots()
+        real = None if state.slots is None else slots >= 0
+        return self._emit(self._attend(q, k, v, real, positions, slots, causal=True), mask), state
 
-    def step(self, x_t: Tensor, state: SigmoidState) -> tuple[Tensor, SigmoidState]:
-        """Read one token ``(batch, dim)``."""
+    def step(self, x_t: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        """Read one token ``(batch, dim)``.
+
+        Raises:
+            InvalidValue: anything but one token per sample.
+        """
         check_token(type(self).__name__, x_t, self.dim)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections and tiles; of the attention only queries, keys and values are saved, its weights never."""
-        n, d = grid[0], self.dim
+        n, d = grid_size(grid), self.dim
         saved = 5 * d  # x, [q k v], what the output projection reads
         saved += 2 * d if self.pos == "rope" else 0
         saved += 2 * d if isinstance(self.q_norm, nn.LayerNorm) else 0
         saved += d if self.layer_scale is not None else 0
         saved += d if isinstance(self.out_norm, nn.LayerNorm) else 0
         if self.activation == "softmax":
+            saved += 2 * d + self.num_heads  # scaled queries, the heads' outputs, one number per row
             attention = 4 * batch * n * n * d
         else:
             width = self.head_dim
@@ -216,7 +211,7 @@ class SigmoidAttention(Mixer):
             flops=4 * linear_flops(batch * n, d, d) + attention,
             parameters=sum(p.numel() for p in self.parameters()),
             activation_bytes=4 * batch * n * saved,
-            state_bytes=batch * n * (2 * d * 4 + 1) if self.causal else 0,
+            state_bytes=8 * batch * (capacity(n) * d + 1) + 8 if self.causal else 0,
         )
 
     def _project(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,25 +227,41 @@ class SigmoidAttention(Mixer):
         q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
         return self.q_norm(q), self.k_norm(k), v
 
+    def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        return apply_rope(x, positions, interleaved=True) if self.pos == "rope" else x
+
     def _attend(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
         *,
         causal: bool = False,
         segments: Tensor | None = None,
-        positions: Tensor | None = None,
     ) -> Tensor:
-        """The op, with the layer's constants; ``positions`` for ALiBi, None: by place."""
-        slopes = None
-        if self.pos == "alibi" and (positions is not None or causal):
-            slopes = torch.tensor(slope_values(self.num_heads), device=q.device) * self.attn_temp.float().exp()
-        scale = self.attn_temp.to(sum_dtype(q.dtype)).exp() * self.head_dim**-0.5
+        """The heads' outputs ``(batch, heads, length, head_dim)``, with the layer's constants.
+
+        Args:
+            mask: bool ``(batch, key_length)``.
+            positions, key_positions: None where there are none (a context).
+        """
+        slopes, factor = None, self.attn_temp.to(sum_dtype(q.dtype)).exp()
+        if self.pos == "alibi" and positions is not None:
+            slopes = torch.tensor(slope_values(self.num_heads), device=q.device, dtype=factor.dtype) * factor
+        scale = factor * self.head_dim**-0.5
         if self.activation == "softmax":
-            return self._softmax(q * scale.to(q.dtype), k, v, mask, causal, segments, slopes, positions)
-        return sigmoid_attention(
+            visible = None if mask is None else mask[:, None, None, :]
+            if segments is not None:
+                same = (segments[:, :, None] == segments[:, None, :])[:, None]
+                visible = same if visible is None else visible & same
+            bias = None
+            if slopes is not None and positions is not None and key_positions is not None:
+                bias = alibi_bias(slopes, positions, key_positions)
+            return softmax_attention(q * scale.to(q.dtype), k, v, causal=causal, mask=visible, bias=bias, scale=1.0)
+        y = sigmoid_attention(
             q,
             k,
             v,
@@ -261,33 +272,9 @@ class SigmoidAttention(Mixer):
             segments=segments,
             alibi_slopes=slopes,
             positions=positions,
-            key_positions=positions,
+            key_positions=key_positions,
         )
-
-    def _softmax(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        segments: Tensor | None,
-        slopes: Tensor | None,
-        positions: Tensor | None,
-    ) -> Tensor:
-        """The same layer with a softmax, ``q`` scaled; a constant b would change nothing."""
-        bias = None
-        if slopes is not None:
-            there = torch.arange(k.shape[2], device=k.device) if positions is None else positions
-            bias = alibi_bias(slopes, there[..., -q.shape[2] :], there)
-        if segments is not None:
-            same = (segments[:, :, None] == segments[:, None, :])[:, None]
-            mask = same if mask is None else same & mask[:, None, None, :]
-        return softmax_attention(q, k, v, causal=causal, mask=mask, bias=bias, scale=1.0)
-
-    def _normalise(self, y: Tensor, positions: Tensor) -> Tensor:
-        """What the variants that count rows do to outputs ``(batch, heads, length, head_dim)``."""
-        if "seq_len" not in self.activation:
+        if self.activation == "sigmoid" or positions is None:
             return y
         count = (positions + 1).to(y.dtype)[..., None]
         count = count if positions.ndim == 1 else count[:, None]
@@ -297,4 +284,9 @@ class SigmoidAttention(Mixer):
         """Heads put together, projected, normed, scaled; zeros where masked."""
         y = self.out_norm(self.proj(y.transpose(1, 2).flatten(2)))
         y = y if self.layer_scale is None else y * self.layer_scale
-        return y if mask is None else y.masked_fill(~mask[..., None], 0.0)
+        return _clear(y, mask)
+
+
+def _clear(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros where the mask is False."""
+    return x if mask is None else x.masked_fill(~mask[..., None], 0.0)

@@ -11,6 +11,8 @@ matrix of queries times keys is made (:mod:`foveate.ops.softmax_attention` says 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,8 @@ from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
 from .ssm import check_token
 
-POSITIONS = ("none", "rope", "alibi")
+Position = Literal["none", "rope", "alibi"]
+POSITIONS = get_args(Position)
 
 
 @register("mixer", "softmax_attention")
@@ -67,7 +70,7 @@ class SoftmaxAttention(Mixer):
         *,
         num_heads: int = 8,
         causal: bool = False,
-        position: str = "none",
+        position: Position = "none",
         rope_base: float = 10000.0,
         bias: bool = True,
     ) -> None:
@@ -80,6 +83,9 @@ class SoftmaxAttention(Mixer):
         if not 0 < rope_base < math.inf:
             raise invalid("rope_base", rope_base, "it must be positive and finite")
         self.position, self.rope_base = position, rope_base
+        if position != "none":
+            order = Order(flops=2.0, memory=2.0 if position == "alibi" else 1.0)
+            self.spec = replace(self.spec, ranks=(1,), cross=False, order=order)
         self.q_proj = nn.Linear(dim, dim, bias=bias)
         self.k_proj = nn.Linear(dim, dim, bias=bias)
         self.v_proj = nn.Linear(dim, dim, bias=bias)

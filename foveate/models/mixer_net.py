@@ -12,6 +12,7 @@ Source: the pre-norm residual block of Xiong et al., 2020 (arXiv 2002.04745), wi
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, Self, cast
 
 import torch
@@ -24,7 +25,15 @@ from ..mixers.state import State, state
 from ..registry import check_options, find
 from ..spec import ModelSpec
 from .base import Model, check_series
-from .readers import ClassHead, ForecastHead, PatchReader, SeriesReader, TokenReader, learned_positions
+from .readers import (
+    ClassHead,
+    ForecastHead,
+    PatchReader,
+    SeriesReader,
+    StepsReader,
+    TokenReader,
+    learned_positions,
+)
 
 
 @state
@@ -82,6 +91,7 @@ class MixerStack(nn.Module):
         causal: given to the mixer; None: not causal where it can look both ways.
         mlp_ratio, dropout: of :class:`MixerBlock`.
         mixer_options: further options of the mixer.
+        grid: the grid to come, if it is known: the mixer's :meth:`~foveate.mixers.Mixer.options_for` it are taken.
 
     Raises:
         InvalidValue: the mixer takes no grid of this rank, nor sequences.
@@ -99,6 +109,7 @@ class MixerStack(nn.Module):
         mlp_ratio: float = 2.0,
         dropout: float = 0.0,
         mixer_options: dict[str, Any] | None = None,
+        grid: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         cls: type[Mixer] = find(mixer, "mixer").load() if isinstance(mixer, str) else mixer
@@ -111,6 +122,8 @@ class MixerStack(nn.Module):
         options: dict[str, Any] = {"causal": not cls.spec.bidirectional if causal is None else causal}
         if "num_heads" in inspect.signature(cls).parameters:
             options["num_heads"] = num_heads
+        if grid is not None:
+            options.update(cls.options_for(grid if rank in cls.spec.ranks else (math.prod(grid),)))
         options.update(mixer_options or {})
         check_options(name, cls, {"dim": dim, **options})
         mixers = [cls.for_layer(i, depth, dim, **options) for i in range(depth)]
@@ -121,6 +134,11 @@ class MixerStack(nn.Module):
         self.special = nn.ParameterDict(
             {role: learned_positions((n,), dim) for role, n in zip(plan.roles, plan.role_sizes, strict=True)}
         )
+
+    @property
+    def masks(self) -> bool:
+        """Whether the stack takes a mask."""
+        return not self.special and self.layers[0].mixer.spec.masks
 
     @property
     def layers(self) -> list[MixerBlock]:
@@ -166,8 +184,9 @@ class MixerNet(Model):
     Args:
         mixer: registered name (or, for a mixer of your own, its class).
         reads: "series" (B, T, C), "tokens" (B, L), "image" (B, C, H, W) or "video" (B, C, T, H, W).
-        answers: "forecast" (B, horizon, C), for series; "classes" (B, outputs), for image and video; "tokens"
-            (B, L, outputs), for tokens.
+        answers: "forecast" (B, horizon, C), for series; "classes" (B, outputs), for series, image and video; "tokens"
+            (B, L, outputs), for tokens. A forecast treats every channel of a series as a sample of its own, with its
+            own scale; classes are read from patches of all channels together, as they come.
         size: lookback T, or (H, W), or (T, H, W); not needed for tokens.
         channels: input channels, or the vocabulary for tokens.
         outputs: horizon, number of classes, or vocabulary.
@@ -179,8 +198,8 @@ class MixerNet(Model):
         InvalidValue: the mixer's rank does not fit, ``patch`` does not divide, ``reads`` and ``answers`` do not meet.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",))
-    _ANSWERS = {"series": ("forecast",), "tokens": ("tokens",), "image": ("classes",), "video": ("classes",)}
+    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series"))
+    _ANSWERS = {"series": ("forecast", "classes"), "tokens": ("tokens",), "image": ("classes",), "video": ("classes",)}
 
     def __init__(
         self,
@@ -206,10 +225,12 @@ class MixerNet(Model):
         if answers not in self._ANSWERS[reads]:
             legal = " or ".join(self._ANSWERS[reads])
             raise InvalidValue(f"answers={answers!r} is not possible for {reads}: legal is {legal}.")
-        self.reads, self.channels = reads, channels
+        self.reads, self.answers, self.channels = reads, answers, channels
         shape = (size,) if isinstance(size, int) else tuple(size)
-        if reads == "series":
-            self.reader: nn.Module = SeriesReader(shape[0], patch, dim)
+        if reads == "series" and answers == "classes":
+            self.reader: nn.Module = StepsReader(shape[0], patch, channels, dim)
+        elif reads == "series":
+            self.reader = SeriesReader(shape[0], patch, dim)
         elif reads == "tokens":
             self.reader = TokenReader(channels, dim)
         else:
@@ -227,23 +248,37 @@ class MixerNet(Model):
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             mixer_options=mixer_options,
+            grid=grid,
         )
-        if reads == "series" and grid is not None:
+        if answers == "forecast" and grid is not None:
             self.head: nn.Module = ForecastHead(grid[0], dim, outputs, dropout)
         else:
             self.head = nn.Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
-        """A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``; see :class:`Model`."""
+        """The network for a task; see :class:`Model`.
+
+        A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``, or a classifier of series
+        of up to ``info.lookback`` steps into ``info.classes``.
+
+        Raises:
+            InvalidType: another task, or series of several lengths (``info.padded``) and a mixer that takes no mask.
+        """
         if info.task not in cls.spec.tasks:
             raise InvalidType(f"MixerNet cannot be built for the task {info.task!r} yet.")
-        options.setdefault("patch", min(8, info.lookback))
-        return cls(size=info.lookback, channels=info.channels, outputs=info.horizon, **options)
+        common: dict[str, Any] = {"patch": min(8, info.lookback), "size": info.lookback, "channels": info.channels}
+        if info.task == "forecast":
+            return cls(**{**common, "outputs": info.horizon, **options})
+        common |= {"patch": _short_patch(info.lookback), "outputs": info.classes, "answers": "classes"}
+        model = cls(**{**common, **options})
+        if info.padded and not model.stack.masks:
+            raise InvalidType("the series differ in length, which takes a mask, and this mixer takes none.")
+        return model
 
     def forward_features(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Tokens after the last norm: ``(B, *grid, dim)``, for series ``(B * C, tokens, dim)``."""
-        return self._mix(self.reader(x)[0] if self.reads == "series" else self.reader(x), mask)
+        """Tokens after the last norm: ``(B, *grid, dim)``, for forecasts ``(B * C, tokens, dim)``."""
+        return self._mix(self.reader(x)[0] if self.answers == "forecast" else self.reader(x), mask)
 
     def _mix(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.stack(tokens if self.positions is None else tokens + self.positions, mask)
@@ -255,16 +290,26 @@ class MixerNet(Model):
             x: the input.
             marks: time features of a series; not used by this backbone, accepted so that all forecasters are called
                 alike.
-            mask: bool over the token grid, True = real; not for series.
+            mask: bool, True = real: over the token grid, for classes of series over the steps ``(B, T)``; padded steps
+                have no influence. Not for forecasts.
         """
-        if self.reads != "series":
-            features = self.forward_features(x, mask=mask)
-            return self.head(features, mask) if isinstance(self.head, ClassHead) else self.head(features)
-        if mask is not None:
-            raise InvalidValue("MixerNet takes no mask for series: fill missing values before.")
-        check_series("MixerNet", x, self.size[0], self.channels)
-        tokens, statistics = self.reader(x)
-        return self.reader.restore(self.head(self._mix(tokens)), statistics)  # type: ignore[operator]
+        if self.reads == "series":
+            check_series("MixerNet", x, self.size[0], self.channels)
+        if self.answers == "forecast":
+            if mask is not None:
+                raise InvalidValue("MixerNet takes no mask for forecasts: fill missing values before.")
+            tokens, statistics = self.reader(x)
+            return self.reader.restore(self.head(self._mix(tokens)), statistics)  # type: ignore[operator]
+        if self.reads == "series" and mask is not None:
+            if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+                raise InvalidValue(
+                    f"MixerNet: mask has shape {tuple(mask.shape)} and type {mask.dtype}; it must be bool "
+                    f"{tuple(x.shape[:2])}."
+                )
+            x = x.masked_fill(~mask[..., None], 0)
+            mask = self.reader.token_mask(mask)  # type: ignore[operator]
+        features = self.forward_features(x, mask=mask)
+        return self.head(features, mask) if isinstance(self.head, ClassHead) else self.head(features)
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -283,3 +328,8 @@ class MixerNet(Model):
         """Read one token number per sample ``(B,)``; returns logits ``(B, outputs)`` and the new state."""
         features, state = self.stack.step(self.reader(x_t), state)
         return self.head(features), state
+
+
+def _short_patch(steps: int) -> int:
+    """Steps per token for whole series: about 32 tokens, at most 8 steps in one."""
+    return min(8, max(1, steps // 32))

@@ -46,6 +46,36 @@ class SeriesReader(nn.Module):
         return y.unflatten(0, (mean.shape[0], mean.shape[2])).transpose(1, 2) * deviation + mean
 
 
+class StepsReader(nn.Module):
+    """Patches of all channels together as tokens: ``(B, T, C)`` to ``(B, tokens, dim)``.
+
+    Where ``patch`` does not divide T, zeros are added at the end.
+
+    Args:
+        length: T.
+        patch: steps per token.
+        channels: C.
+        dim: token width.
+    """
+
+    def __init__(self, length: int, patch: int, channels: int, dim: int) -> None:
+        super().__init__()
+        if not 1 <= patch <= length:
+            raise InvalidValue(f"patch={patch} is not possible: it must be between 1 and the lookback {length}.")
+        self.patch = patch
+        self.grid = (math.ceil(length / patch),)
+        self.project = nn.Linear(patch * channels, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, self.grid[0] * self.patch - x.shape[1]))
+        return self.project(x.unflatten(1, (self.grid[0], self.patch)).flatten(2))
+
+    def token_mask(self, mask: Tensor) -> Tensor:
+        """Bool ``(B, T)`` over steps to ``(B, tokens)``: a token is real if one of its steps is."""
+        mask = F.pad(mask, (0, self.grid[0] * self.patch - mask.shape[1]))
+        return mask.unflatten(1, (self.grid[0], self.patch)).any(2)
+
+
 class PatchReader(nn.Module):
     """Non-overlapping patches of ``(B, C, H, W)`` images or ``(B, C, T, H, W)`` videos as tokens ``(B, *grid, dim)``.
 

@@ -130,8 +130,12 @@ def lightning_step(q: Tensor, k: Tensor, v: Tensor, slope: Tensor | None, state:
         ``(batch, heads, e)`` in the dtype of ``v``, and the new state.
     """
     with _full_precision(q.device.type):
-        kept = state if slope is None else state * torch.exp(-slope.to(state.dtype))[:, None, None]
-        state = kept + k.to(state.dtype)[..., :, None] * v.to(state.dtype)[..., None, :]
+        new = k.to(state.dtype)[..., :, None] * v.to(state.dtype)[..., None, :]
+        if slope is not None:
+            # As a small change that is rounded once: exp(-s) itself is 1 - s with few digits of a slow rate, and a
+            # product of its own would round the state twice. Both show after thousands of steps.
+            new = new + state * torch.expm1(-slope.to(state.dtype))[:, None, None]
+        state = state + new
         o = (q.to(state.dtype)[..., None, :] @ state)[..., 0, :]
     return o.to(v.dtype), state
 

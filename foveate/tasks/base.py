@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import InvalidType
 from ..mixers.base import aux_losses
 from ..spec import TaskSpec
 
@@ -104,6 +105,20 @@ class Task(abc.ABC):
             build: makes the model from :attr:`info`.
         """
         raise NotImplementedError(f"{cls.__name__} cannot unpack what it packaged.")
+
+    @staticmethod
+    def predict(packaged: Any, /, source: Any = None, *, time: str | None = None, id: str | None = None) -> Any:
+        """Use what :meth:`package` made on new data: what ``foveate predict`` writes.
+
+        Args:
+            packaged: the wrapper.
+            source: anything :class:`Task` subclasses prepare from, without the truth; None: the embedded data.
+            time, id: names of the time and id columns of a table; None: as in training, or found.
+
+        Returns:
+            A DataFrame in the user's units and names.
+        """
+        raise InvalidType("this task has no predictions of its own: open the model with foveate.load.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The trainer owns loop, clock, seeds and checkpoints; what differs between system
 :class:`~foveate.tasks.base.Recipe`. Under a step budget everything follows from the arguments: samples are drawn in an
 order that depends on (seed, epoch), the learning rate on the share of the budget used, validation comes at fixed steps.
 So a run that is killed and started again gives the same bits as an undisturbed one (with the same number of threads).
-Under a time budget the clock decides, and time spent before a kill counts.
+Under a time budget the clock decides; time spent up to the last checkpoint before a kill counts.
 
 Only the validation split chooses: the weights kept are the best by the task's deciding metric, and training stops early
 when that has not improved for some validations.
@@ -367,8 +367,6 @@ class _Run:
         position = self.position
         event = {"type": kind, "step": position.step, "steps": self.budget.steps, "fraction": self._fraction()}
         self.emit({**event, "stage": self.stages[position.stage].name, **values})
-
-    # ----- the end
 
     def _fit(self) -> str:
         """A system without gradients: its recipe fits it, once, and it is validated as it is."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
+import typing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +33,13 @@ class MixerCase:
     cls: type[Mixer]
     options: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def spec(self) -> MixerSpec:
-        return self.cls.spec
+        """What these options promise: those of the class, unless the options make the instance say otherwise."""
+        if not self.options:
+            return self.cls.spec
+        heads = {"num_heads": 2} if "num_heads" in self.signature else {}
+        return self.cls(16, causal=not self.cls.spec.bidirectional, **heads, **self.options).spec
 
     @cached_property
     def signature(self) -> dict[str, inspect.Parameter]:
@@ -152,3 +158,23 @@ class MixerCase:
             ones = {role: torch.ones(n, 1) for role, n in zip(layout.roles, layout.role_sizes, strict=True)}
             mask = layout.insert(mask[..., None].float(), ones)[..., 0].bool()
         return layout.extract(mixer(wide, mask=mask, layout=layout))
+
+
+def choices(annotation: Any, default: Any) -> tuple[Any, ...]:
+    """Legal values that an option's type lists, the default left out: those of a ``Literal``, and both of a bool."""
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    listed = [v for part in parts if typing.get_origin(part) is Literal for v in typing.get_args(part)]
+    if isinstance(default, bool):
+        listed = [not default]
+    return tuple(v for v in listed if v != default)
+
+
+def variants(case: MixerCase) -> list[MixerCase]:
+    """One case for every other choice of every option: a spec promises for all of them."""
+    hints = typing.get_type_hints(case.cls.__init__)
+    return [
+        MixerCase(f"{case.name}({name}={value!r})", case.cls, {name: value})
+        for name, parameter in case.signature.items()
+        if name != "causal"
+        for value in choices(hints.get(name), parameter.default)
+    ]

@@ -37,6 +37,7 @@ class Check:
         applies: whether a spec asks for it.
         run: the function.
         slow_start: it needs the compiler or the exporter: seconds, where others need milliseconds.
+        once: it does not depend on the options of the instance.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Check:
     applies: Callable[[Any], bool]
     run: Callable[[Any], None]
     slow_start: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ CHECKS: dict[tuple[str, str], Check] = {}
 
 
 def check(
-    kind: str, when: Callable[[Any], bool] = lambda spec: True, *, slow_start: bool = False
+    kind: str, when: Callable[[Any], bool] = lambda spec: True, *, slow_start: bool = False, once: bool = False
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register the decorated function as a check of this kind, for specs that satisfy ``when``."""
 
@@ -67,7 +69,7 @@ def check(
         name = function.__name__
         if (kind, name) in CHECKS:
             raise ValueError(f"two checks of kind {kind} are called {name}")
-        CHECKS[kind, name] = Check(kind, name, when, function, slow_start)
+        CHECKS[kind, name] = Check(kind, name, when, function, slow_start, once)
         return function
 
     return mark

@@ -55,7 +55,7 @@ def non_contiguous_input_is_fine(case: MixerCase) -> None:
     close(case.run(mixer, strided), case.run(mixer, x), "a non-contiguous input")
 
 
-@check("mixer")
+@check("mixer", once=True)
 def refuses_other_ranks(case: MixerCase) -> None:
     mixer, name = case.build(), case.cls.__name__
     for rank in {0, 1, 2, 3, 4} - set(case.spec.ranks):
@@ -63,7 +63,7 @@ def refuses_other_ranks(case: MixerCase) -> None:
             mixer(torch.zeros(2, *(2,) * rank, 16))
 
 
-@check("mixer")
+@check("mixer", once=True)
 def refuses_other_widths(case: MixerCase) -> None:
     with refused(InvalidValue, (case.cls.__name__, "15", "16"), "an input of 15 channels for dim 16"):
         case.build()(case.input(dim=15))
@@ -139,7 +139,7 @@ def a_masked_tail_is_a_shorter_sequence(case: MixerCase) -> None:
         close(got, case.run(mixer, x[:, : short[0]]), f"causal={causal}: real tokens before a masked tail")
 
 
-@check("mixer", lambda spec: spec.masks)
+@check("mixer", lambda spec: spec.masks, once=True)
 def refuses_masks_that_do_not_fit(case: MixerCase) -> None:
     mixer, x, mask, name = case.build(), case.input(), case.mask(), case.cls.__name__
     for wrong in (mask.float(), mask.long()):
@@ -151,7 +151,7 @@ def refuses_masks_that_do_not_fit(case: MixerCase) -> None:
         mixer(x, mask=mask[..., None])
 
 
-@check("mixer", lambda spec: not spec.masks)
+@check("mixer", lambda spec: not spec.masks, once=True)
 def refuses_a_mask(case: MixerCase) -> None:
     with refused(InvalidValue, (case.cls.__name__, "mask"), "a mask, against the spec"):
         case.build()(case.input(), mask=torch.ones(2, *case.grid(), dtype=torch.bool))

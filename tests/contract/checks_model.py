@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import aux_losses
+from foveate.models.base import Model
 from foveate.ops import backend
 
 from .checking import check, close, expect, refused, same_bits
@@ -164,6 +165,42 @@ def refuses_inputs_that_do_not_fit(case: ModelCase) -> None:
     for what, (args, kwargs) in case.example.wrong(case.example.info).items():
         with refused((InvalidValue, InvalidType), type(model).__name__, what):
             model(*args, **kwargs)
+
+
+def _stream(case: ModelCase, model: Model, pieces: list[int], batch: int) -> Tensor:
+    """Answers to the example read in pieces: a positive number is a stretch for prefill, each -1 one step."""
+    ((x,), _), state, outputs, at = case.inputs(batch), model.init_state(batch), [], 0
+    for piece in pieces:
+        if piece < 0:
+            y, state = model.step(x[:, at], state)
+            outputs.append(y[:, None])
+        else:
+            y, state = model.prefill(x[:, at : at + piece], state)
+            outputs.append(y)
+        at += abs(piece)
+    return torch.cat(outputs, 1)
+
+
+@check("model", lambda spec: spec.streaming == "exact")
+def streaming_equals_forward(case: ModelCase) -> None:
+    length = case.example.stream
+    expect(length > 40, f"the spec promises streaming, but the example {case.task!r} has no axis to stream along")
+    for batch in (1, 3):
+        model = case.build()
+        expected = case.run(model, (case.inputs(batch)[0], {}))
+        for pieces in ([length], [1, length - 31, *[-1] * 30], [-1, -1, 20, *[-1] * (length - 22)]):
+            what = f"batch {batch}, pieces {pieces[:4]} ..., against forward"
+            close(_stream(case, model, pieces, batch), expected, what, times=5)  # several layers of roundings
+
+
+@check("model", lambda spec: spec.streaming != "no")
+def a_state_can_be_reordered(case: ModelCase) -> None:
+    model, ((x,), _) = case.build(), case.inputs(3)
+    index = torch.tensor([2, 0, 0, 1])
+    _, state = model.prefill(x[:, :-1], model.init_state(3))
+    expected, _ = model.step(x[:, -1], state)
+    got, _ = model.step(x[index, -1], state.reorder(index))
+    close(got, expected[index], "a step after reorder([2, 0, 0, 1])")
 
 
 @check("model", lambda spec: spec.streaming == "no")

@@ -35,7 +35,7 @@ def a_context_leaves_masked_tokens_zero(case: MixerCase) -> None:
     expect((y[~mask] == 0).all(), "with context, masked tokens come out as something else than zeros")
 
 
-@check("mixer", lambda spec: not spec.cross)
+@check("mixer", lambda spec: not spec.cross, once=True)
 def refuses_a_context(case: MixerCase) -> None:
     with refused(InvalidValue, (case.cls.__name__, "context"), "a context, against the spec"):
         case.build()(case.input(), context=case.input((7,)))
@@ -122,7 +122,7 @@ def segments_and_masks_combine(case: MixerCase) -> None:
         expect((y[~mask] == 0).all(), f"causal={causal}: masked tokens inside segments are not zero")
 
 
-@check("mixer", lambda spec: not spec.segments)
+@check("mixer", lambda spec: not spec.segments, once=True)
 def refuses_segments(case: MixerCase) -> None:
     grid = case.grid()
     segments = torch.zeros(2, len(case.input(grid)[0].flatten(0, -2)), dtype=torch.int64)

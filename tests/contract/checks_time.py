@@ -79,13 +79,13 @@ def later_values_do_not_matter(case: MixerCase) -> None:
         expect((gradient[:, t + 1 :] == 0).all(), f"outputs up to token {t} have a gradient to later tokens")
 
 
-@check("mixer", lambda spec: spec.causal == "never")
+@check("mixer", lambda spec: spec.causal == "never", once=True)
 def refuses_causal(case: MixerCase) -> None:
     with refused(InvalidValue, "causal", "causal=True, against the spec"):
         case.build(causal=True)
 
 
-@check("mixer", lambda spec: not spec.bidirectional)
+@check("mixer", lambda spec: not spec.bidirectional, once=True)
 def refuses_not_causal(case: MixerCase) -> None:
     with refused(InvalidValue, "causal", "causal=False, against the spec"):
         case.build(causal=False)
@@ -216,7 +216,7 @@ def _stream_on(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:
     return torch.cat(outputs, 1), state
 
 
-@check("mixer", lambda spec: spec.streaming == "no")
+@check("mixer", lambda spec: spec.streaming == "no", once=True)
 def refuses_streaming(case: MixerCase) -> None:
     mixer, name = case.build(), case.cls.__name__
     with refused(InvalidType, (name, "streaming"), "init_state, against the spec"):
@@ -227,7 +227,7 @@ def refuses_streaming(case: MixerCase) -> None:
         mixer.step(torch.zeros(2, 16), None)
 
 
-@check("mixer", lambda spec: spec.streaming != "no" and spec.bidirectional)
+@check("mixer", lambda spec: spec.streaming != "no" and spec.bidirectional, once=True)
 def refuses_streaming_both_ways(case: MixerCase) -> None:
     with refused(InvalidType, (case.cls.__name__, "causal=False"), "streaming with causal=False"):
         case.build(causal=False).init_state(2)

@@ -170,7 +170,7 @@ def builds_for_every_layer(case: MixerCase) -> None:
             expect(case.run(layer, case.input()).shape == case.input().shape, f"{what} changes the shape")
 
 
-@check("mixer")
+@check("mixer", once=True)
 def refuses_illegal_sizes(case: MixerCase) -> None:
     for dim in (0, -16, 16.0, "16"):
         with refused((InvalidValue, InvalidType), "dim", f"dim={dim!r}"):
@@ -194,7 +194,7 @@ def _wrong_value(annotation: Any, default: Any) -> Any:
     return -1 if int in kinds or isinstance(default, int) else None
 
 
-@check("mixer")
+@check("mixer", once=True)
 def refuses_illegal_options(case: MixerCase) -> None:
     hints = typing.get_type_hints(case.cls.__init__)
     for name, parameter in case.signature.items():
@@ -211,7 +211,7 @@ def refuses_illegal_options(case: MixerCase) -> None:
                 case.build(**{name: wrong})
 
 
-@check("mixer")
+@check("mixer", once=True)
 def is_built_by_name(case: MixerCase) -> None:
     if case.name not in foveate.list_names("mixer"):
         return  # a mixer of the suite's own tests
@@ -226,7 +226,7 @@ def is_built_by_name(case: MixerCase) -> None:
         foveate.create(case.name, kind="mixer")
 
 
-@check("mixer")
+@check("mixer", once=True)
 def its_signature_follows_the_contract(case: MixerCase) -> None:
     parameters = list(case.signature.values())
     expect(parameters[0].name == "dim", f"the first option is {parameters[0].name!r}, not 'dim'")

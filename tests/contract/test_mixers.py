@@ -1,18 +1,43 @@
-"""Every registered mixer, plug-ins included, is held to its spec: one test for each check that the spec asks for."""
+"""Every registered mixer, plug-ins included, is held to its spec: one test for each check that the spec asks for.
+
+A spec promises for every choice of the options: each other value of a ``Literal`` option and of a bool is a case too.
+"""
 
 from __future__ import annotations
+
+import typing
 
 import pytest
 
 from foveate.registry import Entry, entries
 
-from .cases import MixerCase
+from .cases import MixerCase, variants
 from .checks import Check, checks_for
 from .verdicts import judge
 
-PAIRS = [(entry, one) for entry in entries("mixer") for one in checks_for("mixer", entry.spec)]
+MIXERS = entries("mixer")
+PAIRS = [(entry, one) for entry in MIXERS for one in checks_for("mixer", entry.spec)]
+VARIANTS = [
+    (case, one)
+    for entry in MIXERS
+    for case in variants(MixerCase(entry.name, entry.load()))
+    for one in checks_for("mixer", case.spec)
+    if not (one.once or one.slow_start)
+]
 
 
 @pytest.mark.parametrize(("entry", "one"), PAIRS, ids=[f"{entry.name}-{one.name}" for entry, one in PAIRS])
 def test_mixer(entry: Entry, one: Check) -> None:
     judge(one, MixerCase(entry.name, entry.load()))
+
+
+@pytest.mark.parametrize(("case", "one"), VARIANTS, ids=[f"{case.name}-{one.name}" for case, one in VARIANTS])
+def test_variant(case: MixerCase, one: Check) -> None:
+    judge(one, case)
+
+
+@pytest.mark.parametrize("entry", MIXERS, ids=lambda entry: entry.name)
+def test_choices_are_listed_in_the_type(entry: Entry) -> None:
+    hints = typing.get_type_hints(entry.load().__init__)
+    bare = [name for name, hint in hints.items() if str in (hint, *typing.get_args(hint))]
+    assert not bare, f"{', '.join(bare)}: a str is a choice: list the legal values in a Literal, and each is tested"

@@ -1,40 +1,45 @@
-"""Every registered model, and the forecaster that MixerNet makes of every mixer, is held to its spec."""
+"""Every registered model, and what MixerNet makes of every mixer, is held to its spec."""
 
 from __future__ import annotations
 
 import pytest
 
+from foveate.models.mixer_net import MixerNet
 from foveate.registry import Entry, entries
 
 from .checks import Check, checks_for
-from .model_cases import EXAMPLES, ModelCase, of_mixer
+from .model_cases import EXAMPLES, ModelCase, examples_of, of_mixer
 from .verdicts import judge
 
 MODELS = [
-    (entry, task, one)
+    (entry, example, one)
     for entry in entries("model")
-    for task in entry.spec.tasks
+    for example in examples_of(entry.spec)
+    if example in EXAMPLES
     for one in checks_for("model", entry.spec)
 ]
 MIXERS = [
-    (entry, one)
+    (entry, task, one)
     for entry in entries("mixer")
     if 1 in entry.spec.ranks
-    for one in checks_for("model", of_mixer(entry.name, entry.spec).spec)
+    for task in MixerNet.spec.tasks
+    if task in EXAMPLES
+    for one in checks_for("model", of_mixer(entry.name, entry.spec, task).spec)
 ]
 
 
-@pytest.mark.parametrize(("entry", "task", "one"), MODELS, ids=[f"{e.name}-{t}-{c.name}" for e, t, c in MODELS])
-def test_model(entry: Entry, task: str, one: Check) -> None:
-    assert task in EXAMPLES, f"model_cases.py has no example of the task {task!r}: without one nothing is tested"
-    judge(one, ModelCase(entry.name, entry.load(), entry.spec, task))
+@pytest.mark.parametrize(("entry", "example", "one"), MODELS, ids=[f"{e.name}-{x}-{c.name}" for e, x, c in MODELS])
+def test_model(entry: Entry, example: str, one: Check) -> None:
+    judge(one, ModelCase(entry.name, entry.load(), entry.spec, example))
 
 
-@pytest.mark.parametrize(("entry", "one"), MIXERS, ids=[f"{e.name}-{c.name}" for e, c in MIXERS])
-def test_mixer_as_a_model(entry: Entry, one: Check) -> None:
-    judge(one, of_mixer(entry.name, entry.spec))
+@pytest.mark.parametrize(("entry", "task", "one"), MIXERS, ids=[f"{e.name}-{t}-{c.name}" for e, t, c in MIXERS])
+def test_mixer_as_a_model(entry: Entry, task: str, one: Check) -> None:
+    judge(one, of_mixer(entry.name, entry.spec, task))
 
 
-def test_every_task_has_an_example() -> None:
-    missing = {task.name for task in entries("task")} - set(EXAMPLES)
-    assert not missing, f"model_cases.py needs an example of {', '.join(sorted(missing))}"
+def test_everything_has_an_example() -> None:
+    needed = {e.name for e in entries("task")} | set(MixerNet.spec.tasks)
+    needed.update(name for e in entries("model") for name in examples_of(e.spec))
+    missing = ", ".join(sorted(needed - set(EXAMPLES)))
+    assert not missing, f"tests/contract/examples has no file for {missing}: without an example nothing is tested"

@@ -54,7 +54,7 @@ def test_a_newcomer_is_listed_and_collected(plugin: Path) -> None:
         "test_mixer[token_shift-the_future_does_not_matter]",
         "test_mixer[token_shift-streaming_equals_forward]",
         "test_mixer[token_shift-refuses_a_context]",
-        "test_mixer_as_a_model[token_shift-every_parameter_learns]",
+        "test_mixer_as_a_model[token_shift-forecast-every_parameter_learns]",
     ):
         assert test in collected
 

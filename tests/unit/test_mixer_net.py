@@ -135,6 +135,23 @@ def test_special_tokens_are_inserted_learned_and_taken_out():
     torch.testing.assert_close(wide[:, 4], stack.special["landmark"].expand(2, -1), rtol=0, atol=0)
 
 
+class Sized(Landmarks):
+    """Wants a table of the grid's size."""
+
+    def __init__(self, dim: int, *, causal: bool = False, places: int = 0) -> None:
+        super().__init__(dim, causal=causal)
+        self.places = places
+
+    @classmethod
+    def options_for(cls, grid):
+        return {"places": grid[0]}
+
+
+def test_a_mixer_is_told_the_grid_and_the_caller_wins():
+    assert MixerStack(Sized, 8, 1, rank=2, grid=(3, 4)).layers[0].mixer.places == 12
+    assert MixerStack(Sized, 8, 1, grid=(5,), mixer_options={"places": 2}).layers[0].mixer.places == 2
+
+
 def test_parameters_are_spread_over_depth():
     shallow, deep = (
         sum(p.numel() for p in MixerStack("softmax_attention", 16, depth).parameters()) for depth in (1, 3)
@@ -147,7 +164,7 @@ def test_parameters_are_spread_over_depth():
     [
         ({"mixer": "softmax_atention"}, "did you mean 'softmax_attention'"),
         ({"reads": "text"}, "reads='text' is not possible: legal are series"),
-        ({"answers": "classes"}, "answers='classes' is not possible for series"),
+        ({"answers": "tokens"}, "answers='tokens' is not possible for series: legal is forecast or classes"),
         ({"patch": 97}, "patch=97 is not possible: it must be between 1 and the lookback 96"),
         ({"depth": 0}, "depth=0 is not possible"),
         ({"mixer_options": {"heads": 3}}, "'softmax_attention' has no option 'heads'"),

@@ -13,7 +13,7 @@ from foveate.models.series.dlinear import DLinear, moving_average
 from foveate.models.series.seasonal_naive import LastValue, SeasonalNaive
 from foveate.registry import find
 
-INFO = SimpleNamespace(lookback=48, horizon=30, channels=3, targets=(0,), season=24, freq="h", marks=4)
+INFO = SimpleNamespace(task="forecast", lookback=48, horizon=30, channels=3, targets=(0,), season=24, freq="h", marks=4)
 MODELS = (DLinear, SeasonalNaive, LastValue)
 
 

@@ -122,12 +122,11 @@ def test_chunk_size_does_not_change_the_result():
 
 def test_strong_decay_stays_finite():
     # Log decays of several hundred in a chunk: differences of running sums would be noise, quotients would overflow.
-    given = make(3 * Q + 5, strength=300.0, dtype=torch.float32)
-    found = answer(given)
-    agree(found, answer(given, "reference"), 1e-4)
-    assert found["A"].abs().max() > 0
+    given = make(150, strength=100.0, dtype=torch.float32)
+    found = answer(given, chunk_size=64)
     exact = answer({name: value.detach().double().requires_grad_() for name, value in given.items()}, "reference")
-    agree(found, {name: value.float() for name, value in exact.items()}, 1e-4)
+    agree(found, {name: value.float() for name, value in exact.items()}, 1e-5)
+    assert found["A"].abs().max() > 0
 
 
 def test_gradcheck():

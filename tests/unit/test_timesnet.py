@@ -16,7 +16,7 @@ from foveate.models.series.embedding import FREQ_MARKS, SeriesEmbedding, sinusoi
 from foveate.models.series.timesnet import PUBLISHED, TASKS, TimesNet
 
 SMALL = {"d_model": 6, "d_ff": 5, "e_layers": 1, "top_k": 3, "num_kernels": 3, "enc_in": 4}
-INFO = SimpleNamespace(lookback=24, horizon=12, channels=4, targets=(0,), season=24, freq="h", marks=4)
+INFO = SimpleNamespace(task="forecast", lookback=24, horizon=12, channels=4, targets=(0,), season=24, freq="h", marks=4)
 
 
 def small(task: str = "forecast", **options: object) -> TimesNet:
@@ -174,6 +174,8 @@ def test_for_task():
     assert model.blocks[0].top_k == 2
     assert model(torch.randn(2, 4, 4), torch.empty(2, 4, 0)).shape == (2, 1, 4)
     assert TimesNet.for_task(INFO, "forecast/ETTh2").norm.normalized_shape == (32,)
+    classify = SimpleNamespace(task="classify-series", lookback=29, channels=4, classes=3, marks=0)
+    assert TimesNet.for_task(classify)(torch.randn(2, 29, 4)).shape == (2, 3)
 
 
 def test_save_and_load(tmp_path):

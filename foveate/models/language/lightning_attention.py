@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...mixers.lightning_attention import LightningAttention
-from ...mixers.linear_attention import LinearState
+from ...mixers.linear_attention import Decay, LinearState
 from ...mixers.parts import SGLU, SRMSNorm
 from ...mixers.state import State, state
 from ...registry import register
@@ -132,7 +132,7 @@ class TransNormerLLM(Model):
         num_heads: int = 4,
         glu_dim: int | None = None,
         lrpe_layers: Sequence[int] = (0,),
-        decay: str = "official",
+        decay: Decay = "official",
         scale_embedding: bool = True,
         tie: bool = False,
         bias: bool = False,

@@ -77,6 +77,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
+#: The published configuration that each task takes when none is named.
+USUAL = {
+    "forecast": "forecast/ETTh1",
+    "impute": "impute/ETTh1",
+    "classify-series": "classify-series/JapaneseVowels",
+    "detect-anomalies": "detect-anomalies/MSL",
+}
+
+
 class TimesBlock(nn.Module):
     """One residual block: fold by the dominant periods, 2D inception over every map, mix by amplitude.
 
@@ -156,7 +165,9 @@ class TimesNet(Model):
             than ``enc_in``, ``num_class`` missing or out of place, an unknown ``embed``, ``freq`` or ``periods``.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",), batch_independent=False, compile=False, export=False)
+    spec = ModelSpec(
+        reads="series", tasks=("forecast", "classify-series"), batch_independent=False, compile=False, export=False
+    )
     official_keys = {
         "Time-Series-Library": {
             r"enc_embedding\.position_embedding\.pe": "",
@@ -221,32 +232,38 @@ class TimesNet(Model):
                 raise invalid(option, value, f"it must be one of {', '.join(legal)}")
 
         self.task, self.seq_len, self.pred_len, self.enc_in = task, seq_len, pred_len, enc_in
+        # Made in the order of the official code, so that a seed gives the official initial weights.
+        self.blocks = nn.ModuleList(TimesBlock(d_model, d_ff, top_k, num_kernels, periods) for _ in range(e_layers))
         columns = FREQ_MARKS[freq] if marks is None else marks
         self.embedding = SeriesEmbedding(enc_in, d_model, seq_len, embed, freq, columns, dropout)
+        self.norm = nn.LayerNorm(d_model)
         if task == "forecast":
             self.extend = nn.Linear(seq_len, length)
-        self.blocks = nn.ModuleList(TimesBlock(d_model, d_ff, top_k, num_kernels, periods) for _ in range(e_layers))
-        self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(d_model, enc_in) if num_class is None else nn.Linear(d_model * seq_len, num_class)
 
     @classmethod
-    def for_task(cls, info: Any, published: str = "forecast/ETTh1", **options: Any) -> Self:
-        """A forecaster for ``info`` (lookback, horizon, channels, marks), in a published size unless options say else.
+    def for_task(cls, info: Any, published: str | None = None, **options: Any) -> Self:
+        """The network for ``info.task``, in a published size unless options say else.
 
         Args:
-            info: what the task knows of the data.
-            published: a name of :data:`PUBLISHED`; the default is the lightest of the paper's long-term forecasters.
+            info: what the task knows of the data: lookback, channels, marks, and horizon or classes.
+            published: a name of :data:`PUBLISHED`; None: the task's lightest of the paper's main tables.
             options: constructor options that replace the published ones.
         """
+        published = USUAL[info.task] if published is None else published
         if published not in PUBLISHED:
             raise unknown_name("published configuration", published, PUBLISHED)
         if options.get("embed", "timeF") != "timeF":
-            raise invalid("embed", options["embed"], "the forecast task gives time features, which need 'timeF'")
-        known = {"task": "forecast", "seq_len": info.lookback, "pred_len": info.horizon, "enc_in": info.channels}
+            raise invalid("embed", options["embed"], f"the {info.task} task gives time features, which need 'timeF'")
+        known: dict[str, Any] = {"task": info.task, "seq_len": info.lookback, "enc_in": info.channels}
+        if info.task == "forecast":
+            known["pred_len"] = info.horizon
+        if info.task == "classify-series":
+            known["num_class"] = info.classes
         settings = {**PUBLISHED[published], "marks": info.marks, **options, **known}
         if "top_k" not in options:
-            settings["top_k"] = min(settings["top_k"], (info.lookback + info.horizon) // 2)
+            settings["top_k"] = min(settings["top_k"], max(1, (info.lookback + known.get("pred_len", 0)) // 2))
         check_options("timesnet", cls, settings)
         return cls(**settings)
 

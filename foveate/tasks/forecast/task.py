@@ -22,6 +22,7 @@ from .facts import facts_on_record
 from .features import time_features
 from .frequency import horizon_of
 from .package import Forecaster
+from .predict import predict
 from .protocol import SPLITS, ForecastInfo, check_count, prepare_windows, split_rule
 from .read import clean
 from .season import season_doubt, season_steps
@@ -308,6 +309,9 @@ class ForecastTask(Task):
     def unpack(cls, config: dict[str, Any], build: Callable[[ForecastInfo], nn.Module]) -> Forecaster:
         """The wrapper around a model built anew, without its weights and statistics."""
         return Forecaster.from_config(build(ForecastInfo.from_plain(config["info"])), config)
+
+    #: What ``foveate predict`` calls.
+    predict = staticmethod(predict)
 
     def _starts(self, split: str) -> Tensor:
         if split not in SPLITS:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from cases import Answer, Case
 
-from foveate.mixers import TokenLayout
 from foveate.mixers.sigmoid_attention import SigmoidAttention
 from foveate.models.official import load_official
 
@@ -50,6 +49,6 @@ def weights(mixer: SigmoidAttention, x: torch.Tensor) -> torch.Tensor:
         return x
 
     mixer._project, mixer._emit = with_identity, keep  # type: ignore[method-assign]
-    mixer(x, layout=TokenLayout((n,)))
+    mixer(x)
     del mixer._project, mixer._emit
     return kept["y"]

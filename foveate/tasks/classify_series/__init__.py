@@ -1,0 +1,1 @@
+"""The task `classify-series`: one class for each of many whole series."""
