@@ -104,6 +104,23 @@ def classify_series_data(
     """What `classify-series` reads."""
 
 
+def impute_data(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="CSV or Parquet file; none: an embedded series.")
+    ] = None,
+    lookback: Annotated[int | None, typer.Option(help="Rows of a window.", show_default="by frequency")] = None,
+    mask_rate: Annotated[float | None, typer.Option(help="Share that is hidden.", show_default="0.25")] = None,
+    mask_seed: Annotated[int | None, typer.Option(help="Draws what is hidden.", show_default="0")] = None,
+    target: Annotated[str | None, typer.Option(help="Columns to score, by commas.", show_default="all")] = None,
+    freq: Annotated[str | None, typer.Option(help="Resample to this frequency, such as h or D.")] = None,
+    time: Annotated[str | None, typer.Option(help="Name of the time column.", show_default="found")] = None,
+    id: Annotated[str | None, typer.Option(help="Name of the column that tells series apart (long format).")] = None,
+    split: Annotated[str | None, typer.Option(help="Shares or rows: 0.7/0.1/0.2 or 8640/2880/2880.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Rows between validation and test windows.")] = None,
+) -> None:
+    """What `impute` reads."""
+
+
 def contestants(
     systems: Annotated[
         str | None, typer.Option(help="Names, 'all', or module:Class, by commas.", show_default="a shortlist")

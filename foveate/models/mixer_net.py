@@ -28,6 +28,7 @@ from .base import Model, check_series
 from .readers import (
     ClassHead,
     ForecastHead,
+    GapReader,
     PatchReader,
     SeriesReader,
     StepsReader,
@@ -184,12 +185,12 @@ class MixerNet(Model):
     Args:
         mixer: registered name (or, for a mixer of your own, its class).
         reads: "series" (B, T, C), "tokens" (B, L), "image" (B, C, H, W) or "video" (B, C, T, H, W).
-        answers: "forecast" (B, horizon, C), for series; "classes" (B, outputs), for series, image and video; "tokens"
-            (B, L, outputs), for tokens. A forecast treats every channel of a series as a sample of its own, with its
-            own scale; classes are read from patches of all channels together, as they come.
+        answers: "forecast" (B, horizon, C) and "gaps" (B, T, C), for series; "classes" (B, outputs), for series, image and video; "tokens"
+            (B, L, outputs), for tokens. Forecasts and gaps treat every channel of a series as a sample of its own,
+            with its own scale; classes are read from patches of all channels together, as they come.
         size: lookback T, or (H, W), or (T, H, W); not needed for tokens.
         channels: input channels, or the vocabulary for tokens.
-        outputs: horizon, number of classes, or vocabulary.
+        outputs: horizon, number of classes, or vocabulary; not used for gaps.
         dim, depth, num_heads, causal, mlp_ratio, dropout, mixer_options: see :class:`MixerStack`.
         patch: steps per token of a series, or patch edge.
 
@@ -198,8 +199,8 @@ class MixerNet(Model):
         InvalidValue: the mixer's rank does not fit, ``patch`` does not divide, ``reads`` and ``answers`` do not meet.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series"))
-    _ANSWERS = {"series": ("forecast", "classes"), "tokens": ("tokens",), "image": ("classes",), "video": ("classes",)}
+    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute"))
+    _ANSWERS = {"series": ("forecast", "classes", "gaps"), "tokens": ("tokens",), "image": ("classes",), "video": ("classes",)}
 
     def __init__(
         self,
@@ -229,6 +230,8 @@ class MixerNet(Model):
         shape = (size,) if isinstance(size, int) else tuple(size)
         if reads == "series" and answers == "classes":
             self.reader: nn.Module = StepsReader(shape[0], patch, channels, dim)
+        elif answers == "gaps":
+            self.reader = GapReader(shape[0], patch, dim)
         elif reads == "series":
             self.reader = SeriesReader(shape[0], patch, dim)
         elif reads == "tokens":
@@ -252,6 +255,8 @@ class MixerNet(Model):
         )
         if answers == "forecast" and grid is not None:
             self.head: nn.Module = ForecastHead(grid[0], dim, outputs, dropout)
+        elif answers == "gaps":
+            self.head = nn.Linear(dim, patch)
         else:
             self.head = nn.Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
 
@@ -259,8 +264,8 @@ class MixerNet(Model):
     def for_task(cls, info: Any, **options: Any) -> Self:
         """The network for a task; see :class:`Model`.
 
-        A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``, or a classifier of series
-        of up to ``info.lookback`` steps into ``info.classes``.
+        A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``, an imputer of such windows,
+        or a classifier of series of up to ``info.lookback`` steps into ``info.classes``.
 
         Raises:
             InvalidType: another task, or series of several lengths (``info.padded``) and a mixer that takes no mask.
@@ -270,6 +275,8 @@ class MixerNet(Model):
         common: dict[str, Any] = {"patch": min(8, info.lookback), "size": info.lookback, "channels": info.channels}
         if info.task == "forecast":
             return cls(**{**common, "outputs": info.horizon, **options})
+        if info.task == "impute":
+            return cls(**{**common, "patch": min(4, info.lookback), "answers": "gaps", **options})
         common |= {"patch": _short_patch(info.lookback), "outputs": info.classes, "answers": "classes"}
         model = cls(**{**common, **options})
         if info.padded and not model.stack.masks:
@@ -277,21 +284,26 @@ class MixerNet(Model):
         return model
 
     def forward_features(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Tokens after the last norm: ``(B, *grid, dim)``, for forecasts ``(B * C, tokens, dim)``."""
+        """Tokens after the last norm: ``(B, *grid, dim)``, for forecasts and gaps ``(B * C, tokens, dim)``.
+
+        ``mask`` is over the token grid, for gaps over the input.
+        """
+        if self.answers == "gaps":
+            return self._mix(self.reader(x, torch.ones_like(x, dtype=torch.bool) if mask is None else mask)[0])
         return self._mix(self.reader(x)[0] if self.answers == "forecast" else self.reader(x), mask)
 
     def _mix(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.stack(tokens if self.positions is None else tokens + self.positions, mask)
 
-    def forward(self, x: Tensor, marks: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, marks: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Answer for an input as ``reads`` says.
 
         Args:
             x: the input.
             marks: time features of a series; not used by this backbone, accepted so that all forecasters are called
                 alike.
-            mask: bool, True = real: over the token grid, for classes of series over the steps ``(B, T)``; padded steps
-                have no influence. Not for forecasts.
+            mask: bool, True = real: over the token grid, for classes of series over the steps ``(B, T)``, for gaps over
+                all values ``(B, T, C)``. What ``x`` holds elsewhere has no influence. Not for forecasts.
         """
         if self.reads == "series":
             check_series("MixerNet", x, self.size[0], self.channels)
@@ -301,11 +313,17 @@ class MixerNet(Model):
             tokens, statistics = self.reader(x)
             return self.reader.restore(self.head(self._mix(tokens)), statistics)  # type: ignore[operator]
         if self.reads == "series" and mask is not None:
-            if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+            expected = x.shape if self.answers == "gaps" else x.shape[:2]
+            if mask.dtype != torch.bool or mask.shape != expected:
                 raise InvalidValue(
                     f"MixerNet: mask has shape {tuple(mask.shape)} and type {mask.dtype}; it must be bool "
-                    f"{tuple(x.shape[:2])}."
+                    f"{tuple(expected)}."
                 )
+        if self.answers == "gaps":
+            mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+            tokens, statistics = self.reader(x, mask)
+            return self.reader.restore(self.head(self._mix(tokens)), statistics)  # type: ignore[operator]
+        if self.reads == "series" and mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
             mask = self.reader.token_mask(mask)  # type: ignore[operator]
         features = self.forward_features(x, mask=mask)

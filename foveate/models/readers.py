@@ -46,6 +46,45 @@ class SeriesReader(nn.Module):
         return y.unflatten(0, (mean.shape[0], mean.shape[2])).transpose(1, 2) * deviation + mean
 
 
+class GapReader(nn.Module):
+    """Patches of one channel and of where it is observed as tokens, every channel a sample of its own.
+
+    ``(B, T, C)`` and a mask to ``(B * C, tokens, dim)``. Where ``patch`` does not divide T, unobserved zeros are added at
+    the end. Each window is standardised by mean and deviation of what is observed; :meth:`restore` takes that back.
+
+    Args:
+        length: T.
+        patch: steps per token.
+        dim: token width.
+        eps: added to the variance, in squared units of the input.
+    """
+
+    def __init__(self, length: int, patch: int, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not 1 <= patch <= length:
+            raise InvalidValue(f"patch={patch} is not possible: it must be between 1 and the lookback {length}.")
+        self.patch, self.eps, self.length = patch, eps, length
+        self.grid = (math.ceil(length / patch),)
+        self.project = nn.Linear(2 * patch, dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        count = mask.sum(1, keepdim=True).clamp_min(1)
+        mean = x.masked_fill(~mask, 0).sum(1, keepdim=True) / count
+        x = (x - mean).masked_fill(~mask, 0)
+        deviation = (x.square().sum(1, keepdim=True) / count + self.eps).sqrt()
+        parts = []
+        for part in (x / deviation, mask.to(x.dtype)):
+            part = F.pad(part.transpose(1, 2).flatten(0, 1), (0, self.grid[0] * self.patch - self.length))
+            parts.append(part.unflatten(1, (self.grid[0], self.patch)))
+        return self.project(torch.cat(parts, -1)), (mean, deviation)
+
+    def restore(self, y: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+        """``(B * C, tokens, patch)`` in window units to ``(B, T, C)`` in the units of the input."""
+        mean, deviation = statistics
+        y = y.flatten(1)[:, : self.length].unflatten(0, (mean.shape[0], mean.shape[2]))
+        return y.transpose(1, 2) * deviation + mean
+
+
 class StepsReader(nn.Module):
     """Patches of all channels together as tokens: ``(B, T, C)`` to ``(B, tokens, dim)``.
 

@@ -2,9 +2,9 @@
 
 Lightning Attention-2 (arXiv 2401.04658, Algorithms 1 and 2), arranged for batched matrix products. Time is cut into
 chunks of ``block`` tokens; a chunk attends to itself through a small masked product and to everything before it through
-the state at its border. The states at the borders of :data:`CHUNKS` neighbouring chunks (a *piece*) come from one
-product with a triangular matrix of decays; only from piece to piece is there a loop, which also keeps intermediate
-results in cache. The backward pass walks the pieces in reverse with the gradient of the state and computes scores and
+the state at its border. The states at the borders of up to 16 neighbouring chunks (a *piece*) come from one product
+with a triangular matrix of decays; only from piece to piece is there a loop, which also keeps intermediate results in
+cache. The backward pass walks the pieces in reverse with the gradient of the state and computes scores and
 states again, so that nothing but the inputs is saved, and it can be differentiated once more.
 
 Decays are always formed as exp(-slope * distance) with distance >= 0: the factored form exp(slope j) exp(-slope t)
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .handwritten import handwritten
 
-#: Chunks per piece; measured on CPU between 8 and 32, where it matters little.
-CHUNKS = 16
+#: Most chunks per piece, and numbers of one tensor of a piece that its size aims at: fastest on CPU, measured from 1 to
+#: 32 chunks for 4 to 256 heads in a batch, widths 8 to 64, 512 to 32,768 tokens.
+MOST_CHUNKS, NUMBERS = 16, 2**17
 
 
 class Piece(NamedTuple):
@@ -39,10 +40,17 @@ class Piece(NamedTuple):
         return slice(self.start, self.start + self.chunks * self.size)
 
 
-def pieces_of(n: int, block: int, has_state: bool, return_state: bool) -> list[Piece]:
-    """Cut n tokens: pieces of ``CHUNKS`` full chunks, one of the full chunks that remain, one short chunk."""
+def chunks_per_piece(batch: int, heads: int, block: int, width: int) -> int:
+    """Chunks of a piece; constant while a graph is traced, where sizes may be symbols."""
+    if torch.compiler.is_compiling():
+        return MOST_CHUNKS
+    return max(1, min(MOST_CHUNKS, NUMBERS // (batch * heads * block * width)))
+
+
+def pieces_of(n: int, block: int, most: int, has_state: bool, return_state: bool) -> list[Piece]:
+    """Cut n tokens: pieces of ``most`` full chunks, one of the full chunks that remain, one short chunk."""
     full, rest = n // block, n % block
-    cuts = [(CHUNKS, block)] * (full // CHUNKS) + [(full % CHUNKS, block), (1, rest)]
+    cuts = [(most, block)] * (full // most) + [(full % most, block), (1, rest)]
     pieces, start = [], 0
     for chunks, size in cuts:
         stop = start + chunks * size
@@ -57,7 +65,7 @@ def pieces_of(n: int, block: int, has_state: bool, return_state: bool) -> list[P
 def chunked_flops(n: int, heads: int, d: int, e: int, block: int, batch: int = 1, *, stateful: bool = False) -> int:
     """FLOPs of the forward pass, 2 per multiply-add; ``stateful``: with a state before and after."""
     macs = 0
-    for piece in pieces_of(n, block, stateful, stateful):
+    for piece in pieces_of(n, block, chunks_per_piece(batch, heads, block, max(d, e)), stateful, stateful):
         macs += piece.chunks * piece.size**2 * (d + e)
         macs += piece.chunks * piece.size * d * e * (piece.reads + piece.leaves)
         macs += (piece.chunks + 1) ** 2 * d * e if piece.leaves else 0
@@ -104,8 +112,12 @@ def _decays(slope: Tensor, chunks: int, size: int, run: Tensor | None) -> _Decay
 class _Plan:
     """What the two passes share: the pieces, their decays, and how tensors are cut into them."""
 
-    def __init__(self, q: Tensor, slope: Tensor, run: Tensor | None, block: int, *states: bool) -> None:
-        self.pieces = pieces_of(q.shape[2], block, *states)
+    def __init__(
+        self, q: Tensor, v: Tensor, slope: Tensor, run: Tensor | None, block: int, has_state: bool, return_state: bool
+    ) -> None:
+        batch, heads, n, width = q.shape
+        most = chunks_per_piece(batch, heads, block, max(width, v.shape[-1]))
+        self.pieces = pieces_of(n, block, most, has_state, return_state)
         self._slope = slope
         self._run = None if run is None else torch.cat([torch.zeros_like(run[:, :1]), run], 1)
         self._known: dict[tuple[int, int], _Decays] = {}
@@ -147,7 +159,7 @@ def _forward(
     return_state: bool,
     learn_slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    plan = _Plan(q, slope, run, block, state is not None, return_state)
+    plan = _Plan(q, v, slope, run, block, state is not None, return_state)
     past = _first_state(q, v, slope, state)
     outputs = []
     for piece in plan.pieces:
@@ -175,7 +187,7 @@ def _backward(
     return_state: bool,
     learn_slope: bool,
 ) -> tuple[Tensor | None, ...]:
-    plan = _Plan(q, slope, run, block, state is not None, return_state)
+    plan = _Plan(q, v, slope, run, block, state is not None, return_state)
     states = [_first_state(q, v, slope, state)]  # before each piece, and after the last where it is needed
     for piece in plan.pieces if return_state and learn_slope else plan.pieces[:-1]:
         ks, vs = plan.cut(piece, k, v)
@@ -190,7 +202,7 @@ def _backward(
         dscores = (dos @ vs.transpose(-1, -2)) * w.pair
         dq, dk, dv = dscores @ ks, dscores.transpose(-1, -2) @ qs, scores.transpose(-1, -2) @ dos
         if learn_slope and index + 1 < len(states):
-            dslope = dslope - len(range(q.shape[2])[piece.tokens]) * (states[index + 1] * dpast).sum((0, 2, 3))
+            dslope = dslope - piece.chunks * piece.size * (states[index + 1] * dpast).sum((0, 2, 3))
         if piece.reads:
             borders = _borders(ks, vs, w, states[index]) if piece.chunks > 1 else states[index][:, :, None]
             dq = dq + (dos @ borders[:, :, : piece.chunks].transpose(-1, -2)) * w.read

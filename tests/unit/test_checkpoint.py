@@ -26,7 +26,11 @@ def trained(task, tmp_path):
     torch.manual_seed(0)
     model = task.package(resolve("dlinear").build(task.info, {}))
     folder = tmp_path / "best"
-    save(folder, model, {"task": "forecast", "system": "dlinear", "options": {}, "package": task.package(torch.nn.Identity()).config})
+    save(
+        folder,
+        model,
+        {"task": "forecast", "system": "dlinear", "options": {}, "package": task.package(torch.nn.Identity()).config},
+    )
     return folder, model
 
 
@@ -51,7 +55,12 @@ def test_ones_own_class_must_be_given(task, tmp_path):
 
     contestant = foveate.models.Contestant("mine:Skip", "custom", Skip)
     model = task.package(contestant.build(task.info, {"dim": 8}))
-    config = {"task": "forecast", "system": "mine:Skip", "options": {"dim": 8}, "package": task.package(torch.nn.Identity()).config}
+    config = {
+        "task": "forecast",
+        "system": "mine:Skip",
+        "options": {"dim": 8},
+        "package": task.package(torch.nn.Identity()).config,
+    }
     save(tmp_path, model, config)
     with pytest.raises(ValueError, match="was trained from your own class mine:Skip: pass it as"):
         foveate.load(tmp_path)

@@ -1,0 +1,1 @@
+"""The task `impute`: what was not measured, from what was measured around it."""
