@@ -26,7 +26,7 @@ def _scan_inputs(length: int, dtype: torch.dtype, rate: float = 1.0) -> dict[str
 
 def _largest(*differences: Tensor) -> Tensor:
     """Largest magnitude of all; NaN if any is NaN."""
-    return torch.stack([d.abs().max() for d in differences]).max()
+    return torch.stack([d.detach().abs().max() for d in differences]).max()
 
 
 def _by_steps(given: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:

@@ -182,9 +182,8 @@ class Mamba2(Mixer):
         z, xBC, dt = self._split(x_t)
         xBC, conv = causal_conv1d_update(xBC, state.conv, self.conv1d.weight[:, 0], self.conv1d.bias, "silu")
         u, B, C = self._heads(xBC)
-        dt = self._step_sizes(dt).unsqueeze(-1).expand_as(u)
-        A = self._A()[:, None, None].expand(state.ssm.shape[1:])
-        y, ssm = selective_state_update(state.ssm, u, dt, A, B, C, self.D.unsqueeze(-1).expand(u.shape[1:]))
+        dt, A = self._step_sizes(dt).unsqueeze(-1), self._A()[:, None, None]
+        y, ssm = selective_state_update(state.ssm, u, dt, A, B, C, self.D.unsqueeze(-1))
         return self._out(y.flatten(-2), z), SSMState(conv, ssm)
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:

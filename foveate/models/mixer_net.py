@@ -185,9 +185,9 @@ class MixerNet(Model):
     Args:
         mixer: registered name (or, for a mixer of your own, its class).
         reads: "series" (B, T, C), "tokens" (B, L), "image" (B, C, H, W) or "video" (B, C, T, H, W).
-        answers: "forecast" (B, horizon, C) and "gaps" (B, T, C), for series; "classes" (B, outputs), for series, image and video; "tokens"
-            (B, L, outputs), for tokens. Forecasts and gaps treat every channel of a series as a sample of its own,
-            with its own scale; classes are read from patches of all channels together, as they come.
+        answers: "forecast" (B, horizon, C) and "gaps" (B, T, C), for series; "classes" (B, outputs), for series, image
+            and video; "tokens" (B, L, outputs), for tokens. Forecasts and gaps treat every channel of a series as a
+            sample of its own, with its own scale; classes are read from patches of all channels together, as they come.
         size: lookback T, or (H, W), or (T, H, W); not needed for tokens.
         channels: input channels, or the vocabulary for tokens.
         outputs: horizon, number of classes, or vocabulary; not used for gaps.
@@ -200,7 +200,12 @@ class MixerNet(Model):
     """
 
     spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute"))
-    _ANSWERS = {"series": ("forecast", "classes", "gaps"), "tokens": ("tokens",), "image": ("classes",), "video": ("classes",)}
+    _ANSWERS = {
+        "series": ("forecast", "classes", "gaps"),
+        "tokens": ("tokens",),
+        "image": ("classes",),
+        "video": ("classes",),
+    }
 
     def __init__(
         self,

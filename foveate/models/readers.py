@@ -49,8 +49,8 @@ class SeriesReader(nn.Module):
 class GapReader(nn.Module):
     """Patches of one channel and of where it is observed as tokens, every channel a sample of its own.
 
-    ``(B, T, C)`` and a mask to ``(B * C, tokens, dim)``. Where ``patch`` does not divide T, unobserved zeros are added at
-    the end. Each window is standardised by mean and deviation of what is observed; :meth:`restore` takes that back.
+    ``(B, T, C)`` and a mask to ``(B * C, tokens, dim)``. Where ``patch`` does not divide T, unobserved zeros are added
+    at the end. Each window is standardised by mean and deviation of what is observed; :meth:`restore` takes that back.
 
     Args:
         length: T.

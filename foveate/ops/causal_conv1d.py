@@ -66,8 +66,12 @@ def causal_conv1d(
     y = y.transpose(1, 2)
     if not return_state:
         return y
-    state = F.pad(x, (width, 0)) if initial_state is None else torch.cat((initial_state.to(x.dtype), x), dim=2)
-    state = state[:, :, -width:]
+    state = x[:, :, -width:]
+    missing = width - state.shape[2]
+    if missing and initial_state is not None:
+        state = torch.cat((initial_state[:, :, -missing:].to(x.dtype), state), dim=2)
+    elif missing:
+        state = F.pad(state, (missing, 0))
     if documents is not None:
         last = F.pad(documents, (width, 0))[:, -width:]
         state = state * (last == documents[:, -1:]).unsqueeze(1)

@@ -97,7 +97,8 @@ def selective_state_update(
     Args:
         state: ``(batch, D, N)``, or ``(batch, H, P, N)`` with heads, float32.
         x, dt, z: ``(batch, D)`` or ``(batch, H, P)``.
-        A: ``(D, N)`` or ``(H, P, N)``; ``D``, ``dt_bias``: ``(D,)`` or ``(H, P)``.
+        A: ``(D, N)`` or ``(H, P, N)``; ``D``, ``dt_bias``: ``(D,)`` or ``(H, P)``. What a head shares may have size 1
+            in place of P and N.
         B, C: ``(batch, N)``, or ``(batch, G, N)`` where group g serves heads ``g H / G`` and following (channels,
             without heads).
         dt_softplus: apply softplus to ``dt`` (after the bias).
@@ -121,7 +122,7 @@ def selective_state_update(
 
     def per_state(m: Tensor) -> Tensor:
         m = m.to(real) if m.ndim == 3 else m.to(real).unsqueeze(1)
-        m = m.repeat_interleave(heads // m.shape[1], dim=1)
+        m = m if m.shape[1] == 1 else m.repeat_interleave(heads // m.shape[1], dim=1)
         return m if state.ndim == 3 else m.unsqueeze(2)
 
     step = dt.to(real) if dt_bias is None else dt.to(real) + dt_bias

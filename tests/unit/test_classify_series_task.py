@@ -161,6 +161,7 @@ def test_scores_by_hand(task):
     assert np.sum(scored.examples["confusion"]) == task.size("test")
     # 3 right of class 0, one of class 1 taken for 0, class 2 never occurs: F1 = (6/7 + 0) / 2
     assert macro_f1(torch.tensor([[3, 0, 0], [1, 0, 0], [0, 0, 0]])) == pytest.approx(3 / 7)
+    assert macro_f1(torch.tensor([[1, 1], [0, 2]])) == pytest.approx((2 / 3 + 4 / 5) / 2)
 
 
 def test_saved_and_loaded(task, tmp_path):

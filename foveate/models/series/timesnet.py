@@ -166,7 +166,11 @@ class TimesNet(Model):
     """
 
     spec = ModelSpec(
-        reads="series", tasks=("forecast", "classify-series", "impute"), batch_independent=False, compile=False, export=False
+        reads="series",
+        tasks=("forecast", "classify-series", "impute"),
+        batch_independent=False,
+        compile=False,
+        export=False,
     )
     official_keys = {
         "Time-Series-Library": {

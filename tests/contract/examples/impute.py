@@ -1,4 +1,4 @@
-"""Imputation: windows ``(B, T, C)``, time features ``(B, T, M)`` and what is observed ``(B, T, C)`` to ``(B, T, C)``."""
+"""Imputation: windows ``(B, T, C)``, time features ``(B, T, M)`` and a mask ``(B, T, C)`` to ``(B, T, C)``."""
 
 from __future__ import annotations
 
