@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..measure.flops import count_flops
 from ..measure.isolated import peak_bytes_of
 from ..mixers.lightning_attention import LightningAttention
+from ..mixers.linear_attention import Decay
 from ..mixers.parts import SRMSNorm
 from ..models.language.lightning_attention import TransNormerLLM
 from ..ops import backend
@@ -24,20 +25,23 @@ def _deviation(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
-def _train(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, **options: int) -> list[Tensor]:
+def _train(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, block: int | None = None) -> list[Tensor]:
     """The op's output and the gradients of its mean square."""
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    o = lightning_attention(*leaves, slope, **options)
+    q, k, v = leaves
+    o = lightning_attention(q, k, v, slope, block=block)
     return [o.detach(), *torch.autograd.grad(o.square().mean(), leaves)]
 
 
 @claim(
     "lightning_attention",
     kind="exact",
-    says="Blocks need no cumulative sum and lose nothing: outputs and gradients equal the masked quadratic form to 1e-4.",
+    says="Blocks need no cumulative sum and lose nothing: outputs and gradients equal the masked quadratic form to "
+    "1e-4.",
 )
 def blocks_equal_the_quadratic_form() -> Measurement:
-    """150 and 333 tokens, blocks 1 to 400, slopes 1e-6 to 1. Seen failing with a state read one step too old (0.3)."""
+    """150 and 333 tokens, blocks 1 to 400, slopes 1e-6 to 1. Seen failing (0.16) with the state read one step
+    too new."""
     worst = 0.0
     for n in (150, 333):
         q, k, v = (torch.randn(2, 4, n, width) for width in (16, 16, 24))
@@ -56,7 +60,7 @@ def blocks_equal_the_quadratic_form() -> Measurement:
     says="Decoding token by token after a prompt equals the forward pass to 1e-4, with a state whose size is constant.",
 )
 def decoding_equals_forward() -> Measurement:
-    """Three layers, 300 tokens. Seen failing (0.7) when a prompt does not set the position that LRPE goes on from."""
+    """Three layers, 300 tokens. Seen failing (0.05) when a prompt does not move the position that LRPE goes on from."""
     lm = TransNormerLLM(vocabulary=40, dim=32, depth=3, num_heads=4, lrpe_layers=(0, 2)).eval()
     tokens, worst, sizes = torch.randint(40, (2, 300)), 0.0, set()
     with torch.no_grad():
@@ -82,7 +86,8 @@ def decoding_equals_forward() -> Measurement:
     says="Nothing looks ahead: after any token is replaced, all earlier outputs are the same bit for bit.",
 )
 def nothing_looks_ahead() -> Measurement:
-    """Ten tokens at and around borders of chunks and pieces. Seen failing with the diagonal's upper neighbour visible."""
+    """Ten tokens at and around borders of chunks and pieces. Seen failing (7 of 10) with each next token
+    visible."""
     mixer, x, changed = LightningAttention(32, num_heads=4, lrpe=True).eval(), torch.randn(1, 600, 32), 0
     with torch.no_grad():
         y = mixer(x)
@@ -99,7 +104,7 @@ def nothing_looks_ahead() -> Measurement:
     says="SRMSNorm has no parameters and is RMSNorm with weights of 1.",
 )
 def srmsnorm_is_rmsnorm_without_weights() -> Measurement:
-    """Seen failing with the sum of squares in place of the mean."""
+    """Seen failing (0.9) with the sum of squares in place of the mean."""
     x, plain = torch.randn(100, 64) * 5, nn.RMSNorm(64, eps=1e-6)
     worst = math.inf if list(SRMSNorm().parameters()) else _deviation(SRMSNorm()(x), plain(x).detach())
     return Measurement.at_most(worst, 1e-6, "largest relative deviation from torch's RMSNorm; at most")
@@ -111,7 +116,7 @@ def srmsnorm_is_rmsnorm_without_weights() -> Measurement:
     says="Later layers see further: decay rates fall from layer to layer, to nearly none in the last.",
 )
 def decay_rates_fall_with_depth() -> Measurement:
-    """24 layers of 8 heads. Seen failing with the layers counted from the end."""
+    """24 layers of 8 heads. Seen failing (0.5) with the layers counted from the end."""
     rates = torch.stack([layer_slopes(8, layer, 24) for layer in range(24)])
     falling = bool((rates.diff(dim=0) < 0).all()) and bool((rates > 0).all())
     last = float(rates[-1].max())
@@ -125,7 +130,8 @@ def decay_rates_fall_with_depth() -> Measurement:
     "width 128 and blocks of 64 over 50 times fewer than causal softmax attention.",
 )
 def cost_per_token_is_constant() -> Measurement:
-    """Counted on the meta device, border states included. Seen failing with blocks as long as the sequence."""
+    """Counted on the meta device, border states included. Seen failing (0.5) with blocks as long as the
+    sequence."""
     d, block, per_token = 128, 64, []
     for n in (4096, 32_768):
         with torch.device("meta"), backend("torch"):
@@ -161,17 +167,17 @@ def memory_is_linear() -> Measurement:
     says="Constant speed: with 65,536 tokens in total, training takes the same time at lengths 2,048 and 32,768.",
 )
 def speed_does_not_depend_on_length() -> Measurement:
-    """Processor time of forward and backward. Seen failing (above 3) with blocks as long as 1/16 of the sequence."""
+    """Processor time of forward and backward. Seen failing (17) with blocks of 1/16 of the sequence."""
 
     def seconds(n: int) -> float:
         q, k, v = (torch.randn(65_536 // n, 4, n, 32) for _ in range(3))
-        return cpu_seconds(lambda: _train(q, k, v, build_slopes(4)), repeats=3)
+        return cpu_seconds(lambda: _train(q, k, v, build_slopes(4)), repeats=2)
 
-    ratio = min(seconds(32_768) / seconds(2048) for _ in range(3))
+    ratio = min(seconds(32_768) / seconds(2048) for _ in range(2))
     return Measurement.at_most(ratio, 1.25, "processor time at length 32,768 over that at 2,048, same tokens; at most")
 
 
-def _recall_loss(decay: str, seed: int) -> float:
+def _recall_loss(decay: Decay, seed: int) -> float:
     """Mean loss of the last 20 of 300 steps on telling the token before the one before the last."""
     torch.manual_seed(seed)
     lm = TransNormerLLM(vocabulary=16, dim=64, depth=2, num_heads=4, glu_dim=128, decay=decay)
@@ -194,7 +200,7 @@ def _recall_loss(decay: str, seed: int) -> float:
 )
 def decay_beats_plain_linear_attention() -> Measurement:
     """The token three steps back, 2 layers of width 64, 300 steps, 3 seeds; pilots found gaps of 0.5 nats. Seen failing
-    with the decay of the last layer in both."""
+    (0.0) with the last layer's decay in both layers."""
     gaps = [_recall_loss("none", seed) - _recall_loss("official", seed) for seed in range(3)]
     detail = "smallest of three gaps in cross entropy (nats), plain minus decayed; at least"
     return Measurement.at_least(min(gaps), 0.1, detail)

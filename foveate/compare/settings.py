@@ -71,7 +71,7 @@ class Settings:
     tokens: int | None = None
     budget: float | None = None
     seeds: int = 3
-    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3)
+    learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2)
     sweep_share: float = 0.1
     batch_size: int = 32
     patience: int = 5

@@ -50,8 +50,7 @@ class SoftmaxAttention(Mixer):
         bias: the four projections have biases.
 
     Raises:
-        InvalidValue: an option that is not legal; when called: RoPE or ALiBi with a grid of higher rank, a context
-            together with causality, positions or segments.
+        InvalidValue: an option that is not legal; when called: a context together with causality or segments.
     """
 
     spec = MixerSpec(
@@ -102,11 +101,9 @@ class SoftmaxAttention(Mixer):
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
         grid = tuple(x.shape[1:-1])
-        if self.position != "none" and len(grid) > 1:
-            raise InvalidValue(f"{type(self).__name__}: position={self.position!r} is for sequences, not grid {grid}.")
         segments = None if layout is None else layout.segments
-        if context is not None and (self.causal or self.position != "none" or segments is not None):
-            raise InvalidValue(f"{type(self).__name__}: a context goes with neither causality, positions nor segments.")
+        if context is not None and (self.causal or segments is not None):
+            raise InvalidValue(f"{type(self).__name__}: a context goes with neither causality nor segments.")
         x, mask = x.flatten(1, -2), None if mask is None else mask.flatten(1)
         x = _clear(x, mask)  # what is masked may be anything, NaN included
         source = x if context is None else context

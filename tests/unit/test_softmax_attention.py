@@ -292,11 +292,13 @@ def test_messages_of_the_mixer(options: dict, says: str) -> None:
 def test_what_does_not_go_together_is_refused() -> None:
     x, image = draw(2, 5, 16), draw(2, 4, 4, 16)
     rope, causal, plain = (SoftmaxAttention(16, num_heads=2, **o) for o in ({"position": "rope"}, {"causal": True}, {}))
-    with pytest.raises(InvalidValue, match=r"SoftmaxAttention: position='rope' is for sequences, not grid \(4, 4\)"):
+    with pytest.raises(InvalidValue, match=r"SoftmaxAttention: x has 4 axes, shape \(2, 4, 4, 16\)"):
         rope(image)
+    with pytest.raises(InvalidValue, match="SoftmaxAttention takes no context"):
+        rope(x, context=x)
     layout = TokenLayout((5,), segments=torch.zeros(2, 5).long())
-    for mixer, more in ((rope, {}), (causal, {}), (plain, {"layout": layout})):
-        with pytest.raises(InvalidValue, match="a context goes with neither causality, positions nor segments"):
+    for mixer, more in ((causal, {}), (plain, {"layout": layout})):
+        with pytest.raises(InvalidValue, match="a context goes with neither causality nor segments"):
             mixer(x, context=x, **more)
     with pytest.raises(InvalidValue, match=r"a stream is \(batch, length, dim\), not \(2, 4, 4, 16\)"):
         causal.prefill(image, causal.init_state(2))
