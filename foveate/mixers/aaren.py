@@ -25,6 +25,7 @@ from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer, check_heads
 from .layout import TokenLayout
+from .ssm import check_token
 from .state import State, state
 
 
@@ -113,10 +114,10 @@ class Aaren(Mixer):
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> AarenState:
-        """No tokens yet. Always in float32, or float64 if ``dtype`` is."""
-        return AarenState(
-            *empty_state(batch_size, self.num_heads, self.head_dim, device, sum_dtype(dtype or torch.float32))
-        )
+        """No tokens yet; in float32 (float64 if ``dtype``, by default that of the weights, is)."""
+        weight = self.out.weight
+        real = sum_dtype(dtype or weight.dtype)
+        return AarenState(*empty_state(batch_size, self.num_heads, self.head_dim, device or weight.device, real))
 
     def prefill(self, x: Tensor, state: AarenState, mask: Tensor | None = None) -> tuple[Tensor, AarenState]:
         """Read ``(batch, length, dim)`` after ``state``."""
@@ -126,7 +127,12 @@ class Aaren(Mixer):
         return y, AarenState(*after)
 
     def step(self, x_t: Tensor, state: AarenState) -> tuple[Tensor, AarenState]:
-        """Read one token ``(batch, dim)`` in time and memory that do not depend on how many came before."""
+        """Read one token ``(batch, dim)`` in time and memory that do not depend on how many came before.
+
+        Raises:
+            InvalidValue: anything but one token per sample.
+        """
+        check_token(type(self).__name__, x_t, self.dim)
         values = self.v(x_t).unflatten(-1, (self.num_heads, self.head_dim))
         y, after = prefix_attention_step(self.scores(x_t), values, PrefixState(state.m, state.u, state.w))
         return self.out(y.flatten(1)), AarenState(*after)

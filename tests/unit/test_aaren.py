@@ -153,6 +153,13 @@ def test_without_biases() -> None:
 def test_state_in_double_for_double() -> None:
     assert Aaren(8, num_heads=2).init_state(1, dtype=torch.float64).w.dtype == torch.float64
     assert Aaren(8, num_heads=2).init_state(1, dtype=torch.bfloat16).w.dtype == torch.float32
+    assert Aaren(8, num_heads=2).double().init_state(1).w.dtype == torch.float64
+
+
+def test_a_step_takes_one_token() -> None:
+    mixer = Aaren(8, num_heads=2)
+    with pytest.raises(InvalidValue, match="step takes one token"):
+        mixer.step(torch.zeros(2, 1, 8), mixer.init_state(2))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.errors import InvalidType, InvalidValue
 from foveate.measure.flops import count_flops
 from foveate.measure.isolated import peak_bytes_of
-from foveate.ops import backend
+from foveate.ops import backend, linear_attention_chunks
 from foveate.ops.linear_attention import (
     build_slopes,
     layer_slopes,
@@ -20,7 +20,7 @@ from foveate.ops.linear_attention import (
     lightning_state,
     lightning_step,
 )
-from foveate.ops.linear_attention_chunks import chunked_flops
+from foveate.ops.linear_attention_chunks import chunked_flops, chunks_per_piece
 
 BLOCK = 64
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 150, 913)
@@ -74,6 +74,28 @@ def test_any_block_gives_the_same(block: int) -> None:
     q, k, v = inputs(40)
     found, expected = (values_and_gradients(b, q, k, v, slopes(0.3), block=block) for b in ("torch", "reference"))
     assert max(map(deviation, found, expected)) < 1e-9
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 16])
+@pytest.mark.parametrize("n", [16, 47, 48, 49, 160])
+def test_any_number_of_chunks_in_a_piece_gives_the_same(n: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs(n)
+    state = torch.randn(2, 3, 5, 7, dtype=torch.float64).requires_grad_()
+    segments = (torch.arange(n) >= 33).long().expand(2, -1)
+    monkeypatch.setattr(linear_attention_chunks, "NUMBERS", most * 2 * 3 * 16 * 7)
+    for marks in (None, segments):
+        found, expected = (
+            values_and_gradients(b, q, k, v, slopes(0.1), block=16, state=state, segments=marks)
+            for b in ("torch", "reference")
+        )
+        assert max(map(deviation, found, expected)) < 1e-9
+
+
+def test_pieces_fit_the_cache_and_are_constant_in_a_graph() -> None:
+    sizes = [chunks_per_piece(batch, 8, 32, 16) for batch in (1, 2, 8, 32, 256)]
+    assert sizes == [16, 16, 4, 1, 1]
+    traced = torch.compile(lambda x: x * chunks_per_piece(256, 8, 32, 16), backend="eager", fullgraph=True)
+    assert traced(torch.ones(())) == 16
 
 
 @pytest.mark.parametrize("n", [1, 63, 65, 600])

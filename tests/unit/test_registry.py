@@ -32,9 +32,7 @@ def test_filters():
     assert "mamba" not in foveate.list_names("mixer", causal=False)
     assert "timesnet" in foveate.list_names(task="forecast")
     assert "timesnet" not in foveate.list_names("mixer")
-    assert foveate.list_names("mixer", rank=3) == [
-        e.name for e in registry.entries("mixer") if 3 in e.spec.ranks
-    ]
+    assert foveate.list_names("mixer", rank=3) == [e.name for e in registry.entries("mixer") if 3 in e.spec.ranks]
 
 
 @pytest.mark.parametrize(

@@ -255,13 +255,27 @@ def test_gradients_flow_through_a_stream_and_survive_later_steps() -> None:
     torch.manual_seed(0)
     mixer = SoftmaxAttention(16, num_heads=2, causal=True, position="rope").double()
     mixer.k_proj.requires_grad_(False)
-    x = draw(2, 9, 16, dtype=torch.float64).requires_grad_()
-    (expected,) = torch.autograd.grad(mixer(x)[:, :8].square().sum(), x)
+    x = draw(2, 7, 16, dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(mixer(x)[:, :6].square().sum(), x)
     first, state = mixer.prefill(x[:, :5], mixer.init_state(2))
-    second, state = mixer.prefill(x[:, 5:8], state)
+    second, state = mixer.step(x[:, 5], state)
     with torch.no_grad():
-        mixer.step(x[:, 8], state)  # must not write where the graph will read
-    (found,) = torch.autograd.grad(torch.cat([first, second], 1).square().sum(), x)
+        mixer.step(x[:, 6], state)  # there is room in the buffer, but the graph will read it
+    (found,) = torch.autograd.grad(torch.cat([first, second[:, None]], 1).square().sum(), x)
+    assert deviation(found, expected) < 1e-10
+
+
+def test_gradients_flow_after_a_prompt_that_was_read_without() -> None:
+    torch.manual_seed(0)
+    mixer, x = SoftmaxAttention(16, num_heads=2, causal=True).double(), draw(2, 7, 16, dtype=torch.float64)
+    with torch.no_grad():
+        _, state = mixer.prefill(x[:, :5], mixer.init_state(2))
+    following, outputs = x[:, 5:].clone().requires_grad_(), []
+    (expected,) = torch.autograd.grad(mixer(torch.cat([x[:, :5], following], 1))[:, 5:].square().sum(), following)
+    for t in range(2):
+        y, state = mixer.step(following[:, t], state)
+        outputs.append(y)
+    (found,) = torch.autograd.grad(torch.stack(outputs).square().sum(), following)
     assert deviation(found, expected) < 1e-10
 
 
