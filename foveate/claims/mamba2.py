@@ -106,7 +106,10 @@ def strong_decay_is_stable() -> Measurement:
     says="Documents packed into one sequence do not see each other: outputs and states are those of each alone.",
 )
 def packed_documents_are_apart() -> Measurement:
-    """Borders inside and between chunks, a document of one token. Seen failing without reset of the state (8e-4) or convolution (1.5)."""
+    """Borders inside and between chunks, a document of one token.
+
+    Seen failing without reset of the state (8e-4) or of the convolution (1.5).
+    """
     mixer = Mamba2(16, d_state=8, chunk_size=16).double()
     with torch.no_grad():
         mixer.dt_bias.zero_()  # states that last
