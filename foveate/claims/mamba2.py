@@ -190,3 +190,19 @@ def memory_is_linear() -> Measurement:
     grows = long / short
     detail = f"GiB above the idle process at 65,536 tokens; {grows:.2f} times those at 16,384 (at most 4.5)"
     return Measurement(long, 1.0, long <= 1.0 and grows <= 4.5, detail)
+
+
+@claim(
+    "mamba2",
+    kind="needs-pretrained",
+    says="As a language model Mamba-2 is at least as good as Mamba and as Transformers of its size: mamba2-2.7b is at "
+    "least as accurate as mamba-2.8b and pythia-2.8b on six common-sense tasks.",
+)
+def matches_mamba_and_transformers() -> Measurement:
+    """Nothing is measured, so it cannot pass."""
+    need = (
+        "not measured: it needs the weights of state-spaces/mamba2-2.7b, state-spaces/mamba-2.8b and "
+        "EleutherAI/pythia-2.8b, a language model around the mixers, LAMBADA, HellaSwag, PIQA, ARC (easy and "
+        "challenge) and WinoGrande, and 12 GB of memory"
+    )
+    return Measurement(math.nan, 0.0, False, f"points of mean accuracy above the better one (at least); {need}.")

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InvalidType, InvalidValue, invalid, unknown_name
 
 #: Steps of a trial when no budget of any kind is given.
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 200
 
 #: Settings that a folder's finished trials were made with: going on in the folder under other ones is refused.
 RULES = (

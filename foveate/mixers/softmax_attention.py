@@ -161,9 +161,10 @@ class SoftmaxAttention(Mixer):
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections and the two products with all keys, also where causality would spare half of them."""
         n, dim, heads = grid_size(grid), self.dim, self.num_heads
-        # Saved: x, q, k, v, the heads' outputs before and after merging, and one number per row of the softmax.
-        saved = batch * n * (6 * dim + heads)
-        saved += n * self.head_dim if self.position == "rope" else 0
+        # Saved: x, q, k, v, the heads' outputs, and one number per row of the softmax. What RoPE turns is stored head
+        # by head, and so are the outputs, which then need a copy to be merged.
+        saved = batch * n * (5 * dim + heads)
+        saved += batch * n * dim + n * self.head_dim if self.position == "rope" else 0
         saved += heads * n * n if self.position == "alibi" else 0
         return Cost(
             flops=linear_flops(batch * n, dim, 4 * dim) + 4 * batch * n * n * dim,

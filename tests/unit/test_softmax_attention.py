@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidType, InvalidValue
+from foveate.measure.flops import count_flops
+from foveate.measure.memory import saved_bytes
 from foveate.mixers import TokenLayout
 from foveate.mixers.kv_cache import KVCache, capacity
 from foveate.mixers.softmax_attention import SoftmaxAttention
@@ -277,6 +279,18 @@ def test_gradients_flow_after_a_prompt_that_was_read_without() -> None:
         outputs.append(y)
     (found,) = torch.autograd.grad(torch.stack(outputs).square().sum(), following)
     assert deviation(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize("position", ["none", "rope", "alibi"])
+def test_costs_are_those_counted(position: str) -> None:
+    mixer = SoftmaxAttention(32, num_heads=2, causal=True, position=position)
+    x = draw(3, 150, 32).requires_grad_()
+    cost = mixer.cost((150,), 3)
+    assert cost.activation_bytes == pytest.approx(saved_bytes(mixer, x), rel=0.05)
+    with torch.device("meta"), backend("torch"):
+        twin = SoftmaxAttention(32, num_heads=2, causal=True, position=position)
+        assert cost.flops == count_flops(lambda: twin(torch.empty(3, 150, 32)))
+    assert SoftmaxAttention(32, num_heads=2).cost((150,), 3).state_bytes == 0
 
 
 def test_positions_of_a_layout_are_read() -> None:

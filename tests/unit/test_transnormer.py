@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import foveate
 from foveate.errors import InvalidType, InvalidValue, UnknownName
+from foveate.measure.flops import count_flops
 from foveate.measure.isolated import peak_bytes_of
+from foveate.measure.memory import saved_bytes
 from foveate.mixers import TokenLayout
 from foveate.mixers.lightning_attention import LightningAttention, Lrpe
 from foveate.mixers.lightning_attention_2 import TnlAttention
@@ -20,6 +22,7 @@ from foveate.mixers.linear_attention import LinearAttention
 from foveate.mixers.parts import SGLU, SRMSNorm
 from foveate.models.language.lightning_attention import TransNormerLLM
 from foveate.models.official import load_official
+from foveate.ops import backend
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -100,6 +103,19 @@ def test_ten_thousand_steps_equal_forward(cls: type[LinearAttention], options: d
             held.add(state.nbytes)
         assert deviation(torch.stack(outputs, 1), mixer(x)) < 2e-5
     assert held == {mixer.cost((1,)).state_bytes}
+
+
+@pytest.mark.parametrize(("cls", "options"), VARIANTS)
+def test_costs_are_those_counted(cls: type[LinearAttention], options: dict) -> None:
+    for batch, length in ((1, 700), (40, 70)):
+        with torch.device("meta"), backend("torch"):
+            mixer, x = cls(32, num_heads=2, **options), torch.empty(batch, length, 32)
+            counted = count_flops(lambda mixer=mixer, x=x: mixer(x))
+            kept = saved_bytes(mixer, x.requires_grad_())
+        cost = mixer.cost((length,), batch)
+        assert cost.flops == counted
+        assert cost.parameters == sum(p.numel() for p in mixer.parameters())
+        assert cost.activation_bytes == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize("lrpe", [False, True])
