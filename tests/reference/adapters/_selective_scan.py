@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -71,13 +73,9 @@ def steps(case: Case) -> Answer:
 
 
 def mamba(case: Case) -> Answer:
-    config = case.config
     mixer = Mamba(
-        config["d_model"],
-        d_state=config["d_state"],
-        d_conv=config["d_conv"],
-        expand=config["expand"],
-        dt_rank=config["dt_rank"],
+        case.config["d_model"],
+        **_options(case, Mamba),
         conv_bias=case.has_param(r"conv1d\.bias"),
         bias=case.has_param(r"in_proj\.bias"),
     )
@@ -87,15 +85,9 @@ def mamba(case: Case) -> Answer:
 
 
 def mamba2(case: Case) -> Answer:
-    config = case.config
     mixer = Mamba2(
-        config["d_model"],
-        head_dim=config["headdim"],
-        d_state=config["d_state"],
-        num_groups=config["ngroups"],
-        d_conv=config["d_conv"],
-        expand=config["expand"],
-        chunk_size=config["chunk_size"],
+        case.config["d_model"],
+        **_options(case, Mamba2),
         conv_bias=case.has_param(r"conv1d\.bias"),
         bias=case.has_param(r"in_proj\.bias"),
         norm=case.has_param(r"norm\.weight"),
@@ -103,6 +95,14 @@ def mamba2(case: Case) -> Answer:
     y, u, state = _block(case, mixer, "u")
     outputs = {"y": y, "final_state": state.ssm}
     return outputs, case.gradients(y.square().mean(), {"u": u, **_parameters(mixer)})
+
+
+def _options(case: Case, cls: type[Mixer]) -> dict[str, Any]:
+    """The official configuration under our names; biases and norm are read from the parameters."""
+    ours = {"headdim": "head_dim", "ngroups": "num_groups"}
+    given = {ours.get(name, name): value for name, value in case.config.items()}
+    legal = set(inspect.signature(cls).parameters) - {"dim", "bias", "conv_bias", "norm"}
+    return {name: value for name, value in given.items() if name in legal}
 
 
 def _block(case: Case, mixer: Mixer, name: str) -> tuple[Tensor, Tensor, object]:
