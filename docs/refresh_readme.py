@@ -38,6 +38,7 @@ def main(run: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("no Chromium found: the leaderboard is refreshed, the picture is not")
+    (HERE / "images").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [
