@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,60 +39,101 @@ print(json.dumps([phases, cpu]))
 """
 
 
+@dataclass(frozen=True)
+class Trained:
+    """One training run of the comparison: what must be done to have the same work once more.
+
+    Attributes:
+        system, seed, lr: who was trained, and how.
+        planned, done: steps of the budget and steps until it ended.
+        validations: after which steps.
+        test: whether test was scored.
+    """
+
+    system: str
+    seed: int
+    lr: float
+    planned: int
+    done: int
+    validations: frozenset[int]
+    test: bool
+
+
 def bare(settings: dict[str, Any], out: Path) -> tuple[float, float, float]:
-    """Seconds of the same training and evaluation as plain loops, and CPU seconds of both."""
+    """Seconds of the same training and evaluation as plain loops, and CPU seconds of both.
+
+    Weights, samples and learning rates are those of the comparison, because some systems' work depends on them (how
+    many periods a TimesNet folds by).
+    """
     import torch
 
     from foveate.compare.contestants import task_class
     from foveate.models.build import resolve
     from foveate.tasks.base import Recipe
+    from foveate.tasks.budget import learning_rate_factor
+    from foveate.tasks.state import seed_everything, seed_from
 
     torch.set_num_threads(1)
     task = task_class(settings["task"]).load(out / "data")
     size, trained, evaluated, cpu = settings["batch_size"], 0.0, 0.0, time.process_time()
-    for steps, validations, tests, system, rate in work(out):
-        model = resolve(system).build(task.info, {})
-        recipe = Recipe(task)
-        if steps:
-            (optimizer,) = recipe.optimizers(model, rate)
-        done = 0
+    for run in runs(out, settings["steps"]):
+        seed_everything("init", run.seed)
+        model = resolve(run.system).build(task.info, {})
+        if run.done:
+            (optimizer,) = Recipe(task).optimizers(model, run.lr)
+        seed_everything("train", run.seed)
+        started, paused, batches = time.perf_counter(), 0.0, iter(())
+        for step in range(run.done):
+            if (index := next(batches, None)) is None:
+                epoch = step // (task.size("train") // size)
+                order = torch.randperm(
+                    task.size("train"), generator=torch.Generator().manual_seed(seed_from("order", run.seed, epoch))
+                )
+                batches = iter(order[: len(order) // size * size].split(size))
+                index = next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = run.lr * learning_rate_factor(step / run.planned)
+            optimizer.zero_grad()
+            loss = task.loss(model, task.batch("train", index))
+            loss.item()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step + 1 in run.validations:
+                asked = time.perf_counter()
+                task.evaluate(model, "val", 4 * size)
+                paused += time.perf_counter() - asked
+        trained += time.perf_counter() - started - paused
         started = time.perf_counter()
-        while done < steps:
-            for index in torch.randperm(task.size("train")).split(size)[: steps - done]:
-                optimizer.zero_grad()
-                loss = task.loss(model, task.batch("train", index))
-                loss.item()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                done += 1
-        trained += time.perf_counter() - started
-        started = time.perf_counter()
-        for _ in range(validations):
+        if not run.done:
             task.evaluate(model, "val", 4 * size)
-        for _ in range(tests):
+        if run.test:
             task.evaluate(model, "test", 4 * size)
-        evaluated += time.perf_counter() - started
+        evaluated += time.perf_counter() - started + paused
     return trained, evaluated, time.process_time() - cpu
 
 
-def work(out: Path) -> list[tuple[int, int, int, str, float]]:
-    """Steps, validations, test scorings, system and learning rate of everything the comparison trained."""
+def runs(out: Path, steps: int) -> list[Trained]:
+    """Everything that the comparison in ``out`` trained with a budget of ``steps``."""
     found = []
     for file in sorted(out.glob("*/*/result.json")):
         result = json.loads(file.read_text())
         if file.parts[-3] == "sweeps":
-            found += [(c["steps"], 1, 0, result["system"], c["learning_rate"]) for c in result["sweep"]]
+            found += [
+                Trained(result["system"], 0, c["learning_rate"], c["steps"], c["steps"], frozenset([c["steps"]]), False)
+                for c in result["sweep"]
+            ]
         else:
             rate = result["learning_rate"] or 0.0
-            found.append((result["steps"], len(result["curve"]), 1, result["system"], rate))
+            validations = frozenset(step for step, _, _ in result["curve"])
+            found.append(Trained(result["system"], result["seed"], rate, steps, result["steps"], validations, True))
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", default="dlinear,timesnet", help="contestants, by commas")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--systems", help="contestants, by commas; default: those of the demo")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--busy", action="store_true", help="measure although others compute")
     given = parser.parse_args()
@@ -103,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         settings = {
             "task": "forecast",
-            "systems": given.systems.split(","),
+            "systems": given.systems.split(",") if given.systems else (),
             "steps": given.steps,
             "seeds": given.seeds,
             "batch_size": 32,

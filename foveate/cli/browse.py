@@ -96,7 +96,8 @@ def verify(
         records.append(record)
         if not as_json:
             verdict = "not checked" if skipped else "holds" if found.passed else "FAILS"
-            print(f"{verdict:11}  [{claim.kind}] {claim.says}\n             {found.detail}")
+            numbers = "" if skipped else f"measured {found.value:.4g} against {found.threshold:.4g}: "
+            print(f"{verdict:11}  [{claim.kind}] {claim.says}\n             {numbers}{found.detail}")
     if as_json:
         print(json.dumps(records, indent=2))
     if failed:

@@ -164,7 +164,7 @@ def place_labels(
         if not text:
             placed.append(None)
             continue
-        width, height = text_width(text, size), size * 1.15
+        width, height = 1.12 * text_width(text, size), size * 1.15  # names are bold
         best: tuple[float, Label] | None = None
         for distance in (radius + 3, radius + 12, radius + 24, radius + 38, radius + 56, radius + 76):
             for right, down in ((1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.8), (-0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)):
