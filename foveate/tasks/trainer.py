@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValue, invalid
 from .base import Progress, Recipe, Stage, Task
-from .budget import Budget, default_validate_every, learning_rate_factor
+from .budget import Budget, default_validate_every
 from .io import append_line, plain, read_jsonl, write_jsonl
 from .state import Checkpoint, Position, evaluate, model_state, seed_everything, seed_from
 
@@ -244,14 +244,14 @@ class _Run:
 
     def _step(self) -> None:
         position, model = self.position, self.model
-        factor = learning_rate_factor(self.budget.stage_fraction(position))
+        progress = self._progress()
+        factor = self.recipe.schedule(self.budget.stage_fraction(position), progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             optimizer.zero_grad(set_to_none=True)
         begin = position.batch * self.batch_size
         index = self.order[begin : begin + self.batch_size]
-        progress = self._progress()
         losses = self.recipe.losses(model, self.task.batch("train", index), self.generator, progress)
         loss = functools.reduce(torch.add, losses.values())
         value = loss.item()
@@ -312,7 +312,9 @@ class _Run:
     def _validate(self) -> None:
         position = self.position
         started = time.perf_counter()
-        metrics = evaluate(self.model, self.recipe, self.task, "val", 4 * self.batch_size).metrics
+        metrics = evaluate(
+            self.model, self.recipe, self.task, "val", self.recipe.scored_at_once(self.batch_size)
+        ).metrics
         name = self.task.spec.metrics[0]
         value = metrics[name]
         if not math.isfinite(value):
