@@ -243,8 +243,7 @@ class _Run:
         return max(1, self.order.numel() // self.batch_size)
 
     def _step(self) -> None:
-        position, model = self.position, self.model
-        progress = self._progress()
+        position, model, progress = self.position, self.model, self._progress()
         factor = self.recipe.schedule(self.budget.stage_fraction(position), progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -312,9 +311,8 @@ class _Run:
     def _validate(self) -> None:
         position = self.position
         started = time.perf_counter()
-        metrics = evaluate(
-            self.model, self.recipe, self.task, "val", self.recipe.scored_at_once(self.batch_size)
-        ).metrics
+        at_once = self.recipe.scored_at_once(self.batch_size)
+        metrics = evaluate(self.model, self.recipe, self.task, "val", at_once).metrics
         name = self.task.spec.metrics[0]
         value = metrics[name]
         if not math.isfinite(value):
