@@ -97,6 +97,8 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("The same budget for all", _budget(settings)),
     ]
+    if otherwise := trained_otherwise(leaderboard["rows"]):
+        rules.append(("Who was treated differently", " ".join(otherwise)))
     rates = settings.get("learning_rates") or []
     if len(rates) > 1:
         share = settings.get("sweep_share")
@@ -137,6 +139,25 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     return rules
+
+
+def trained_otherwise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences about rows that were not trained by the usual rules, and about those whose answers need company."""
+    done = [row for row in rows if row["status"] == "done"]
+    published = [row["system"] for row in done if row.get("recipe")]
+    usual = [row["system"] for row in done if not row.get("recipe") and not row["baseline"]]
+    said = []
+    if published:
+        dataset = next(row["recipe"]["dataset"] for row in done if row.get("recipe"))
+        rest = f"; by the usual rules: {figures.english_list(usual)}" if usual else ""
+        said.append(f"Trained by the published recipe for {dataset}: {figures.english_list(published)}{rest}.")
+    for row in done:
+        if dependence := row.get("batch_dependence"):
+            said.append(
+                f"{row['system']}'s answer for a sample depends on the others of its batch: it was scored in batches "
+                f"of {dependence['scored']}, predict asks it for one sample at a time."
+            )
+    return said
 
 
 def _budget(settings: Mapping[str, Any]) -> str:

@@ -370,7 +370,7 @@ def _trained(system: str, config: Config) -> tuple[Task, nn.Module]:
 
 
 def _package(job: Job, config: Config, send: Send) -> None:
-    """Write the winner, in the user's units, where the parent asked for it."""
+    """Write the winner, in the user's units, where the parent asked for it, and what is on record about it."""
     from ..checkpoint import save
 
     task, form = _trained(job.system, config)
