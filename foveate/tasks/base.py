@@ -176,6 +176,8 @@ class Recipe:
     #: Largest gradient norm; None: no clipping.
     clip_norm: float | None = 1.0
     weight_decay: float = 0.01
+    #: Whether a validation equal to the best one counts as a gain: later weights are kept, patience starts anew.
+    ties_gain: bool = False
 
     def __init__(self, task: Task) -> None:
         self.task = task

@@ -15,12 +15,16 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, 
 
 
 class PublishedRecipe(Recipe):
-    """Optimiser, schedule by passes, and clipping as published; losses and hooks as ever.
+    """Optimiser, schedule by passes, clipping and early stopping as published; losses and hooks as ever.
+
+    Of equal validations the last one counts, as in the early stopping of Informer and its successors.
 
     Args:
         task: as ever.
         facts: what a comparison has on record of a :class:`~foveate.models.published.Published`.
     """
+
+    ties_gain = True
 
     def __init__(self, task: Task, facts: Mapping[str, Any]) -> None:
         super().__init__(task)

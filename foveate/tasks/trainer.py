@@ -320,7 +320,8 @@ class _Run:
                 f"diverged: the validation {name} was {value} at step {position.step} with learning rate {self.lr:g}."
             )
         sign = -1.0 if self.task.spec.higher_is_better else 1.0
-        if position.best_step < 0 or sign * value < sign * position.best[name]:
+        before = position.best.get(name, sign * math.inf)
+        if sign * value < sign * before or (self.recipe.ties_gain and value == before):
             position.best_step, position.best, position.stale = position.step, dict(metrics), 0
             self.best = {k: v.detach().clone() for k, v in model_state(self.model).items()}
         else:
@@ -331,12 +332,8 @@ class _Run:
         position.evaluate_seconds += time.perf_counter() - started
         self.validated_at = self._fraction()
         line = {"step": position.step, "stage": self.stages[position.stage].name, "epoch": position.epoch}
-        line |= {
-            "loss": mean_loss,
-            "val": plain(metrics),
-            "best_step": position.best_step,
-            "seconds": position.seconds,
-        }
+        line |= {"loss": mean_loss, "val": plain(metrics), "best_step": position.best_step}
+        line["seconds"] = position.seconds
         append_line(self.folder / LOG, line)
         self._report("validated", loss=mean_loss, val=metrics, best=position.best_step == position.step)
 

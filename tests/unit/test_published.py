@@ -17,11 +17,12 @@ from foveate.compare.preset import with_official_split, with_recipes
 from foveate.errors import InvalidValue, UnknownName
 from foveate.models.published import Published
 from foveate.registry import entries
-from foveate.tasks.base import Progress, asked_at_once
+from foveate.tasks.base import Evaluation, Progress, Recipe, asked_at_once
 from foveate.tasks.io import load_tensors, read_json
 from foveate.tasks.known_data import KNOWN, known_data
 from foveate.tasks.published import OPTIMIZERS, PublishedRecipe
 from foveate.tasks.schedules import BY_EPOCH
+from foveate.tasks.trainer import train
 from tests.toy import MLP, Recorded, ToyTask
 
 TOY: dict[str, Any] = {
@@ -118,6 +119,22 @@ def test_the_recipe_follows_its_facts() -> None:
     other = PublishedRecipe(ToyTask(64, 0.1), {**FACTS, "optimizer": "radam", "clip_norm": 4.0})
     assert type(other.optimizers(model, 0.01)[0]) is torch.optim.RAdam
     assert other.clip_norm == 4.0
+
+
+class _Flat(ToyTask):
+    """Every validation has the same score."""
+
+    def evaluate(self, model: torch.nn.Module, split: str, batch_size: int = 256) -> Evaluation:
+        return Evaluation({"mse": 0.5, "mae": 0.5}, torch.zeros(self.size(split)))
+
+
+def test_of_equal_validations_the_last_counts_as_published(tmp_path: Path) -> None:
+    task, best = _Flat(64, 0.1), {}
+    for name, recipe in (("published", PublishedRecipe(task, FACTS)), ("usual", Recipe(task))):
+        rules = {"steps": 40, "validate_every": 8, "patience": 3, "batch_size": 8, "lr": 0.01, "seed": 0}
+        trained = train(MLP(), recipe, task, folder=tmp_path / name, **rules)
+        best[name] = (trained.best_step, trained.steps)
+    assert best == {"published": (40, 40), "usual": (8, 32)}
 
 
 def test_every_published_recipe_can_be_built() -> None:
