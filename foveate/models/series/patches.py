@@ -93,7 +93,7 @@ class PatchLayer(nn.Module):
         rate = self.attention_dropout if self.training else 0.0
         if self.residual:
             product = q @ k.mT * q.shape[-1] ** -0.5
-            scores = product if scores is None else product + scores
+            scores = product if scores is None else torch.add(product, scores)
             y = F.dropout(scores.softmax(-1), rate, rate > 0) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)

@@ -81,13 +81,9 @@ BATCH_SIZES = {
     "forecast/Weather-720": 128,
 }
 EPOCHS = {"forecast/Exchange-336": 1, "forecast/Weather": 3}
-#: The authors' batch size, patience, rate and schedule; where they take one cycle of learning rate and momentum
-#: (ETTm1, ETTm2, ECL, Traffic) there is no recipe here.
-_LONG = {
-    "forecast/ETTh1": (128, 100, 1e-4, "tenth_off"),
-    "forecast/ETTh2": (128, 100, 1e-4, "tenth_off"),
-    "forecast/Weather": (128, 20, 1e-4, "tenth_off"),
-}
+#: The authors' patience; where they take one cycle of learning rate and momentum (ETTm1, ETTm2, ECL, Traffic), or other
+#: patches (ILI), there is no recipe here.
+_PATIENCE = {"forecast/ETTh1": 100, "forecast/ETTh2": 100, "forecast/Weather": 20}
 
 
 def published_recipe(info: Any, dataset: str) -> Published | None:
@@ -108,17 +104,16 @@ def published_recipe(info: Any, dataset: str) -> Published | None:
             clip_norm=4.0,
         )
     if info.lookback >= LONG:
-        if name not in _LONG:
+        if name not in _PATIENCE:
             return None
-        batch_size, patience, rate, schedule = _LONG[name]
         return Published(
             source=_AUTHORS,
             options=PUBLISHED[f"{name}-long"],
-            learning_rate=rate,
-            batch_size=batch_size,
+            learning_rate=1e-4,
+            batch_size=128,
             epochs=100,
-            patience=patience,
-            schedule=schedule,
+            patience=_PATIENCE[name],
+            schedule="tenth_off",
         )
     exact = f"{name}-{info.horizon}"
     return Published(
