@@ -93,8 +93,8 @@ class PatchLayer(nn.Module):
         rate = self.attention_dropout if self.training else 0.0
         if self.residual:
             product = q @ k.mT * q.shape[-1] ** -0.5
-            scores = product if scores is None else torch.add(product, scores)
-            y = F.dropout(scores.softmax(-1), rate, rate > 0) @ v
+            summed = product if scores is None else product + scores
+            y, scores = F.dropout(summed.softmax(-1), rate, rate > 0) @ v, summed
         else:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
         y = self.projection_dropout(self.out(y.transpose(1, 2).flatten(2)))
