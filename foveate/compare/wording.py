@@ -95,18 +95,23 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Early stopping, learning rates and the winner are chosen by validation scores. Test data was scored once "
             "per trial, after all choices, and stands in columns of its own.",
         ),
-        ("The same budget for all", _budget(settings)),
     ]
-    if otherwise := trained_otherwise(leaderboard["rows"]):
+    rows = leaderboard["rows"]
+    others = " others" if any(row.get("recipe") for row in rows) else ""
+    usual = not others or any(not (row.get("recipe") or row["baseline"]) for row in rows)
+    if usual:
+        rules.append((f"The same budget for all{others}", _budget(settings)))
+    if otherwise := trained_otherwise(rows):
         rules.append(("Who was treated differently", " ".join(otherwise)))
     rates = settings.get("learning_rates") or []
-    if len(rates) > 1:
+    if usual and len(rates) > 1:
         share = settings.get("sweep_share")
         tried = f" for {100 * share:g} % of a trial's budget" if figures.finite(share) else ""
         rules.append(
             (
-                "The same learning-rate sweep for all",
-                f"Every system that trains tried {figures.english_list([figures.rate(r) for r in rates])}{tried}, and "
+                f"The same learning-rate sweep for all{others}",
+                f"Every{' such' if others else ''} system that trains tried "
+                f"{figures.english_list([figures.rate(r) for r in rates])}{tried}, and "
                 f"kept the rate with the best validation {primary}.",
             )
         )

@@ -14,6 +14,7 @@ from foveate.compare import Settings, make_plan, run
 from foveate.compare.contestants import contestants, jobs
 from foveate.compare.folder import Folder
 from foveate.compare.preset import with_official_split, with_recipes
+from foveate.compare.wording import method
 from foveate.errors import InvalidValue, UnknownName
 from foveate.models.published import Published
 from foveate.registry import entries
@@ -244,6 +245,20 @@ def test_what_is_on_record(compared: tuple[Path, dict[str, Any]]) -> None:
     trial = read_json(out / "trials" / "tests.toy.Recorded-seed0" / "config.json")
     assert trial["options"] == {"width": 24, "dropout": 0.1}
     assert "published recipe" in (out / "report.html").read_text()
+
+
+def test_the_report_claims_no_equal_rules_where_there_were_none(compared: tuple[Path, dict[str, Any]]) -> None:
+    _, board = compared
+    told = dict(method(board))
+    assert "The same budget for all others" in told
+    assert "Every such system that trains tried" in told["The same learning-rate sweep for all others"]
+    assert told["Who was treated differently"] == (
+        "Trained by the published recipe for ETTh1: tests.toy:Recorded; by the usual rules: tests.toy:Linear."
+    )
+    alone = {**board, "rows": [row for row in board["rows"] if row["recipe"] or row["baseline"]]}
+    assert not any("The same" in title for title, _ in method(alone))
+    usual = {**board, "rows": [row for row in board["rows"] if not row["recipe"]]}
+    assert {"The same budget for all", "The same learning-rate sweep for all"} <= {title for title, _ in method(usual)}
 
 
 def test_the_published_seed_makes_the_weights(compared: tuple[Path, dict[str, Any]]) -> None:
