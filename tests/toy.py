@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidValue
 from foveate.models.base import Model
+from foveate.models.published import Published
 from foveate.spec import ModelSpec, TaskSpec
 from foveate.tasks.base import Batch, Evaluation, Progress, Recipe, Stage, Task
 from foveate.tasks.io import load_tensors, save_tensors
@@ -147,6 +148,18 @@ class MLP(Toy):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+class Recorded(MLP):
+    """Has a published recipe for one data set."""
+
+    @classmethod
+    def published(cls, info: Any, dataset: str) -> Published | None:
+        if dataset != "ETTh1":
+            return None
+        options = {"width": 24, "dropout": 0.1}
+        rules = {"learning_rate": 0.02, "batch_size": 16, "epochs": 4, "patience": 3}
+        return Published(source="made up", options=options, optimizer="radam", **rules)
 
 
 class Linear(MLP):

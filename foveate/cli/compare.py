@@ -30,7 +30,7 @@ def _add(task: str, about: str, data: options.Group) -> None:
     """Add ``compare TASK`` and ``train TASK``."""
 
     def compare(data: dict[str, Any], given: dict[str, Any]) -> None:
-        _compare(task, data, {"seeds": 2, "out": _default_out(task, data), **given})
+        _compare(task, data, {"seeds": 1 if "preset" in given else 2, "out": _default_out(task, data), **given})
 
     def train(data: dict[str, Any], given: dict[str, Any]) -> None:
         system = given.pop("system", None)

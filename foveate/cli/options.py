@@ -125,7 +125,7 @@ def contestants(
     systems: Annotated[
         str | None, typer.Option(help="Names, 'all', or module:Class, by commas.", show_default="a shortlist")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Trials per system.", show_default="2")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trials per system.", show_default="2, with a preset 1")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print trials and predicted time, and stop.")] = False,
 ) -> None:
     """Who takes part in a comparison."""
@@ -151,6 +151,10 @@ def rules(
     learning_rates: Annotated[str | None, typer.Option(help="Rates that every system tries, by commas.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Validations without gain before a trial ends; 0: never.", show_default="5")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="'published': train by published recipes where there are any; or 'published:ETTh1'."),
     ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(help="MiB that a trial may hold.", show_default="a share of what is free")

@@ -147,7 +147,7 @@ def trains(contestant: Contestant) -> bool:
 
 def sweeps(contestant: Contestant, settings: Settings) -> bool:
     """Whether a learning rate must be chosen for it."""
-    return trains(contestant) and len(settings.learning_rates) > 1
+    return trains(contestant) and contestant.name not in settings.recipes and len(settings.learning_rates) > 1
 
 
 def jobs(chosen: Sequence[Contestant], settings: Settings) -> list[Job]:

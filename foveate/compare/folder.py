@@ -116,6 +116,7 @@ class Folder:
         if before is not None:
             self._check_rules(before, settings, chosen, code, resolved.get("code", {}))
             config["options"] = {**before.get("options", {}), **config["options"]}
+            config["recipes"] = {**before.get("recipes", {}), **config["recipes"]}
             config["systems"] = list(dict.fromkeys([*before.get("systems", []), *config["systems"]]))
         atomic_write(self.path / CONFIG, tomli_w.dumps(config))
         self.resolve(code={**resolved.get("code", {}), **code})
@@ -169,12 +170,13 @@ class Folder:
             name = contestant.name
             if not self._begun(name, settings.seeds):
                 continue
-            options = before.get("options", {}).get(name, {})
-            if options != now["options"].get(name, {}):
-                raise InvalidValue(
-                    f"{self.path} has trials of {name!r} with options {_short(options)}, not "
-                    f"{_short(now['options'].get(name, {}))}: {_ELSEWHERE}."
-                )
+            for kind in ("options", "recipes"):
+                given = before.get(kind, {}).get(name, {})
+                if given != now[kind].get(name, {}):
+                    raise InvalidValue(
+                        f"{self.path} has trials of {name!r} with {kind} {_short(given)}, not "
+                        f"{_short(now[kind].get(name, {}))}: {_ELSEWHERE}."
+                    )
             if name in code and code_before.get(name) != code[name]:
                 raise InvalidValue(
                     f"{self.path} has trials of {name!r}, whose source file has changed since: choose another folder "

@@ -9,6 +9,8 @@ A **result** is what one trial wrote when it ended, a dictionary (keys that are 
     parameters, flops (forward, one sample), train_samples_per_second, peak_memory_mb
     latency_ms         {"median", "low", "high"} or None
     learning_rate, steps, seconds
+    recipe             facts of the published recipe that it was trained by; {} or absent: by the usual rules
+    batch_dependence   {"scored", "predict"}: samples scored, and asked by ``predict``, at once, if that matters to it
     sweep              [{"learning_rate", "val"}, ...]: the candidates on validation
     curve              [[step, training loss, validation metric], ...] (either value may be None)
     examples           task-specific pictures, from :attr:`foveate.tasks.base.Evaluation.examples`
@@ -164,6 +166,8 @@ def _row(trials: Sequence[Result], spec: TaskSpec) -> Row:
         "sweep": shown.get("sweep") or [],
         "steps": max(t.get("steps") or 0 for t in trials),
         "seconds": sum(t.get("seconds") or 0.0 for t in trials),
+        "recipe": shown.get("recipe") or None,
+        "batch_dependence": shown.get("batch_dependence"),
         "seeds": [_seed(t) for t in sorted(trials, key=lambda t: t["seed"])],
         "examples": shown.get("examples") or {},
     }

@@ -9,7 +9,7 @@ from typing import Any
 from ..models.build import Contestant
 from ..tasks.base import Task
 from . import figures
-from .contestants import contestants, jobs, prepare_task, trains, worker_count
+from .contestants import jobs, trains, worker_count
 from .settings import Settings
 from .timing import Speed, closing_seconds, makespan, predict, trial_seconds
 
@@ -37,7 +37,7 @@ class Plan:
     Attributes:
         trials: in the order they will run; status is "new", "resumes", "done", "failed" or "skipped".
         workers, threads: at once, and torch threads of each.
-        steps: of every trial; None under a time budget.
+        steps: of every trial without a recipe of its own; None under a time budget.
         seconds: predicted for the whole comparison, latency and report included.
     """
 
@@ -79,10 +79,9 @@ def make_plan(settings: Settings, task: Task | None = None) -> Plan:
     Raises:
         FoveateError: the data, a name or an option is not possible.
     """
-    from .runner import known_trials, probe  # the runner needs this module's neighbours, and torch's workers
+    from .runner import known_trials, probe, resolve  # the runner needs this module's neighbours, and torch's workers
 
-    task = task or prepare_task(settings)
-    chosen = contestants(settings, task)
+    settings, task, chosen = resolve(settings, task)
     return assemble(settings, task, chosen, probe(settings, task, chosen), known_trials(settings, chosen))
 
 
@@ -114,7 +113,7 @@ def assemble(
         if job.kind == "sweep":
             sweep_cost[job.system] = cost
             continue
-        steps = settings.trial_steps(task.sample_tokens) if trains(contestant) else 0
+        steps = settings.rules(job.system, task.sample_tokens).steps if trains(contestant) else 0
         cost += sweep_cost.get(job.system, 0.0) if job.seed == 0 else 0.0
         about = (job.name, job.system, job.seed, contestant.kind, contestant.baseline)
         trials.append(PlannedTrial(*about, status, steps, cost, speed.parameters, reason))

@@ -24,6 +24,7 @@ from . import leaderboard, worker
 from .contestants import Job, contestants, jobs, prepare_task, sweeps, trains, trial_name, worker_count
 from .folder import RESULT, Folder
 from .pool import Ended, Event, Pool, default_memory_limit, start_server
+from .preset import with_official_split, with_recipes
 from .settings import Settings, sweep_steps
 from .timing import LATENCY_SECONDS, Speed, trial_seconds
 
@@ -40,8 +41,7 @@ def run(
 ) -> dict[str, Any]:
     """See :func:`foveate.compare.run`."""
     begun = time.monotonic() if started is None else started
-    task = task or prepare_task(settings)
-    chosen = contestants(settings, task)
+    settings, task, chosen = resolve(settings, task)
     with Folder.hold(settings.out) as folder, _Comparison(settings, task, chosen, folder, on_event) as comparison:
         folder.settle(settings, task, chosen)
         if settings.budget is not None and "trial_seconds" not in folder.resolved():
@@ -51,6 +51,18 @@ def run(
         comparison.trial_seconds = folder.resolved().get("trial_seconds")
         comparison.train_all()
         return comparison.conclude()
+
+
+def resolve(settings: Settings, task: Task | None) -> tuple[Settings, Task, list[Contestant]]:
+    """Read the data and see who takes part; the settings come back with what a preset makes of them.
+
+    Args:
+        task: the prepared task, if the caller has it already.
+    """
+    settings = with_official_split(settings)
+    task = task or prepare_task(settings)
+    chosen = contestants(settings, task)
+    return with_recipes(settings, task, chosen), task, chosen
 
 
 def probe(settings: Settings, task: Task, chosen: Sequence[Contestant]) -> dict[str, Speed]:
@@ -178,27 +190,28 @@ class _Comparison:
     def _config(self, job: Job) -> dict[str, Any]:
         """Everything a worker needs to know, as plain values."""
         settings, contestant = self.settings, self.by_name[job.system]
-        steps = settings.trial_steps(self.task.sample_tokens)
-        seconds = self.trial_seconds
+        rules = settings.rules(job.system, self.task.sample_tokens)
+        steps, seconds = rules.steps, self.trial_seconds
         return {
             "task": settings.task,
             "data": str(self.folder.data.resolve()),
             "folder": str(self._place(job).resolve()),
             "kind": contestant.kind,
             "baseline": contestant.baseline,
-            "options": settings.as_dict()["options"].get(job.system, {}),
+            "options": dict(rules.options),
+            "recipe": dict(rules.recipe),
             "metric": self.task.spec.metrics[0],
             "threads": settings.threads,
-            "batch_size": settings.batch_size,
+            "batch_size": rules.batch_size,
             "steps": steps,
             "seconds": seconds,
-            "learning_rate": settings.learning_rates[0] if trains(contestant) else None,
-            "learning_rates": list(settings.learning_rates),
+            "learning_rate": rules.learning_rates[0] if trains(contestant) else None,
+            "learning_rates": list(rules.learning_rates),
             "sweep": [],
             "sweep_steps": None if steps is None else sweep_steps(steps, settings.sweep_share),
             "sweep_seconds": None if seconds is None else seconds * settings.sweep_share,
-            "validate_every": settings.validate_every,
-            "patience": settings.patience,
+            "validate_every": rules.validate_every,
+            "patience": rules.patience,
             "checkpoint_every": settings.checkpoint_every,
         }
 
@@ -277,7 +290,7 @@ class _Comparison:
         unfinished = self.folder.path / "best.part"
         shutil.rmtree(unfinished, ignore_errors=True)
         config = {**self._trial_config(system, seed), "target": str(unfinished)}
-        config |= {k: result[k] for k in ("val", "test", "seed", "learning_rate")}
+        config |= {k: result.get(k) for k in ("val", "test", "seed", "learning_rate", "batch_dependence")}
         self.pool.submit(Job("package", system, seed), config)
         (ended,) = self.pool.wait()
         if ended.error:

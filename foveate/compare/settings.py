@@ -29,7 +29,28 @@ RULES = (
     "patience",
     "validate_every",
     "threads",
+    "preset",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How one system is trained, see :meth:`Settings.rules`.
+
+    Attributes:
+        steps: of a trial; None under a time budget.
+        batch_size, learning_rates, patience, validate_every: as in :class:`Settings`.
+        options: of the system.
+        recipe: facts of the published recipe that it is trained by; {}: its own or the default one.
+    """
+
+    steps: int | None
+    batch_size: int
+    learning_rates: tuple[float, ...]
+    patience: int
+    validate_every: int | None
+    options: Mapping[str, Any]
+    recipe: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +78,10 @@ class Settings:
         memory_limit: MiB of resident memory a worker may hold; None: its share of 80 % of what is free.
         checkpoint_every: least seconds between checkpoints of a trial; 0: after every step.
         retry_failed: run failed trials again from their start.
+        preset: "published": systems with a published recipe for this data set, told by the file's name, are trained by
+            it (sizes, optimiser, learning rate, batches, passes, early stopping), the others as ever; the data is
+            divided officially. "published:NAME" names the data set. None: the same rules for all.
+        recipes: what a preset made of it, system by system, filled in by :func:`foveate.compare.run`.
 
     Raises:
         InvalidValue, InvalidType: an illegal value; the message names it and says what is legal.
@@ -81,6 +106,8 @@ class Settings:
     memory_limit: float | None = None
     checkpoint_every: float = 5.0
     retry_failed: bool = False
+    preset: str | None = None
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -95,6 +122,10 @@ class Settings:
             raise InvalidValue(f"{' and '.join(given)} cannot be given together: choose one budget.")
         if not given:
             put("steps", DEFAULT_STEPS)
+        if self.preset is not None and self.preset.partition(":")[0] != "published":
+            raise invalid("preset", self.preset, "it must be 'published' or 'published:NAME', NAME being a data set")
+        if self.preset is not None and self.budget is not None:
+            raise InvalidValue("preset and budget cannot be given together: a published recipe has its own length.")
         for name in ("steps", "tokens", "seeds", "batch_size", "validate_every", "workers", "threads"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -146,6 +177,34 @@ class Settings:
             need = self.batch_size * sample_tokens
             raise invalid("tokens", self.tokens, f"one batch alone has {need} tokens")
         return steps
+
+    def rules(self, system: str, sample_tokens: int) -> Rules:
+        """How one system is trained: by the recipe on record for it, else as all are.
+
+        Args:
+            system: its name.
+            sample_tokens: ``Task.sample_tokens``.
+        """
+        facts, options = self.recipes.get(system), self.options.get(system, {})
+        if facts is None:
+            return Rules(
+                steps=self.trial_steps(sample_tokens),
+                batch_size=self.batch_size,
+                learning_rates=tuple(self.learning_rates),
+                patience=self.patience,
+                validate_every=self.validate_every,
+                options=options,
+                recipe={},
+            )
+        return Rules(
+            steps=facts["steps"],
+            batch_size=facts["batch_size"],
+            learning_rates=(facts["learning_rate"],),
+            patience=facts["patience"],
+            validate_every=facts["validate_every"],
+            options={**facts["options"], **options},
+            recipe=facts,
+        )
 
 
 def _plain(value: Any) -> Any:

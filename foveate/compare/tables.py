@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import figures
+from .wording import trained_otherwise
 
 #: Sign in the marks column and what it says.
 CHOSEN, FRONT, BASELINE, FAILED = "★", "◆", "○", "✗"
@@ -171,6 +172,7 @@ def _notes(leaderboard: Mapping[str, Any], rows: Sequence[Any], chosen: str | No
     if sum(bool(row["tied"]) for row in rows) > 1:
         legend.append("1= not significantly worse than the best (paired test, 5 %)")
     notes = [("   ".join(legend), "dim")] if legend else []
+    notes += [(figures.plain(sentence, 400), "dim") for sentence in trained_otherwise(rows)]
     for row in rows:
         if row["status"] != "done":
             notes.append((f"{FAILED} {figures.plain(row['system'], 40)} {row['status']}: {_sentence(row)}", "red"))

@@ -95,11 +95,12 @@ def predict(job: Job, speed: Speed, settings: Settings, task: Task, seconds: flo
         return JOB_SECONDS
     if not speed.step_seconds:  # nothing to train
         return JOB_SECONDS + val + test
-    rates = len(settings.learning_rates)
+    rules = settings.rules(job.system, task.sample_tokens)
+    rates = len(rules.learning_rates)
     if seconds is not None:
         return JOB_SECONDS + (rates * settings.sweep_share if job.kind == "sweep" else 1.0) * seconds
-    steps = settings.trial_steps(task.sample_tokens) or 1
+    steps = rules.steps or 1
     if job.kind == "sweep":
         return JOB_SECONDS + rates * (sweep_steps(steps, settings.sweep_share) * speed.step_seconds + val)
-    every = settings.validate_every or default_validate_every(steps, settings.batch_size, task.size("val"))
+    every = rules.validate_every or default_validate_every(steps, rules.batch_size, task.size("val"))
     return JOB_SECONDS + steps * speed.step_seconds + -(-steps // every) * val + test

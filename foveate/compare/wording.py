@@ -95,16 +95,23 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Early stopping, learning rates and the winner are chosen by validation scores. Test data was scored once "
             "per trial, after all choices, and stands in columns of its own.",
         ),
-        ("The same budget for all", _budget(settings)),
     ]
+    rows = leaderboard["rows"]
+    others = " others" if any(row.get("recipe") for row in rows) else ""
+    usual = not others or any(not (row.get("recipe") or row["baseline"]) for row in rows)
+    if usual:
+        rules.append((f"The same budget for all{others}", _budget(settings)))
+    if otherwise := trained_otherwise(rows):
+        rules.append(("Who was treated differently", " ".join(otherwise)))
     rates = settings.get("learning_rates") or []
-    if len(rates) > 1:
+    if usual and len(rates) > 1:
         share = settings.get("sweep_share")
         tried = f" for {100 * share:g} % of a trial's budget" if figures.finite(share) else ""
         rules.append(
             (
-                "The same learning-rate sweep for all",
-                f"Every system that trains tried {figures.english_list([figures.rate(r) for r in rates])}{tried}, and "
+                f"The same learning-rate sweep for all{others}",
+                f"Every{' such' if others else ''} system that trains tried "
+                f"{figures.english_list([figures.rate(r) for r in rates])}{tried}, and "
                 f"kept the rate with the best validation {primary}.",
             )
         )
@@ -137,6 +144,25 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     return rules
+
+
+def trained_otherwise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences about rows that were not trained by the usual rules, and about those whose answers need company."""
+    done = [row for row in rows if row["status"] == "done"]
+    published = [row["system"] for row in done if row.get("recipe")]
+    usual = [row["system"] for row in done if not row.get("recipe") and not row["baseline"]]
+    said = []
+    if published:
+        dataset = next(row["recipe"]["dataset"] for row in done if row.get("recipe"))
+        rest = f"; by the usual rules: {figures.english_list(usual)}" if usual else ""
+        said.append(f"Trained by the published recipe for {dataset}: {figures.english_list(published)}{rest}.")
+    for row in done:
+        if dependence := row.get("batch_dependence"):
+            said.append(
+                f"{row['system']}'s answer for a sample depends on the others of its batch: it was scored in batches "
+                f"of {dependence['scored']}, predict asks it for one sample at a time."
+            )
+    return said
 
 
 def _budget(settings: Mapping[str, Any]) -> str:

@@ -32,9 +32,10 @@ from ..measure.machine import versions
 from ..measure.meter import MemoryMeter
 from ..models.build import Contestant, resolve
 from ..ops.backend import backend
-from ..tasks.base import Batch, Progress, Recipe, Task
+from ..tasks.base import Batch, Progress, Recipe, Task, asked_at_once
 from ..tasks.io import load_tensors, plain, read_json, read_jsonl, save_tensors, write_json
-from ..tasks.state import BEST, evaluate, seed_everything
+from ..tasks.published import PublishedRecipe
+from ..tasks.state import BEST, evaluate, seed_everything, seed_generators
 from ..tasks.trainer import LOG, Diverged, TrainResult, train
 from .contestants import Job, task_class
 from .folder import RESULT
@@ -110,7 +111,7 @@ def unfinished(job: Job, config: Config, status: str, reason: str, **more: Any) 
 
 
 def _identity(job: Job, config: Config) -> dict[str, Any]:
-    kept = ("kind", "baseline", "options", "learning_rate", "sweep", "threads", "batch_size")
+    kept = ("kind", "baseline", "options", "recipe", "learning_rate", "sweep", "threads", "batch_size")
     return {"system": job.system, "seed": job.seed, **{k: config.get(k) for k in kept}, "versions": versions()}
 
 
@@ -125,6 +126,7 @@ class _System:
         self.contestant: Contestant = resolve(job.system)
         self.memory = MemoryMeter()
         self.options = config["options"]
+        self.published = config["recipe"]
 
     def build(self, seed: int) -> tuple[nn.Module, Recipe]:
         """A fresh model and its recipe.
@@ -132,12 +134,21 @@ class _System:
         Raises:
             Unfit: the model refuses this data or these options.
         """
-        seed_everything("init", seed)
+        if self.published:
+            seed_generators(self.published["seed"] + seed)
+        else:
+            seed_everything("init", seed)
         try:
             model = self.contestant.build(self.task.info, self.options)
         except FoveateError as error:
             raise Unfit(str(error)) from error
-        return model, recipe_of(self.contestant, self.task)
+        return model, self.recipe()
+
+    def recipe(self) -> Recipe:
+        """The published recipe on record, else the one that the contestant names."""
+        if self.published:
+            return PublishedRecipe(self.task, self.published)
+        return recipe_of(self.contestant, self.task)
 
     def meters(self) -> dict[str, float]:
         """Peak working memory above that of the idle process, with torch and the data loaded."""
@@ -242,7 +253,8 @@ def _trial(job: Job, config: Config, send: Send) -> dict[str, Any]:
         reserve=1.2 * task.size("test") / task.size("val"),
     )
     started = time.perf_counter()
-    scored = evaluate(model, recipe, task, "test", 4 * config["batch_size"])
+    at_once = recipe.scored_at_once(config["batch_size"])
+    scored = evaluate(model, recipe, task, "test", at_once)
     test_seconds = time.perf_counter() - started
     save_tensors(folder / SCORES, {"test": scored.per_sample})
     form = recipe.eval_form(model, "test").eval()
@@ -265,6 +277,8 @@ def _trial(job: Job, config: Config, send: Send) -> dict[str, Any]:
         "evaluate_seconds": trained.evaluate_seconds + test_seconds,
         "checkpoint_seconds": trained.checkpoint_seconds,
         "examples": plain(scored.examples),
+        # On record where it matters: how many samples were scored, and are asked by ``predict``, at once.
+        "batch_dependence": None if asked_at_once(form, 2) == 2 else {"scored": at_once, "predict": 1},
     }
 
 
@@ -356,11 +370,11 @@ def _trained(system: str, config: Config) -> tuple[Task, nn.Module]:
 
 
 def _package(job: Job, config: Config, send: Send) -> None:
-    """Write the winner, in the user's units, where the parent asked for it."""
+    """Write the winner, in the user's units, where the parent asked for it, and what is on record about it."""
     from ..checkpoint import save
 
     task, form = _trained(job.system, config)
-    kept = ("task", "options", "seed", "learning_rate", "val", "test")
+    kept = ("task", "options", "seed", "learning_rate", "val", "test", "recipe", "batch_dependence")
     packaged: Any = task.package(form)
     about = {"system": job.system, **{k: config[k] for k in kept}, "package": packaged.config}
     save(Path(config["target"]), packaged, json.loads(json.dumps(about)))

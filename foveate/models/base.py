@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidType, InvalidValue
 from ..spec import ModelSpec
+from .published import Published
 
 
 class Model(nn.Module, PyTorchModelHubMixin, library_name="foveate"):
@@ -32,6 +33,19 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="foveate"):
     def for_task(cls, info: Any, **options: Any) -> Self:
         """Build the model for a task from what the task says about the data (``Task.info``), plus options."""
         raise InvalidType(f"{cls.__name__} cannot be built for a task.")
+
+    @classmethod
+    def published(cls, info: Any, dataset: str) -> Published | None:
+        """How its authors trained it for ``info.task`` on a public data set.
+
+        Args:
+            info: what the task says about the data (``Task.info``).
+            dataset: name in :data:`foveate.tasks.known_data.KNOWN`.
+
+        Returns:
+            None where nothing is published: it is then trained by the usual rules.
+        """
+        return None
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None

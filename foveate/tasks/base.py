@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidType
 from ..mixers.base import aux_losses
 from ..spec import TaskSpec
+from .schedules import learning_rate_factor
 
 Batch = dict[str, Tensor]
 
@@ -175,6 +176,8 @@ class Recipe:
     #: Largest gradient norm; None: no clipping.
     clip_norm: float | None = 1.0
     weight_decay: float = 0.01
+    #: Whether a validation equal to the best one counts as a gain: later weights are kept, patience starts anew.
+    ties_gain: bool = False
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -194,6 +197,19 @@ class Recipe:
             {"params": plain, "weight_decay": 0.0},
         ]
         return [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)]
+
+    def schedule(self, fraction: float, progress: Progress) -> float:
+        """Share of the peak learning rate at the next step; by default linear warm-up under half a cosine.
+
+        Args:
+            fraction: share of the stage's budget used, in [0, 1].
+            progress: where training stands, for schedules that go by passes over the data.
+        """
+        return learning_rate_factor(fraction)
+
+    def scored_at_once(self, batch_size: int) -> int:
+        """Samples in a batch of validation and test; it matters to models that are not ``batch_independent``."""
+        return 4 * batch_size
 
     def order(self, samples: int, epoch: int, generator: torch.Generator) -> Tensor:
         """Order of the training samples in an epoch, int64; chronological recipes return them as they are."""
@@ -234,6 +250,15 @@ class Recipe:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave."""
+
+
+def asked_at_once(model: nn.Module, batch_size: int) -> int:
+    """Samples that ``predict`` gives a model at once: one, if its outputs depend on the others of the batch.
+
+    So the answer for a window never depends on what else the user asked for at the same time.
+    """
+    spec = getattr(model, "spec", None)
+    return batch_size if spec is None or spec.batch_independent else 1
 
 
 def _call_modules(model: nn.Module, hook: str, progress: Progress) -> None:

@@ -8,17 +8,8 @@ from dataclasses import dataclass
 from ..errors import InvalidValue, invalid
 from .state import Position
 
-#: Share of a stage in which the learning rate climbs to its peak.
-WARM_UP = 0.05
 #: Validations in a run; fewer where a validation is dear beside the training.
 VALIDATIONS = 20
-
-
-def learning_rate_factor(fraction: float) -> float:
-    """Share of the peak learning rate after ``fraction`` of the stage: linear warm-up under half a cosine."""
-    # Not from 0: the first step would be lost.
-    ramp = min(1.0, max(fraction, WARM_UP / 25) / WARM_UP)
-    return ramp * 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
 
 
 def default_validate_every(steps: int, batch_size: int, val_size: int) -> int:

@@ -87,7 +87,11 @@ def seed_from(*parts: object) -> int:
 
 def seed_everything(*parts: object) -> None:
     """Seed the global random generators of torch, numpy and Python."""
-    seed = seed_from(*parts)
+    seed_generators(seed_from(*parts))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global random generators with this very number."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

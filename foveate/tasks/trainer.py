@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValue, invalid
 from .base import Progress, Recipe, Stage, Task
-from .budget import Budget, default_validate_every, learning_rate_factor
+from .budget import Budget, default_validate_every
 from .io import append_line, plain, read_jsonl, write_jsonl
 from .state import Checkpoint, Position, evaluate, model_state, seed_everything, seed_from
 
@@ -243,15 +243,14 @@ class _Run:
         return max(1, self.order.numel() // self.batch_size)
 
     def _step(self) -> None:
-        position, model = self.position, self.model
-        factor = learning_rate_factor(self.budget.stage_fraction(position))
+        position, model, progress = self.position, self.model, self._progress()
+        factor = self.recipe.schedule(self.budget.stage_fraction(position), progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             optimizer.zero_grad(set_to_none=True)
         begin = position.batch * self.batch_size
         index = self.order[begin : begin + self.batch_size]
-        progress = self._progress()
         losses = self.recipe.losses(model, self.task.batch("train", index), self.generator, progress)
         loss = functools.reduce(torch.add, losses.values())
         value = loss.item()
@@ -312,7 +311,8 @@ class _Run:
     def _validate(self) -> None:
         position = self.position
         started = time.perf_counter()
-        metrics = evaluate(self.model, self.recipe, self.task, "val", 4 * self.batch_size).metrics
+        at_once = self.recipe.scored_at_once(self.batch_size)
+        metrics = evaluate(self.model, self.recipe, self.task, "val", at_once).metrics
         name = self.task.spec.metrics[0]
         value = metrics[name]
         if not math.isfinite(value):
@@ -320,7 +320,8 @@ class _Run:
                 f"diverged: the validation {name} was {value} at step {position.step} with learning rate {self.lr:g}."
             )
         sign = -1.0 if self.task.spec.higher_is_better else 1.0
-        if position.best_step < 0 or sign * value < sign * position.best[name]:
+        before = position.best.get(name, sign * math.inf)
+        if sign * value < sign * before or (self.recipe.ties_gain and value == before):
             position.best_step, position.best, position.stale = position.step, dict(metrics), 0
             self.best = {k: v.detach().clone() for k, v in model_state(self.model).items()}
         else:
@@ -331,12 +332,8 @@ class _Run:
         position.evaluate_seconds += time.perf_counter() - started
         self.validated_at = self._fraction()
         line = {"step": position.step, "stage": self.stages[position.stage].name, "epoch": position.epoch}
-        line |= {
-            "loss": mean_loss,
-            "val": plain(metrics),
-            "best_step": position.best_step,
-            "seconds": position.seconds,
-        }
+        line |= {"loss": mean_loss, "val": plain(metrics), "best_step": position.best_step}
+        line["seconds"] = position.seconds
         append_line(self.folder / LOG, line)
         self._report("validated", loss=mean_loss, val=metrics, best=position.best_step == position.step)
 

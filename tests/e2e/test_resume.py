@@ -130,6 +130,11 @@ def test_a_real_comparison_killed_ten_times(tmp_path: Path) -> None:
     check_killed(FORECAST, tmp_path, kills=10, seed=random.randrange(10**6))
 
 
+def test_a_published_recipe_killed_twice(tmp_path: Path) -> None:
+    preset = {**TOY, "systems": ["tests.toy:Recorded", "tests.toy:Slow"], "preset": "published:ETTh1"}
+    check_killed(preset, tmp_path, kills=2, seed=3)
+
+
 def test_done_trials_are_reported_and_systems_can_be_added(tmp_path: Path) -> None:
     """A second run trains only what is new; the leaderboard shows both."""
     small = {**TOY, "systems": ["tests.toy:Linear"], "steps": 40, "seeds": 1, "out": str(tmp_path / "out")}

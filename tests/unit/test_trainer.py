@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from foveate.errors import InvalidType, InvalidValue
 from foveate.tasks import state
 from foveate.tasks.base import Recipe, Stage
-from foveate.tasks.budget import Budget, default_validate_every, learning_rate_factor
+from foveate.tasks.budget import Budget, default_validate_every
 from foveate.tasks.io import load_tensors, read_jsonl
+from foveate.tasks.schedules import learning_rate_factor
 from foveate.tasks.state import BEST, CHECKPOINT, Position, evaluate, random_state, seed_everything, set_random_state
 from foveate.tasks.trainer import Diverged, train
 from tests import toy

@@ -25,65 +25,12 @@ from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
+from ..published import Published
 from .embedding import FREQ_MARKS, SeriesEmbedding
 from .periods import InceptionBlock2d, conv2d_same, fft_periods, fold, unfold
+from .timesnet_recipes import PUBLISHED, USUAL, published_recipe
 
 TASKS = ("forecast", "impute", "classify-series", "detect-anomalies")
-_SIZES = ("d_model", "d_ff", "e_layers", "top_k", "num_kernels")
-#: Published configurations by task and data set: ``TimesNet(task=..., seq_len=..., enc_in=..., **PUBLISHED[name])``.
-#: A trailing number is the horizon or horizons that have a size of their own.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    name: dict(zip(_SIZES, sizes, strict=False))
-    for name, sizes in {
-        "forecast/ETTh1": (16, 32, 2, 5),
-        "forecast/ETTh2": (32, 32, 2, 5),
-        "forecast/ETTm1": (64, 64, 2, 5),
-        "forecast/ETTm1-336-720": (16, 32, 2, 5),
-        "forecast/ETTm2": (32, 32, 2, 5),
-        "forecast/ETTm2-720": (16, 32, 2, 5),
-        "forecast/Weather": (32, 32, 2, 5),
-        "forecast/ECL": (256, 512, 2, 5),
-        "forecast/Traffic": (512, 512, 2, 5),
-        "forecast/Exchange": (64, 64, 2, 5),
-        "forecast/Exchange-336-720": (32, 32, 2, 5),
-        "forecast/ILI": (768, 768, 2, 5),
-        "forecast/M4-yearly": (16, 32, 2, 5),
-        "forecast/M4-quarterly": (64, 64, 2, 5),
-        "forecast/M4-monthly": (32, 32, 2, 5),
-        "forecast/M4-weekly": (32, 32, 2, 5),
-        "forecast/M4-daily": (16, 16, 2, 5),
-        "forecast/M4-hourly": (32, 32, 2, 5),
-        "impute/ETTh1": (16, 32, 2, 3),
-        "impute/ETTh2": (32, 32, 2, 3),
-        "impute/ETTm1": (64, 64, 2, 3),
-        "impute/ETTm2": (64, 64, 2, 3),
-        "impute/ECL": (64, 64, 2, 3),
-        "impute/Weather": (64, 64, 2, 3),
-        "classify-series/EthanolConcentration": (16, 32, 2, 3),
-        "classify-series/FaceDetection": (64, 256, 2, 3, 4),
-        "classify-series/Handwriting": (32, 64, 2, 3),
-        "classify-series/Heartbeat": (16, 32, 3, 1),
-        "classify-series/JapaneseVowels": (16, 32, 2, 3),
-        "classify-series/PEMS-SF": (64, 64, 6, 3),
-        "classify-series/SelfRegulationSCP1": (16, 32, 3, 3),
-        "classify-series/SelfRegulationSCP2": (32, 32, 3, 3),
-        "classify-series/SpokenArabicDigits": (32, 32, 2, 2),
-        "classify-series/UWaveGestureLibrary": (32, 64, 2, 3),
-        "detect-anomalies/SMD": (64, 64, 2, 5),
-        "detect-anomalies/MSL": (8, 16, 1, 3),
-        "detect-anomalies/SMAP": (128, 128, 3, 3),
-        "detect-anomalies/PSM": (64, 64, 2, 3),
-    }.items()
-}
-
-
-#: The published configuration that each task takes when none is named.
-USUAL = {
-    "forecast": "forecast/ETTh1",
-    "impute": "impute/ETTh1",
-    "classify-series": "classify-series/JapaneseVowels",
-    "detect-anomalies": "detect-anomalies/MSL",
-}
 
 
 class TimesBlock(nn.Module):
@@ -270,6 +217,11 @@ class TimesNet(Model):
             settings["top_k"] = min(settings["top_k"], max(1, (info.lookback + known.get("pred_len", 0)) // 2))
         check_options("timesnet", cls, settings)
         return cls(**settings)
+
+    @classmethod
+    def published(cls, info: Any, dataset: str) -> Published | None:
+        """The scripts of Time-Series-Library."""
+        return published_recipe(info, dataset)
 
     def forward(self, x: Tensor, marks: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Run the task the model was built for.

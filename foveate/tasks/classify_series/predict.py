@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidValue
+from ..base import asked_at_once
 from .embedded import read_embedded
 from .package import SeriesClassifier
 from .protocol import pad, scaled
@@ -32,8 +33,7 @@ def predict(
         source: as in training: path of a ``.ts``, ``.npz``, CSV or Parquet file, a DataFrame, or None for the embedded
             samples. A table needs the training data's columns; others are not looked at.
         time, id: names of the time and id columns of a table; default: as in the training data, or found.
-        batch_size: samples at a time. The class of a sample depends on it for models that are not
-            ``batch_independent`` (TimesNet).
+        batch_size: samples at a time; one by one where a model's answer depends on the others of its batch.
 
     Returns:
         One row per sample: its id (its number from 0 where the source has none), ``class``, and a column
@@ -67,7 +67,8 @@ def predict(
     mask = (torch.arange(info.lookback) < lengths[:, None]).to(x.device)
     classifier.eval()
     with torch.no_grad():
-        parts = [classifier(x[at], mask[at]).softmax(-1).cpu() for at in torch.arange(len(x)).split(batch_size)]
+        batches = torch.arange(len(x)).split(asked_at_once(classifier.model, batch_size))
+        parts = [classifier(x[at], mask[at]).softmax(-1).cpu() for at in batches]
     chances = torch.cat(parts).double().numpy()
     id_name = (found.roles or {}).get("id") or "sample"
     columns: dict[str, object] = {id_name: list(found.names)}

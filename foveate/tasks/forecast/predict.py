@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidValue
+from ..base import asked_at_once
 from .features import time_features
 from .frequency import future_times
 from .package import Forecaster
@@ -38,7 +39,7 @@ def predict(
         source: path of a CSV or Parquet file, a DataFrame, or None for the embedded series. Every series needs at
             least ``lookback`` rows, the training data's columns, and its steps; other columns are not looked at.
         time, id: names of the time and id columns; default: as in the training data, or found.
-        batch_size: series at a time.
+        batch_size: series at a time; one by one where a model's answer depends on the others of its batch.
 
     Returns:
         One row per future step (series by series): the id column if there is one, the time column (zoned if the
@@ -67,7 +68,7 @@ def predict(
     forecaster.eval()
     forecasts = []
     with torch.no_grad():
-        for at in torch.arange(len(past)).split(batch_size):
+        for at in torch.arange(len(past)).split(asked_at_once(forecaster.model, batch_size)):
             forecasts.append(forecaster.rescaled(*(part[at].to(device) for part in inputs)).cpu())
     values = torch.cat(forecasts)[:, :, list(info.targets)].flatten(0, 1).numpy()
     stamps = pd.DatetimeIndex(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidValue
+from ..base import asked_at_once
 from ..forecast.features import time_features
 from ..forecast.protocol import statistics
 from ..forecast.read import Series, clean
@@ -37,7 +38,7 @@ def predict(
         source: path of a CSV or Parquet file, a DataFrame, or None for the embedded series. Every series needs at
             least ``lookback`` rows, the training data's columns, and its steps; other columns are not looked at.
         time, id: names of the time and id columns; default: as in the training data, or found.
-        batch_size: windows at a time.
+        batch_size: windows at a time; one by one where a model's answer depends on the others of its batch.
 
     Returns:
         The id column if there is one, the time column, one float64 column per channel; measured values as they are.
@@ -94,7 +95,7 @@ def _filled(imputer: Imputer, series: Series, batch_size: int) -> np.ndarray:
     with torch.no_grad():
         parts = [
             imputer.rescaled(x[part].to(device), *scaler, marks[part].to(device)).cpu()
-            for part in torch.arange(len(x)).split(batch_size)
+            for part in torch.arange(len(x)).split(asked_at_once(imputer.model, batch_size))
         ]
     # The last window overlaps the one before it; where both fill a value, the earlier one stands.
     for rows_of, values in reversed(list(zip(at, torch.cat(parts).numpy(), strict=True))):
