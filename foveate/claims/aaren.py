@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..measure.flops import count_flops
-from ..measure.isolated import peak_bytes_of
+from ..measure.flops import count_flops, training_flops
+from ..measure.isolated import allocated_bytes_of
 from ..mixers.aaren import Aaren
 from ..mixers.base import Mixer
 from ..mixers.softmax_attention import SoftmaxAttention
@@ -113,7 +113,8 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 @claim("aaren", kind="exact", says="The scan is stable: scores of +-10,000 in any order give the outputs of softmax.")
 def stable_at_large_scores() -> Measurement:
-    """Seen failing (NaN) with exponentials that are not shifted, and (1e-3) with sums of logarithms in float32."""
+    """Seen failing (NaN) with exponentials that are not shifted, (1e-3) with sums of logarithms in float32, and (1.07)
+    with terms that keep the maximum of their own time."""
     n, worst = 300, 0.0
     ramp = torch.linspace(-1e4, 1e4, n)
     values = torch.randn(1, 5, n, 4)
@@ -125,7 +126,20 @@ def stable_at_large_scores() -> Measurement:
     leaves = [t.requires_grad_() for t in (scores.clone(), values.clone())]
     _as_tensor(prefix_attention(leaves[0], leaves[1])).sin().sum().backward()
     finite = all(t.grad is not None and bool(t.grad.isfinite().all()) for t in leaves)
-    return Measurement.at_most(worst if finite else math.nan, 1e-5, "largest relative deviation; gradients finite")
+    worst = max(worst, _deviation_of_long_prefixes(65_536))
+    detail = "largest relative deviation, eight forms at 300 tokens, the fast one at 65,536; gradients finite"
+    return Measurement.at_most(worst if finite else math.nan, 1e-5, detail)
+
+
+def _deviation_of_long_prefixes(n: int) -> float:
+    """Of the fast form from float64 softmax over 200 of n prefixes, scores of +-10,000: rising, random, of two kinds."""
+    ramp, values = torch.linspace(-1e4, 1e4, n), torch.randn(1, 3, n, 4)
+    scores = torch.stack([ramp, 2e4 * torch.rand(n) - 1e4, 1e4 * torch.randn(n).sign()])[None]
+    found, worst = _as_tensor(prefix_attention(scores, values)), 0.0
+    for end in torch.randint(1, n + 1, (200,)).tolist():
+        weights = scores[..., :end].double().softmax(-1)[..., None, :]
+        worst = max(worst, _deviation(found[:, :, end - 1], (weights @ values[:, :, :end].double())[:, :, 0]))
+    return worst
 
 
 @claim("aaren", kind="exact", says="A new token needs constant memory and constant work, however many came before.")
@@ -167,18 +181,21 @@ def parameter_overhead() -> Measurement:
 
 @claim("aaren", kind="scaling", says="Training on 65,536 tokens takes memory and FLOPs linear in the length.")
 def linear_in_length() -> Measurement:
-    """Seen failing (exponent 2) with the triangle of weights over the whole sequence."""
+    """Forward and backward. Seen failing with the triangle of weights (1.99), and, by the bytes a token, with the
+    paper's n log n scan left to autograd (2.3 % more)."""
     setup = "from foveate.mixers.aaren import Aaren\nmixer = Aaren(64, num_heads=4)\n"
     setup += "def train(n): mixer(torch.randn(1, n, 64).requires_grad_()).square().mean().backward()\ntrain(64)"
-    peaks = [peak_bytes_of(f"train({n})", setup) for n in (16_384, 65_536)]
+    lengths = (16_384, 65_536)
+    peaks = allocated_bytes_of([f"train({n})" for n in lengths], setup)
     with torch.device("meta"), backend("torch"):
-        mixer, counts = Aaren(64, num_heads=4), []
-        for n in (16_384, 65_536):
-            x = torch.empty(1, n, 64)
-            counts.append(count_flops(lambda x=x: mixer(x)))
-    exponents = [math.log(b / a) / math.log(4) for a, b in (peaks, counts)]
-    detail = f"largest exponent of peak memory {exponents[0]:.2f} and FLOPs {exponents[1]:.2f} from 16,384 to 65,536; "
-    return Measurement.at_most(max(exponents), 1.1, detail + f"the peak there is {peaks[1] / 2**20:.0f} MiB")
+        mixer = Aaren(64, num_heads=4)
+        counts = [training_flops(mixer, torch.empty(1, n, 64)) for n in lengths]
+    memory, flops = (math.log(b / a) / math.log(4) for a, b in (peaks, counts))
+    each = [peak / n for peak, n in zip(peaks, lengths, strict=True)]
+    detail = f"exponent of the bytes that tensors hold at the peak of training, {peaks[1] / 2**20:.0f} MiB at 65,536; "
+    detail += f"{each[0]:.0f} and {each[1]:.0f} bytes a token (at most 1 % more); exponent of FLOPs {flops:.3f} (1.01)"
+    linear = memory <= 1.1 and each[1] <= 1.01 * each[0] and flops <= 1.01
+    return Measurement(memory, 1.1, linear, detail)
 
 
 @claim("aaren", kind="learned", says="On streaming regression it is within 10 % of a causal Transformer of equal size.")
