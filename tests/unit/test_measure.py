@@ -192,7 +192,7 @@ def test_memory_of_work_in_a_process_of_its_own():
     works = ["b = a + 1\nc = a + 2", "torch.zeros(3 << 20)"]
     assert allocated_bytes_of(works, setup) == pytest.approx([2 * 4 << 20, 3 * 4 << 20], abs=64)
     assert peak_bytes_of("b = torch.ones(16 << 20)") >= 4 * 16 << 20
-    with pytest.raises(RuntimeError, match="the measured process failed: [\\s\\S]*no_such_name"):
+    with pytest.raises(RuntimeError, match=r"the measured process failed: [\s\S]*no_such_name"):
         allocated_bytes_of(["no_such_name"])
 
 
