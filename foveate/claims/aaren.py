@@ -132,7 +132,7 @@ def stable_at_large_scores() -> Measurement:
 
 
 def _deviation_of_long_prefixes(n: int) -> float:
-    """Of the fast form from float64 softmax over 200 of n prefixes, scores of +-10,000: rising, random, of two kinds."""
+    """Of the fast form from float64 softmax over 200 of n prefixes; scores of +-10,000 rise, are random, or two."""
     ramp, values = torch.linspace(-1e4, 1e4, n), torch.randn(1, 3, n, 4)
     scores = torch.stack([ramp, 2e4 * torch.rand(n) - 1e4, 1e4 * torch.randn(n).sign()])[None]
     found, worst = _as_tensor(prefix_attention(scores, values)), 0.0
