@@ -132,6 +132,8 @@ def test_masked_steps_have_no_influence(network: type[StepEncoder]) -> None:
     mask = torch.arange(40) < torch.tensor([[40], [17]])
     logits = model(x, mask=mask)
     torch.testing.assert_close(logits[0], model(x)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(logits[1:], model.prefill(x[1:, :17], model.init_state(1))[0])
     assert torch.equal(model(x.masked_fill(~mask[..., None], torch.nan), mask=mask), logits)
 
 
