@@ -16,7 +16,8 @@ def peak_allocated_bytes(call: Callable[[], Any]) -> int:
 
     The profiler that tells may write two lines to the standard error stream.
     """
-    with profile(profile_memory=True) as found:
+    found = profile(profile_memory=True)
+    with found:
         call()
     held = peak = 0
     events: Any = found.kineto_results
