@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..measure.isolated import peak_bytes_of
+from ..measure.isolated import allocated_bytes_of
 from ..mixers.s4d import S4D, Start
 from ..ops import backend
 from ..ops.s4d import convolve_both_ways, s4d, s4d_kernel
@@ -83,10 +83,10 @@ def memory_is_linear() -> Measurement:
     """Seen failing (exponent near 2) with the Toeplitz matrix of the whole kernel."""
     setup = "from foveate.mixers.s4d import S4D\nmixer = S4D(32, causal=True)\n"
     setup += "def train(n): mixer(torch.randn(1, n, 32).requires_grad_()).square().mean().backward()\ntrain(200)"
-    peaks = [peak_bytes_of(f"train({n})", setup) for n in (16_384, 65_536)]
+    peaks = allocated_bytes_of([f"train({n})" for n in (16_384, 65_536)], setup)
     exponent = math.log(peaks[1] / peaks[0]) / math.log(4)
     sizes = " and ".join(f"{p / 2**20:.0f} MiB" for p in peaks)
-    return Measurement.at_most(exponent, 1.1, f"exponent of the peak, {sizes} at 16,384 and 65,536 tokens")
+    return Measurement.at_most(exponent, 1.1, f"exponent of what tensors hold at the peak, {sizes}")
 
 
 @claim("s4d", kind="needs-pretrained", says="S4D reaches 85 % on average on the Long Range Arena, near S4.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..measure.isolated import peak_bytes_of
+from ..measure.isolated import allocated_bytes_of
 from ..mixers.sigmoid_attention import SigmoidAttention
 from ..models.mixer_net import MixerStack
 from ..ops import backend
@@ -159,10 +159,10 @@ def run(n):
     sigmoid_attention(q, k, v, causal=True).square().mean().backward()
 run(300)
 """
-    peaks = [peak_bytes_of(f"run({n})", setup) for n in (3_000, 12_000)]
+    peaks = allocated_bytes_of([f"run({n})" for n in (3_000, 12_000)], setup)
     exponent = math.log(peaks[1] / peaks[0]) / math.log(4)
     sizes = " and ".join(f"{p / 2**20:.0f} MiB" for p in peaks)
-    detail = f"exponent of the peak in training, {sizes} at 3,000 and 12,000 tokens"
+    detail = f"exponent of what tensors hold at the peak of training, {sizes} at 3,000 and 12,000 tokens"
     return Measurement.at_most(exponent, 1.2, detail)
 
 

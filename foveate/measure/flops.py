@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -19,4 +20,11 @@ def count_flops(call: Callable[[], Any]) -> int:
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
+    return counter.get_total_flops()
+
+
+def training_flops(module: nn.Module, x: Tensor) -> int:
+    """FLOPs of ``module(x)`` and of its backward pass, gradients of ``x`` and of all parameters; counted alike."""
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        module(x.detach().requires_grad_()).sum().backward()
     return counter.get_total_flops()

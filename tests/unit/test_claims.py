@@ -9,9 +9,6 @@ from foveate.claims import KINDS, Measurement, claim, claims_of
 
 ALL = claims_of()
 
-#: Claims that do not hold yet, with what was measured; `foveate verify` shows them as failing.
-KNOWN_FAILURES = {("aaren", "linear_in_length"): "peak memory grew with exponent 1.18 from 16k to 64k tokens, not 1.1"}
-
 
 def _marks(kind: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] if kind == "learned" else []
@@ -30,8 +27,6 @@ def test_claim_holds(entry):
     found = entry.check()
     if found.detail.startswith("not measured"):
         pytest.skip(found.detail)
-    if not found.passed and (entry.slug, entry.name) in KNOWN_FAILURES:
-        pytest.xfail(KNOWN_FAILURES[entry.slug, entry.name])
     assert found.passed, f"{entry.says}: measured {found.value}, against {found.threshold}. {found.detail}"
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from foveate.errors import InvalidValue
-from foveate.measure.flops import count_flops
+from foveate.measure.allocated import peak_allocated_bytes
+from foveate.measure.flops import count_flops, training_flops
+from foveate.measure.isolated import allocated_bytes_of, peak_bytes_of
 from foveate.measure.latency import MINIMUM_CALLS, measure_latency, quantile
 from foveate.measure.machine import machine_facts, usable_cores, versions
 from foveate.measure.memory import format_bytes, peak_resident_bytes, resident_bytes, saved_bytes
@@ -166,6 +168,32 @@ def test_flops_of_matmuls_convolutions_and_attention(device: str):
     attention = count_flops(lambda: q @ q.transpose(-1, -2) @ q)
     assert attention == 2 * 2 * 2 * 8 * 8 * 4
     assert count_flops(lambda: torch.zeros(3, device=device).exp()) == 0
+
+
+def test_flops_of_training_are_three_times_those_of_a_linear_layer():
+    linear = nn.Linear(16, 32, device="meta")
+    x = torch.zeros(10, 16, device="meta")
+    with torch.no_grad():  # measured with gradients, whatever the caller's mode
+        assert training_flops(linear, x) == 3 * count_flops(lambda: linear(x))
+
+
+def test_allocated_bytes_are_exact_and_those_at_once():
+    def call() -> None:
+        a = torch.ones(1 << 20)
+        b = a + 1
+        del a
+        torch.empty(1 << 18).add_(b[: 1 << 18])
+
+    assert peak_allocated_bytes(call) == pytest.approx(2 * 4 << 20, abs=64)  # the 1 is a tensor as well
+
+
+def test_memory_of_work_in_a_process_of_its_own():
+    setup = "a = torch.ones(1 << 20)"
+    works = ["b = a + 1\nc = a + 2", "torch.zeros(3 << 20)"]
+    assert allocated_bytes_of(works, setup) == pytest.approx([2 * 4 << 20, 3 * 4 << 20], abs=64)
+    assert peak_bytes_of("b = torch.ones(16 << 20)") >= 4 * 16 << 20
+    with pytest.raises(RuntimeError, match=r"the measured process failed: [\s\S]*no_such_name"):
+        allocated_bytes_of(["no_such_name"])
 
 
 def test_machine_facts_name_this_machine():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.measure.flops import count_flops
+from foveate.measure.isolated import allocated_bytes_of
 from foveate.measure.memory import saved_bytes
 from foveate.mixers import TokenLayout
 from foveate.mixers.sigmoid_attention import SigmoidAttention
@@ -288,6 +289,20 @@ def test_the_op_refuses(change: dict, error: type[Exception], says: str) -> None
     given = {**{name: torch.zeros(2, 3, 4, 5) for name in "qkv"}, **change}
     with pytest.raises(error, match=re.escape(says)):
         sigmoid_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+@pytest.mark.slow
+def test_memory_is_linear_up_to_64k_tokens() -> None:
+    setup = """
+from foveate.ops.sigmoid_attention import sigmoid_attention
+def run(n):
+    q, k, v = (torch.randn(1, 1, n, 64, requires_grad=True) for _ in range(3))
+    sigmoid_attention(q, k, v, causal=True).square().mean().backward()
+run(300)
+"""
+    short, long = allocated_bytes_of(["run(8_192)", "run(65_536)"], setup)
+    assert long <= 8 * short
+    assert long < 2**28  # one matrix of weights would take 16 GiB
 
 
 def test_a_bias_for_no_keys_is_refused() -> None:

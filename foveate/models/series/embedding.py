@@ -16,10 +16,10 @@ FREQ_MARKS = {"h": 4, "t": 5, "s": 6, "m": 1, "a": 1, "w": 2, "d": 3, "b": 3}
 CALENDAR = {"month": 13, "day": 32, "weekday": 7, "hour": 24, "minute": 4}
 
 
-def sinusoid(length: int, dim: int) -> Tensor:
-    """Fixed position code ``(length, dim)``: sines on even, cosines on odd channels, base 10000."""
+def sinusoid(length: int, dim: int, start: int = 0) -> Tensor:
+    """Fixed position code ``(length, dim)`` from ``start`` on: sines on even, cosines on odd channels, base 10000."""
     rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
-    angle = torch.arange(length)[:, None] * rate
+    angle = torch.arange(start, start + length)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
 
 
