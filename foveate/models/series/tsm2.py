@@ -3,13 +3,13 @@
 Behrouz, Santacatterina and Zabih, "MambaMixer: Efficient Selective State Space Models with Dual Token and Channel
 Selection", version 1. Every variate is cut into patches, and each patch is a token of width d::
 
-    x (B, T, M)    normalise each window and variate, cut into N patches, embed, add positions    (B, M, N, d)
+    x (B, T, M)    normalise each window and variate, cut into N patches, embed, add places       (B, M, N, d)
     token mixer    a Mamba along the N patches of each variate, causal
     channel mixer  a Mamba in both directions along the M variates of each patch
     repeat, each mixer reading learned averages of all outputs before it; norm; flatten (N, d); linear to the horizon
 
-Static variables S and known future variables Z are mapped to T steps each and join the series: x || Z || S is cut into
-patches (equations 15 to 17). No code of the authors is public; what is chosen here is in ``docs/systems/tsm2.md``.
+Static variables S and variables Z that are known ahead are mapped to T steps each and join the series: x || Z || S is
+cut into patches. No code of the authors is public; what is chosen here is in ``docs/systems/tsm2.md``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ...spec import ModelSpec
 from ..base import Model, check_series
 from ..readers import learned_positions
 
-TASKS = ("forecast", "impute", "classify-series")
+TASKS = ("forecast", "impute", "classify-series", "detect-anomalies")
 MIXERS = ("selective", "mlp", "none")
 
 
@@ -80,14 +80,14 @@ class Patches(nn.Module):
 class TSM2(Model):
     """TSM2: Mamba along time and in both directions along the variates, joined by weighted averages of earlier outputs.
 
-    One backbone with a thin head for each task: forecasts and filled gaps from the flattened patches of a variate,
-    classes from the mean patch of all variates.
+    One backbone with a thin head for each task: forecasts, filled gaps and reconstructions from the flattened patches
+    of a variate, classes from the mean patches of all variates.
 
     Args:
         num_variates: variables M of the input.
         lookback: steps T of the input.
         horizon: steps to forecast; 0 in the other tasks.
-        task: "forecast", "impute" or "classify-series".
+        task: "forecast", "impute", "classify-series" or "detect-anomalies" (which reconstructs its input).
         num_class: classes, for classification only.
         patch_len: steps of a patch.
         stride: steps between the starts of two patches.
@@ -95,9 +95,9 @@ class TSM2(Model):
         layers: pairs of a token mixer and a channel mixer.
         use_revin: normalise every window and variate by its own mean and deviation, and undo it at the end; not in
             classification, which needs the levels.
-        static_dim: static variables of every variate, for forecasts; None: there are none.
-        future_dim: known future variables of every variate, for forecasts; None: there are none.
-        future_steps: steps of these; None: the horizon.
+        static_dim: variables that do not change within a series, for forecasts; None: there are none.
+        future_dim: variables that are known ahead, for forecasts; None: there are none.
+        future_steps: steps for which these are given; None: lookback and horizon.
         channel_mixer: "selective", the published one; "mlp": two linear layers along the variates (TSM2-MLP in the
             paper's ablation); "none": variates are apart.
         averaging: mixers read averages of all earlier outputs; False: the output of the mixer before.
@@ -158,13 +158,15 @@ class TSM2(Model):
         self.static = None if static_dim is None else nn.Linear(static_dim, lookback)
         self.future_mixer = None
         if future_dim is not None:
-            self.future_steps = horizon if future_steps is None else future_steps
+            self.future_steps = lookback + horizon if future_steps is None else future_steps
+            self.future_dim = future_dim
             self.future_mixer = SelectiveChannelMixer(num_variates, seq_len=future_dim, **inner)
             self.future = nn.Linear(self.future_steps * future_dim, lookback)
         parts = 1 + (static_dim is not None) + (future_dim is not None)
         self.patches = Patches(parts * lookback, patch_len, stride)
         self.embed = nn.Linear(patch_len * (2 if task == "impute" else 1), d_model)
         self.positions = learned_positions((self.patches.count,), d_model)
+        self.variates = learned_positions((num_variates, 1), d_model)
         self.dropout = nn.Dropout(dropout)
 
         def mixer_of_variates() -> nn.Module | None:
@@ -196,7 +198,7 @@ class TSM2(Model):
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
-        """The network for ``info.task`` ; a patch has at most the lookback's steps."""
+        """The network for ``info.task``; a patch has at most the lookback's steps."""
         known: dict[str, Any] = {"task": info.task, "num_variates": info.channels, "lookback": info.lookback}
         if info.task == "forecast":
             known["horizon"] = info.horizon
@@ -212,8 +214,8 @@ class TSM2(Model):
         marks: Tensor | None = None,
         mask: Tensor | None = None,
         *,
+        known: Tensor | None = None,
         static: Tensor | None = None,
-        future: Tensor | None = None,
     ) -> Tensor:
         """Run the task the model was built for.
 
@@ -222,11 +224,12 @@ class TSM2(Model):
             marks: time features; taken because every forecaster is given them, and not read.
             mask: bool, True = observed or real: ``(B, lookback, num_variates)`` to impute, ``(B, lookback)`` to
                 classify; None: all is. What ``x`` holds elsewhere has no influence. Not for forecasts.
-            static: ``(B, num_variates, static_dim)``, or ``(B, static_dim)``, the same for all variates.
-            future: ``(B, future_steps, num_variates, future_dim)``, or ``(B, future_steps, future_dim)``, likewise.
+            known: ``(B, future_steps, num_variates, future_dim)``, or ``(B, future_steps, future_dim)``, the same for
+                all variates.
+            static: ``(B, num_variates, static_dim)``, or ``(B, static_dim)``, likewise.
 
         Returns:
-            ``(B, horizon, num_variates)`` forecast, ``(B, lookback, num_variates)`` filled series,
+            ``(B, horizon, num_variates)`` forecast, ``(B, lookback, num_variates)`` filled or reconstructed series,
             ``(B, num_class)`` logits.
 
         Raises:
@@ -243,7 +246,7 @@ class TSM2(Model):
             mean = (h * weight[:, None, :, None]).sum(2) / weight.sum(1).clamp_min(1)[:, None, None]
             return self.head(self.dropout(mean.flatten(1)))
         mean, deviation, x = self._normalise(x, mask)
-        series = [x.transpose(1, 2), *self._covariates(x, static, future)]
+        series = [x.transpose(1, 2), *self._covariates(x, known, static)]
         patches = self.patches(torch.cat(series, -1))
         if self.task == "impute":
             seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
@@ -253,7 +256,7 @@ class TSM2(Model):
 
     def mix(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         """The backbone without normalisation and head: ``(B, M, N, patch features)`` to ``(B, M, N, d_model)``."""
-        return self.stack(self.dropout(self.embed(patches) + self.positions), mask)
+        return self.stack(self.dropout(self.embed(patches) + self.positions + self.variates), mask)
 
     def _normalise(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and deviation of the observed steps ``(B, 1, M)``, and the series in their units, zero in gaps."""
@@ -269,30 +272,24 @@ class TSM2(Model):
         deviation = (x.square().sum(1, keepdim=True) / count + 1e-5).sqrt()
         return mean, deviation, x / deviation
 
-    def _covariates(self, x: Tensor, static: Tensor | None, future: Tensor | None) -> list[Tensor]:
-        """What stands behind the series: ``(B, M, lookback)`` of the future, then of the static variables."""
+    def _covariates(self, x: Tensor, known: Tensor | None, static: Tensor | None) -> list[Tensor]:
+        """What stands behind the series, ``(B, M, lookback)`` each: of what is known ahead, then of what is static."""
         found = []
-        if future is not None or self.future_mixer is not None:
-            future = self._check_covariate(x, "future", future)
-            assert self.future_mixer is not None
-            turned = future.transpose(2, 3)  # (B, steps, future_dim, M)
+        if self.future_mixer is not None:
+            turned = self._check_covariate("known", known, (len(x), self.future_steps, self.future_dim)).transpose(2, 3)
             mixed = self.future_mixer(turned.flatten(0, 1)).unflatten(0, turned.shape[:2])
             found.append(self.future(mixed.permute(0, 3, 1, 2).flatten(2)))
-        if static is not None or self.static is not None:
-            static = self._check_covariate(x, "static", static)
-            assert self.static is not None
-            found.append(self.static(static))
+        elif known is not None:
+            raise InvalidValue("TSM2: built without future_dim, it takes no known variables.")
+        if self.static is not None:
+            found.append(self.static(self._check_covariate("static", static, (len(x), self.static.in_features))))
+        elif static is not None:
+            raise InvalidValue("TSM2: built without static_dim, it takes no static variables.")
         return found
 
-    def _check_covariate(self, x: Tensor, name: str, given: Tensor | None) -> Tensor:
-        steps, features = (), None if self.static is None else self.static.in_features
-        if name == "future":
-            mixer = self.future_mixer
-            features = None if mixer is None else self.future.in_features // self.future_steps
-            steps = () if mixer is None else (self.future_steps,)
-        if features is None:
-            raise InvalidValue(f"TSM2: built without {name}_dim, it takes no {name} variables.")
-        shared, whole = (len(x), *steps, features), (len(x), *steps, self.num_variates, features)
+    def _check_covariate(self, name: str, given: Tensor | None, shared: tuple[int, ...]) -> Tensor:
+        """Covariates of every variate, ``(..., M, features)``, of these or of ``(..., features)``, shared by all."""
+        whole = (*shared[:-1], self.num_variates, shared[-1])
         if given is None or tuple(given.shape) not in (shared, whole):
             came = "none came" if given is None else f"not {tuple(given.shape)}"
             raise InvalidValue(f"TSM2: {name} must be {whole} or, the same for all variates, {shared}; {came}.")
@@ -301,8 +298,8 @@ class TSM2(Model):
     def _check_mask(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
         if mask is None:
             return None
-        if self.task == "forecast":
-            raise InvalidValue("TSM2 takes no mask for forecasts: fill missing values before.")
+        if self.task not in ("impute", "classify-series"):
+            raise InvalidValue(f"TSM2: task={self.task!r} takes no mask: fill missing values before.")
         if mask.dtype != torch.bool:
             raise InvalidType(f"TSM2: mask must be bool (True = observed or real), not {mask.dtype}.")
         legal = tuple(x.shape) if self.task == "impute" else tuple(x.shape[:2])
