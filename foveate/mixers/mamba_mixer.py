@@ -17,7 +17,7 @@ stream behind the convolution, as in Mamba, and each order has a convolution of 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class SelectiveTokenMixer(Mixer):
         d_state: numbers N kept per inner channel.
         d_conv: width of the convolutions.
         expand: inner channels per channel of the token.
+        dt_rank: rank of the step sizes' projections; "auto": dim / 16, rounded up.
         conv_bias: the convolutions have biases.
         bias: the input and output projections have biases.
 
@@ -74,6 +75,7 @@ class SelectiveTokenMixer(Mixer):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
         conv_bias: bool = True,
         bias: bool = False,
     ) -> None:
@@ -82,9 +84,8 @@ class SelectiveTokenMixer(Mixer):
         scans = usual if scans is None else tuple(scans)
         if causal and scans != usual:
             raise InvalidValue(f"scans={scans!r} is not possible with causal=True: legal is {usual!r}.")
-        self.block = SelectiveBlock(
-            dim, scans, d_state=d_state, d_conv=d_conv, expand=expand, conv_bias=conv_bias, bias=bias
-        )
+        inner = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        self.block = SelectiveBlock(dim, scans, **inner, dt_rank=dt_rank, conv_bias=conv_bias, bias=bias)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ class SelectiveBlock(nn.Module):
     Args:
         features: width of a place of the sequence.
         scans: names of :data:`SCANS`, at least one.
-        d_state, d_conv, expand, conv_bias, bias: see :class:`SelectiveTokenMixer`.
+        d_state, d_conv, expand, dt_rank, conv_bias, bias: see :class:`SelectiveTokenMixer`.
 
     Raises:
         UnknownName: a scan that does not exist.
@@ -63,17 +64,19 @@ class SelectiveBlock(nn.Module):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
         conv_bias: bool = True,
         bias: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(d_state=d_state, d_conv=d_conv, expand=expand)
+        rank = math.ceil(features / 16) if dt_rank == "auto" else dt_rank
+        check_positive(d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=rank)
         for name in scans:
             if name not in SCANS:
                 raise unknown_name("scan", name, SCANS)
         if not scans or len(set(scans)) < len(scans):
             raise InvalidValue(f"scans={tuple(scans)!r} is not possible: different names are needed, at least one.")
-        inner, rank = expand * features, math.ceil(features / 16)
+        inner = expand * features
         self.features, self.scans = features, tuple(scans)
         self.in_proj = nn.Linear(features, 2 * inner, bias=bias)
         self.branches = nn.ModuleList(ScanBranch(inner, d_state, d_conv, rank, conv_bias) for _ in scans)

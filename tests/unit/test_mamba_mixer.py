@@ -33,7 +33,9 @@ def tokens(length: int, dim: int = 12, batch: int = 2, seed: int = 1) -> Tensor:
 # The token mixer
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": True, "conv_bias": False, "d_conv": 3}, {"expand": 1, "d_state": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True, "conv_bias": False, "d_conv": 3}, {"expand": 1, "d_state": 3, "dt_rank": 5}]
+)
 def test_one_direction_with_official_keys_is_mamba(options: dict[str, object]):
     mamba, mixer = noisy(Mamba(12, **options)), SelectiveTokenMixer(12, causal=True, **options)  # type: ignore[arg-type]
     load_official(mixer, mamba.state_dict())
