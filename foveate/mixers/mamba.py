@@ -119,7 +119,8 @@ class Mamba(Mixer, SelectiveCore):
             InvalidValue: anything but one token per sample.
         """
         check_token("Mamba", x_t, self.dim)
-        y, state = self.step_core(*self.in_proj(x_t).chunk(2, dim=-1), state)
+        u, z = self.in_proj(x_t).chunk(2, dim=-1)
+        y, state = self.step_core(u, z, state)
         return self.out_proj(y), state
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:

@@ -84,7 +84,7 @@ class SelectiveTokenMixer(Mixer):
         scans = usual if scans is None else tuple(scans)
         if causal and scans != usual:
             raise InvalidValue(f"scans={scans!r} is not possible with causal=True: legal is {usual!r}.")
-        inner = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        inner: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
         self.block = SelectiveBlock(dim, scans, **inner, dt_rank=dt_rank, conv_bias=conv_bias, bias=bias)
 
     def forward(
@@ -246,7 +246,7 @@ class MambaMixer(Mixer):
     ) -> None:
         super().__init__(dim, causal=causal)
         check_positive(layers=layers)
-        inner = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        inner: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
         pairs = [
             (SelectiveTokenMixer(dim, **inner), SelectiveChannelMixer(dim, seq_len=seq_len, groups=groups, **inner))
             for _ in range(layers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -85,7 +85,7 @@ class SelectiveBlock(nn.Module):
     @property
     def first(self) -> ScanBranch:
         """The branch of the first scan, the only one where the block streams."""
-        return self.branches[0]  # type: ignore[return-value]
+        return cast(ScanBranch, self.branches[0])
 
     def forward(
         self,
@@ -109,7 +109,7 @@ class SelectiveBlock(nn.Module):
         grid = tuple(x.shape[1:2]) if grid is None else grid
         x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
         streams = self.in_proj(x).chunk(2, dim=-1)
-        total, after = None, state
+        total = after = None
         for name, branch in zip(self.scans, self.branches, strict=True):
             take, back = SCANS[name]
             u, z = (take(m, grid) for m in streams)
@@ -118,15 +118,16 @@ class SelectiveBlock(nn.Module):
             if packing is not None:
                 u, z = packing.pack(u), packing.pack(z)
                 here = None if here is None else here.gather(1, packing.order)
-            y, after = branch.scan_core(u, z, packing, here, state)  # type: ignore[operator]
+            y, after = cast(ScanBranch, branch).scan_core(u, z, packing, here, state)
             y = back(y if packing is None else packing.unpack(y), grid)
             total = y if total is None else total + y
         y = self.out_proj(total)
-        return (y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)), after  # type: ignore[return-value]
+        return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0), cast(SSMState, after)
 
     def step(self, x_t: Tensor, state: SSMState) -> tuple[Tensor, SSMState]:
         """One place ``(batch, features)`` of a single forward scan."""
-        y, state = self.first.step_core(*self.in_proj(x_t).chunk(2, dim=-1), state)
+        u, z = self.in_proj(x_t).chunk(2, dim=-1)
+        y, state = self.first.step_core(u, z, state)
         return self.out_proj(y), state
 
     def cost(self, batch: int, length: int) -> Cost:

@@ -154,7 +154,7 @@ class TSM2(Model):
 
         self.task, self.num_variates, self.lookback, self.horizon = task, num_variates, lookback, horizon
         self.use_revin = use_revin and task != "classify-series"
-        inner = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        inner: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
         self.static = None if static_dim is None else nn.Linear(static_dim, lookback)
         self.future_mixer = None
         if future_dim is not None:
@@ -193,7 +193,7 @@ class TSM2(Model):
             self.norm = nn.LayerNorm(d_model)
             self.head = nn.Linear(num_variates * d_model, num_class or 2)
         else:
-            self.norm = nn.LayerNorm((self.patches.count, d_model))
+            self.norm = nn.LayerNorm([self.patches.count, d_model])
             self.head = nn.Linear(self.patches.count * d_model, horizon or lookback)
 
     @classmethod
