@@ -92,15 +92,14 @@ def one_direction_is_mamba() -> Measurement:
     mixer.block.first.load_state_dict(core)
     mixer.block.in_proj.load_state_dict(mamba.in_proj.state_dict())
     mixer.block.out_proj.load_state_dict(mamba.out_proj.state_dict())
-    x = torch.randn(3, 45, 20)
-    worst = (mixer(x) - mamba(x)).abs().max()
-    states = []
-    for one in (mamba, mixer):
-        y, state = one.prefill(x[:, :30], one.init_state(3))
-        last, state = one.step(x[:, 30], state)
-        states.append((y, last, state.ssm, state.conv))
-    differences = [(a - b).abs().max() for a, b in zip(*states, strict=True)]
-    return Measurement.at_most(torch.stack([worst, *differences]).max(), 0.0, "largest difference; none allowed")
+    x, found = torch.randn(3, 45, 20), []
+    with torch.no_grad():
+        for one in (mamba, mixer):
+            y, state = one.prefill(x[:, :30], one.init_state(3))
+            last, state = one.step(x[:, 30], state)
+            found.append((one(x), y, last, state.ssm, state.conv))
+    worst = torch.stack([(a - b).abs().max() for a, b in zip(*found, strict=True)]).max()
+    return Measurement.at_most(worst, 0.0, "largest difference; none allowed")
 
 
 @claim(
