@@ -59,10 +59,10 @@ class WeightedAverage(nn.Module):
 
 
 def _weighted(first: Tensor, tokens: Sequence[Tensor], second: Tensor, channels: Sequence[Tensor]) -> Tensor:
-    terms = [c * y for c, y in zip((*first, *second), (*tokens, *channels), strict=True)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
+    terms = list(zip((*first, *second), (*tokens, *channels), strict=True))
+    total = terms[0][0] * terms[0][1]
+    for coefficient, output in terms[1:]:
+        total = torch.addcmul(total, coefficient, output)
     return total
 
 
