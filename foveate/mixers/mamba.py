@@ -19,23 +19,18 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..measure.cost import Cost, linear_flops
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
-from ..ops.handwritten import sum_dtype
-from ..ops.selective_scan import selective_scan, selective_state_update
-from ..ops.selective_scan_blocks import block_length
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer
 from .layout import TokenLayout
-from .ssm import Packing, SSMState, check_positive, check_token, step_size_bias
+from .ssm import Packing, SelectiveCore, SSMState, check_positive, check_token
 
 
 @register("mixer", "mamba")
-class Mamba(Mixer):
+class Mamba(Mixer, SelectiveCore):
     """Selective state-space block (S6): linear time, a fixed-size state, strictly causal.
 
     Masked tokens are taken out of the sequence: convolution and recurrence go on as if they had never been there.
@@ -87,23 +82,12 @@ class Mamba(Mixer):
         bias: bool = False,
     ) -> None:
         super().__init__(dim, causal=causal)
-        self.dt_rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
-        check_positive(d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=self.dt_rank)
-        self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * dim
-        self.in_proj = nn.Linear(dim, 2 * self.d_inner, bias=bias)
-        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=conv_bias)
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1.0).log().repeat(self.d_inner, 1))
-        self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, dim, bias=bias)
-        with torch.no_grad():
-            self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            self.dt_proj.bias.copy_(step_size_bias(self.d_inner, dt_min, dt_max))
-
-    def no_weight_decay(self) -> list[nn.Parameter]:
-        """Decay rates and skip weights: pulling them to zero would change the timescales."""
-        return [self.A_log, self.D]
+        dt_rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
+        check_positive(d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=dt_rank)
+        self.in_proj = nn.Linear(dim, 2 * expand * dim, bias=bias)
+        self.build_core(expand * dim, d_state, d_conv, dt_rank, conv_bias)
+        self.out_proj = nn.Linear(expand * dim, dim, bias=bias)
+        self.start_core(dt_min, dt_max)
 
     def forward(
         self,
@@ -121,12 +105,7 @@ class Mamba(Mixer):
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> SSMState:
         """Zeros: the convolution's inputs in ``dtype`` (default: the weights'), the scan's state in float32."""
-        weight = self.in_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        return SSMState(
-            conv=torch.zeros(batch_size, self.d_inner, self.d_conv, device=device, dtype=dtype),
-            ssm=torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=sum_dtype(dtype)),
-        )
+        return self.core_state(batch_size, device, dtype)
 
     def prefill(self, x: Tensor, state: SSMState, mask: Tensor | None = None) -> tuple[Tensor, SSMState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
@@ -141,42 +120,21 @@ class Mamba(Mixer):
         """
         check_token("Mamba", x_t, self.dim)
         u, z = self.in_proj(x_t).chunk(2, dim=-1)
-        u, conv = causal_conv1d_update(u, state.conv, self.conv1d.weight[:, 0], self.conv1d.bias, "silu")
-        dt, B, C = self._read(u)
-        y, ssm = selective_state_update(
-            state.ssm, u, dt, self._A(), B, C, self.D, z, dt_bias=self.dt_proj.bias, dt_softplus=True
-        )
-        return self.out_proj(y), SSMState(conv, ssm)
+        y, state = self.step_core(u, z, state)
+        return self.out_proj(y), state
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Counts the projections, the convolution and the product with C; the recurrence is elementwise."""
-        tokens, inner, states = batch * grid[0], self.d_inner, self.d_state
-        read = self.dt_rank + 2 * states
-        flops = (
-            linear_flops(tokens, self.dim, 2 * inner)
-            + linear_flops(tokens, inner, self.d_conv)
-            + linear_flops(tokens, inner, read)
-            + linear_flops(tokens, self.dt_rank, inner)
-            + linear_flops(tokens, inner, states)
-            + linear_flops(tokens, inner, self.dim)
-        )
-        blocks = -(-grid[0] // block_length(batch, inner * states))
-        # Saved: x, u before and after the convolution, z, delta, the scan's output; dt, B and C; A twice; its states.
-        saved = tokens * (self.dim + 5 * inner + read) + 2 * inner * states + blocks * batch * inner * states
+        tokens, inner = batch * grid[0], self.d_inner
+        flops = linear_flops(tokens, self.dim, 2 * inner) + linear_flops(tokens, inner, self.dim)
+        # Saved beside what the core keeps: x, u before the convolution, z and the scan's output.
+        saved = tokens * (self.dim + 3 * inner) + self.core_saved(batch, grid[0])
         return Cost(
-            flops=flops,
+            flops=flops + self.core_flops(tokens),
             parameters=sum(p.numel() for p in self.parameters()),
             activation_bytes=4 * saved,
-            state_bytes=4 * batch * inner * (self.d_conv + states),
+            state_bytes=4 * batch * inner * (self.d_conv + self.d_state),
         )
-
-    def _A(self) -> Tensor:  # noqa: N802  (the field's name)
-        return -torch.exp(self.A_log.to(sum_dtype(self.A_log.dtype)))
-
-    def _read(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes before bias and softplus, B and C of ``(..., d_inner)``."""
-        dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        return F.linear(dt, self.dt_proj.weight), B, C
 
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, state: SSMState | None
@@ -185,29 +143,7 @@ class Mamba(Mixer):
         if packing is not None:
             x = packing.pack(x)
             segments = None if segments is None else segments.gather(1, packing.order)
-        u, z = (m.transpose(1, 2) for m in self.in_proj(x).chunk(2, dim=-1))
-        before = None if state is None else state.conv
-        inputs = u
-        u, conv = causal_conv1d(
-            u, self.conv1d.weight[:, 0], self.conv1d.bias, "silu", before, return_state=True, seq_idx=segments
-        )
-        dt, B, C = (m.transpose(1, 2) for m in self._read(u.transpose(1, 2)))
-        if packing is not None:
-            dt = dt.masked_fill(~packing.valid.unsqueeze(1), -math.inf)
-            conv = packing.last(inputs.transpose(1, 2), before, self.d_conv)
-        y, ssm = selective_scan(
-            u,
-            dt,
-            self._A(),
-            B,
-            C,
-            self.D,
-            z,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-            initial_state=None if state is None else state.ssm,
-            return_last_state=True,
-            seq_idx=segments,
-        )
-        y = self.out_proj(y.transpose(1, 2))
-        return (y if packing is None else packing.unpack(y)), SSMState(conv, ssm)
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        y, state = self.scan_core(u, z, packing, segments, state)
+        y = self.out_proj(y)
+        return (y if packing is None else packing.unpack(y)), state

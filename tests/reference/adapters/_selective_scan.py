@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveate.mixers import Mixer
 from foveate.mixers.mamba import Mamba
 from foveate.mixers.mamba2 import Mamba2
+from foveate.mixers.mamba_mixer import SelectiveTokenMixer
 from foveate.models.official import load_official
 from foveate.ops.selective_scan import selective_scan, selective_state_update
 from foveate.ops.ssd import ssd_discrete
@@ -80,6 +81,7 @@ def mamba(case: Case) -> Answer:
         bias=case.has_param(r"in_proj\.bias"),
     )
     y, x, state = _block(case, mixer, "x")
+    _same_as_token_mixer(case, mixer, y)
     outputs = {"y": y, "conv_state": state.conv, "ssm_state": state.ssm}
     return outputs, case.gradients(y.square().mean(), {"x": x, **_parameters(mixer)})
 
@@ -95,6 +97,19 @@ def mamba2(case: Case) -> Answer:
     y, u, state = _block(case, mixer, "u")
     outputs = {"y": y, "final_state": state.ssm}
     return outputs, case.gradients(y.square().mean(), {"u": u, **_parameters(mixer)})
+
+
+def _same_as_token_mixer(case: Case, mixer: Mamba, y: Tensor) -> None:
+    """The token mixer of MambaMixer in one direction takes the same weights and gives the same bits."""
+    twin = SelectiveTokenMixer(
+        mixer.dim,
+        causal=True,
+        **_options(case, SelectiveTokenMixer),
+        conv_bias=mixer.conv1d.bias is not None,
+        bias=mixer.in_proj.bias is not None,
+    )
+    load_official(twin, case.params)
+    assert torch.equal(twin(case.inputs["x"]), y)
 
 
 def _options(case: Case, cls: type[Mixer]) -> dict[str, Any]:
