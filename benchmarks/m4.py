@@ -60,8 +60,8 @@ def facts(board: dict) -> str:
     return (
         f"{data['series']} series of {data['shortest']} to {data['longest']} hours, lookback {data['lookback']}, "
         f"horizon {data['horizon']}, season {data['season']}; Naive2: sMAPE {naive2['smape']:.3f}, "
-        f"MASE {naive2['mase']:.3f}. {machine['cpu']}, {machine['cores']} cores, {settings['threads']} thread per trial, torch "
-        f"{board['versions']['torch']}. Seconds of all trials together (training, validation, test): "
+        f"MASE {naive2['mase']:.3f}. {machine['cpu']}, {machine['cores']} cores, {settings['threads']} thread per "
+        f"trial, torch {board['versions']['torch']}. Seconds of all trials together (training, validation, test): "
         + ", ".join(f"{system} {taken:.0f}" for system, taken in seconds.items())
         + "."
     )

@@ -84,6 +84,8 @@ def test_the_id_may_stand_elsewhere(tmp_path):
         (TEXT.replace('"H2"', '""'), "line 3 has no id: every series needs one."),
         (TEXT + "H4,1,2,3,4,5\n", "is not a table: its header has 5 fields, line 5 6."),
         ('"H1",605,586\n"H2",1,2\n', "has no header: its first line is a series; put the names of the columns there."),
+        ('"H1",605\n"H2",1\n', "has no header"),
+        ('"H1",605,606,607,,\n"H2",1,2,3,4,5\n', "has no header"),
         ("V1,V2\n", "has a header but no series: one row for each is needed."),
         ("", "is empty"),
         ("a\x00b", "is neither text nor Parquet"),

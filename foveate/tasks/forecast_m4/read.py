@@ -122,9 +122,11 @@ def _id_column(header: list[str], id: str | None, label: str) -> int:
         if id not in header:
             raise unknown_name("id column", id, header, f"The file is {label!r}.")
         return header.index(id)
-    numbers = [float(cell) for cell in header[1:] if _is_number(cell)]
-    # Columns may be called 1, 2, 3, ...; any other numbers are values.
-    if len(header) > 1 and len(numbers) == len(header) - 1 and any(b - a != 1 for a, b in itertools.pairwise(numbers)):
+    cells = [cell for cell in header[1:] if cell.lower() not in _BLANK]
+    numbers = [float(cell) for cell in cells if _is_number(cell)]
+    # Columns may be called 1, 2, 3, ... or 0, 1, 2, ...; any other numbers are values.
+    counted = any(numbers == list(range(first, first + len(numbers))) for first in (0, 1))
+    if len(numbers) == len(cells) and not counted:
         raise InvalidValue(f"{label!r} has no header: its first line is a series; put the names of the columns there.")
     return 0
 
