@@ -20,18 +20,22 @@ from rich.console import Console
 from foveate.compare.tables import table
 
 COMPARISONS = {
+    "m4-hourly-dlinear": (
+        "A minute of one core: a linear model, 5,000 steps of 32 windows",
+        "--systems dlinear --steps 5000 --seeds 3",
+    ),
+    "m4-hourly-192": (
+        "The same with twice the lookback of the competition's usual models",
+        "--systems dlinear --lookback 192 --steps 5000 --seeds 3",
+    ),
     "m4-hourly": (
-        "Four small systems, the same 5,000 steps of 32 windows for each",
-        "--systems dlinear,softmax_attention,gated_conv,mamba --steps 5000 --seeds 2",
+        "Mixers beside it, the same 2,000 steps of 64 windows for each",
+        "--systems dlinear,softmax_attention,gated_conv --steps 2000 --batch-size 64 --seeds 2",
     ),
     "m4-hourly-timesnet": (
         "TimesNet in its published configuration: ten passes over the 414 series, batches of 16, a rate of 0.001",
         "--systems timesnet --set timesnet.d_model=32 --set timesnet.d_ff=32 --steps 260 --batch-size 16 "
         "--learning-rates 0.001 --seeds 2",
-    ),
-    "m4-hourly-192": (
-        "Twice the lookback of the competition's usual models",
-        "--systems dlinear --lookback 192 --steps 5000 --seeds 2",
     ),
 }
 

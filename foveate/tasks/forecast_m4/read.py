@@ -11,7 +11,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def read_ragged(source: str | Path | pd.DataFrame, *, id: str | None = None, usu
     """
     import pandas as pd
 
-    rows: Iterator[Sequence[Any]]
+    rows: Iterable[Sequence[Any]]
     if isinstance(source, pd.DataFrame) or (isinstance(source, str | Path) and _is_parquet(Path(source))):
         raw = read_source(source)
         label, sha256, header = raw.label, raw.sha256, [str(c) for c in raw.frame.columns]
@@ -69,8 +69,10 @@ def read_ragged(source: str | Path | pd.DataFrame, *, id: str | None = None, usu
         text, label, sha256 = read_text(source)
         first_line = text.lstrip("\n").split("\n", 1)[0]
         separator = max(_SEPARATORS, key=first_line.count)
-        rows = (row for row in csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True) if row)
-        header = [cell.strip() for cell in next(rows)]
+        header, *rows = (
+            row for row in csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True) if row
+        )
+        header = [cell.strip() for cell in header]
     else:
         raise InvalidType(
             f"source is a {type(source).__name__}: it must be the path of a CSV or Parquet file, or a DataFrame."
