@@ -11,10 +11,10 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -67,12 +67,12 @@ def read_ragged(source: str | Path | pd.DataFrame, *, id: str | None = None, usu
         rows = raw.frame.itertuples(index=False, name=None)
     elif isinstance(source, str | Path):
         text, label, sha256 = read_text(source)
-        first_line = text.lstrip("\n").split("\n", 1)[0]
-        separator = max(_SEPARATORS, key=first_line.count)
-        header, *rows = (
-            row for row in csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True) if row
-        )
-        header = [cell.strip() for cell in header]
+        head, _, body = text.lstrip("\n").partition("\n")
+        separator = max(_SEPARATORS, key=head.count)
+        # Most of a file with a few long series is blanks: they go before they become millions of cells.
+        body = re.sub(rf'(?:{separator} *(?:"")?)+$', "", body, flags=re.MULTILINE)
+        header = [cell.strip() for cell in next(_records(head, separator))]
+        rows = _records(body, separator)
     else:
         raise InvalidType(
             f"source is a {type(source).__name__}: it must be the path of a CSV or Parquet file, or a DataFrame."
@@ -95,6 +95,10 @@ def read_ragged(source: str | Path | pd.DataFrame, *, id: str | None = None, usu
     if repeated is not None:
         raise InvalidValue(f"{label!r} has two series called {repeated!r}: every series is one row.")
     return Ragged(label, sha256, header[at], tuple(names), tuple(values))
+
+
+def _records(text: str, separator: str) -> Iterator[list[str]]:
+    return (row for row in csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True) if row)
 
 
 def neighbour_of(source: str | Path) -> Path | None:
@@ -155,12 +159,20 @@ def _numbers(cells: Sequence[Any], where: str) -> np.ndarray:
         end -= 1
     if not end:
         raise InvalidValue(f"{where} has no values: remove it.")
-    kept = [_text(cell) for cell in cells[:end]]
-    for number, cell in enumerate(kept, start=1):
+    try:
+        values = np.array(cells[:end], dtype=np.float64)
+    except ValueError:
+        values = np.array([np.nan])
+    return values if np.isfinite(values).all() else _refuse([_text(cell) for cell in cells[:end]], where)
+
+
+def _refuse(cells: Sequence[str], where: str) -> NoReturn:
+    """Name the first cell of a row that is blank or no finite number."""
+    for number, cell in enumerate(cells, start=1):
         if cell.lower() in _BLANK:
             raise InvalidValue(
-                f"{where}: value {number} of {end} is missing: blanks may stand only behind the last value."
+                f"{where}: value {number} of {len(cells)} is missing: blanks may stand only behind the last value."
             )
         if not _is_number(cell) or not math.isfinite(float(cell)):
             raise InvalidValue(f"{where}: value {number} is {cell!r:.40}, which is not a number: correct it.")
-    return np.array([float(cell) for cell in kept])
+    raise InvalidValue(f"{where} holds a cell that is not a number: write plain decimal numbers.")

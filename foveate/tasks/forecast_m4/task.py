@@ -118,7 +118,15 @@ class ForecastM4Task(Task):
         rules = rules_for("Hourly" if source is None else known.label, horizon, season, history)
         made = prepare_series(known, follows, rules)
         past = check_count("lookback", lookback, 2 * rules.horizon)
-        info = ForecastInfo(past, rules.horizon, 1, (0,), rules.season, rules.freq, 0)
+        info = ForecastInfo(
+            lookback=past,
+            horizon=rules.horizon,
+            channels=1,
+            targets=(0,),
+            season=rules.season,
+            freq=rules.freq,
+            marks=0,
+        )
         tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(made, name))) for name in _TENSORS}
         longest = int((tensors["offsets"].diff() - 2 * rules.horizon).max()) - 1
         cuts = min(longest, max(1, int(rules.history * rules.horizon)))
