@@ -106,7 +106,9 @@ def test_the_seasonality_test_by_hand():
     assert is_seasonal(values, 2)
     # The same over 6 values: 4/6 at lag 2 against 1.645 sqrt((1 + 2 (5/6)^2) / 6) = 1.04.
     assert not is_seasonal(values[:6], 2)
-    assert not is_seasonal(values[:5], 2)  # fewer than three seasons
+    pulses = np.tile([1.0, *[0.0] * 23], 3)
+    assert is_seasonal(pulses, 24)
+    assert not is_seasonal(pulses[:71], 24)  # fewer than three seasons
     assert not is_seasonal(values, 1)
     assert not is_seasonal(np.ones(40), 2)
 
@@ -145,16 +147,21 @@ def test_training_windows_are_cut_from_the_last_steps(task):
     assert task.size("train") == 3 * 63
     short = prepared(history=1.5)
     assert short.layout["cuts"] == 12
-    batch, rows = whole(short, "train"), frame().iloc[:, 1:].to_numpy()
-    for i in range(short.size("train")):
+    rows = frame().iloc[:, 1:].to_numpy()
+    for i in range(task.size("train")):
         values = rows[i % 3][~np.isnan(rows[i % 3])][:-16]
         cut = len(values) - 1 - i // 3
+        if cut < 2:  # past its first cut a shorter series begins again
+            continue
+        batch = task.batch("train", torch.tensor([i]))
+        if i < short.size("train"):
+            assert torch.equal(batch["x"], short.batch("train", torch.tensor([i]))["x"])
         truth = values[cut : cut + 8]
-        np.testing.assert_allclose(batch["y"][i, : len(truth), 0], truth)
-        assert batch["y_mask"][i, :, 0].tolist() == [True] * len(truth) + [False] * (8 - len(truth))
+        np.testing.assert_allclose(batch["y"][0, : len(truth), 0], truth)
+        assert batch["y_mask"][0, :, 0].tolist() == [True] * len(truth) + [False] * (8 - len(truth))
         back = values[max(0, cut - 16) : cut]
         padded = np.concatenate([np.full(16 - len(back), back[0]), back])
-        np.testing.assert_allclose(batch["x"][i, :, 0], (padded - back.mean()) / back.std(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(batch["x"][0, :, 0], (padded - back.mean()) / back.std(), rtol=1e-4, atol=1e-4)
 
 
 def test_short_series_weigh_as_much_as_long_ones(task):
@@ -263,6 +270,7 @@ def test_zeros_are_no_error_and_no_trouble():
     rows.iloc[0, 1:61] = 0.0
     found = prepared(rows)
     model = resolve("dlinear").build(found.info, {})
+    assert float(found.loss(Repeat(8), found.batch("val", torch.tensor([0])))) == 0.0
     loss = found.loss(model, whole(found, "train"))
     loss.backward()
     assert loss.isfinite()
@@ -350,8 +358,16 @@ def test_a_series_shorter_than_the_lookback_is_forecast(task):
     packaged = task.package(resolve("seasonal_naive").build(task.info, {}))
     short = pd.DataFrame([["new", 1.0, 2.0, 3.0, 4.0, 5.0]], columns=list("abcdef"))
     assert ForecastM4Task.predict(packaged, short)["value"].round(4).tolist() == [2, 3, 4, 5, 2, 3, 4, 5]
+    shortest = pd.DataFrame([["new", 2.0, 3.0]], columns=list("abc"))  # its first value stands in front
+    assert ForecastM4Task.predict(packaged, shortest)["value"].round(4).tolist() == [2, 2, 2, 3, 2, 2, 2, 3]
     x = torch.tensor([torch.nan] * 11 + [1.0, 2, 3, 4, 5])[None, :, None]
     torch.testing.assert_close(packaged(x).flatten(), torch.tensor([2.0, 3, 4, 5, 2, 3, 4, 5]))
+
+
+def test_a_packaged_model_is_called_as_in_training(task):
+    model = Repeat(8)
+    task.package(model)(torch.rand(3, 16, 1))
+    assert model.given[0].shape == (3, 16, 0)
 
 
 def test_it_predicts_the_embedded_series():

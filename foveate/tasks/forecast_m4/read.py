@@ -70,7 +70,7 @@ def read_ragged(source: str | Path | pd.DataFrame, *, id: str | None = None, usu
         head, _, body = text.lstrip("\n").partition("\n")
         separator = max(_SEPARATORS, key=head.count)
         # Most of a file with a few long series is blanks: they go before they become millions of cells.
-        body = re.sub(rf'(?:{separator} *(?:"")?)+$', "", body, flags=re.MULTILINE)
+        body = re.sub(rf'(?:{separator}(?:"")?)+$', "", body, flags=re.MULTILINE)
         header = [cell.strip() for cell in next(_records(head, separator))]
         rows = _records(body, separator)
     else:
