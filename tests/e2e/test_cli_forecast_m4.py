@@ -80,6 +80,17 @@ def test_theta_is_compared_where_it_is_named(tmp_path):
     assert {row["system"]: row["status"] for row in board["rows"]} == {"theta": "done", "seasonal_naive": "done"}
 
 
+def test_theta_says_that_a_budget_is_too_small(tmp_path):
+    arguments = ("--systems", "theta", "--budget", "15s", "--workers", "1", "--seeds", "1")  # embedded: 2,573 windows
+    result = foveate_command("compare", "forecast", *arguments, "--out", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    board = json.loads((tmp_path / "run" / "leaderboard.json").read_text())
+    theta = next(row for row in board["rows"] if row["system"] == "theta")
+    assert theta["status"] == "failed"
+    assert theta["reason"].startswith("Theta needs about ")
+    assert "for 2573 windows and was given" in theta["reason"]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "parts"),
     [
