@@ -76,9 +76,11 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="Hourly-train.csv")
     parser.add_argument("--runs", type=Path, default=Path("foveate-runs"), help="where the comparisons go")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
     options = parser.parse_args()
     parts = ["# M4 hourly", "Made by `python benchmarks/m4.py Hourly-train.csv`."]
-    for name, (about, given) in COMPARISONS.items():
+    for name in options.only:
+        about, given = COMPARISONS[name]
         command, board = run(name, given, options.source, options.runs)
         parts += [f"## {about}", f"```console\n$ {command}\n```", f"```text\n{as_text(board)}\n```", facts(board)]
     options.out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
