@@ -46,6 +46,7 @@ def run(name: str, options: str, source: Path, runs: Path) -> tuple[str, dict]:
     command = ["compare", "forecast-m4", str(source), *options.split(), "--out", str(out)]
     subprocess.run([sys.executable, "-m", "foveate", *command], check=True, stdout=subprocess.DEVNULL)
     board = json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))
+    board["data"]["source"] = source.name
     return f"foveate compare forecast-m4 {source.name} {options} --out {name}", board
 
 
