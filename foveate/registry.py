@@ -205,13 +205,17 @@ def list_names(
         streaming: True: has a streaming form.
         rank: mixers that accept grids of this rank.
     """
-    rank_of_task = find(task, "task").spec.rank if task is not None else None
+    spec_of_task = find(task, "task").spec if task is not None else None
 
     def keep(entry: Entry) -> bool:
         s = entry.spec
         is_mixer = isinstance(s, _spec.MixerSpec)
-        if task is not None:
-            fits = rank_of_task in s.ranks if is_mixer else task in getattr(s, "tasks", ())
+        if spec_of_task is not None:
+            fits = (
+                spec_of_task.rank in s.ranks
+                if is_mixer
+                else (spec_of_task.models_of or task) in getattr(s, "tasks", ())
+            )
             if not fits:
                 return False
         if causal is not None and not (is_mixer and (s.causal == "strict" if causal else s.bidirectional)):

@@ -119,6 +119,7 @@ class TaskSpec:
         higher_is_better: direction of that first metric.
         baselines: trivial models that are always among the contestants.
         shortlist: default contestants: models and mixers.
+        models_of: the task whose models and mixers take part, for a task that differs in its rules alone; "": its own.
     """
 
     reads: str
@@ -127,3 +128,4 @@ class TaskSpec:
     higher_is_better: bool = False
     baselines: tuple[str, ...] = ()
     shortlist: tuple[str, ...] = ()
+    models_of: str = ""

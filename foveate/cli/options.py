@@ -84,6 +84,26 @@ def forecast_data(
     """What `forecast` reads."""
 
 
+def forecast_m4_data(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="CSV: an id, then values; none: embedded weather months."),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(help="What follows.", show_default="NAME-test.csv beside NAME-train.csv, else the last values"),
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast.", show_default="by the file's name")] = None,
+    season: Annotated[int | None, typer.Option(help="Steps per season.", show_default="by the file's name")] = None,
+    lookback: Annotated[int | None, typer.Option(help="Steps to look at.", show_default="twice the horizon")] = None,
+    history: Annotated[
+        float | None, typer.Option(help="Train on the last so many horizons.", show_default="by the file's name")
+    ] = None,
+    id: Annotated[str | None, typer.Option(help="Name of the id column.", show_default="the first")] = None,
+) -> None:
+    """What `forecast-m4` reads."""
+
+
 def classify_series_data(
     source: Annotated[
         str | None,

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import InvalidType, InvalidValue, UnknownName, unknown_name
 from ..measure.machine import usable_cores
 from ..mixers.base import Mixer
+from ..models.base import Model
 from ..models.build import Contestant, resolve
 from ..models.mixer_net import MixerNet
 from ..registry import check_options, entries, find
@@ -143,6 +144,11 @@ def _check_system_options(contestant: Contestant, options: Mapping[str, Any]) ->
 def trains(contestant: Contestant) -> bool:
     """Whether there is anything to train; mixers always train."""
     return getattr(contestant.target.spec, "trains", True)
+
+
+def untrained_share(contestant: Contestant) -> float:
+    """The share of a trial's time that is kept for it where there is nothing to train."""
+    return getattr(contestant.target, "untrained_share", Model.untrained_share)
 
 
 def sweeps(contestant: Contestant, settings: Settings) -> bool:

@@ -10,7 +10,7 @@ from ..errors import InvalidValue
 from ..models.build import Contestant
 from ..tasks.base import Task
 from ..tasks.budget import default_validate_every
-from .contestants import Job, jobs, trains, worker_count
+from .contestants import Job, jobs, trains, untrained_share, worker_count
 from .settings import Settings, sweep_steps
 
 #: Seconds that a worker needs before and after its training: starting, reading the data, building, saving.
@@ -73,7 +73,8 @@ def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float)
 
     def units(job: Job) -> float:
         """Length in units of one trial; what does not train is scored only."""
-        return (sweep if job.kind == "sweep" else 1.0) if trains(by_name[job.system]) else 0.1
+        contestant = by_name[job.system]
+        return (sweep if job.kind == "sweep" else 1.0) if trains(contestant) else untrained_share(contestant)
 
     whole = makespan([(job, units(job)) for job in work], workers)
     fixed = used + closing_seconds(chosen) + JOB_SECONDS * len(work) / workers

@@ -90,6 +90,8 @@ def _crash_reason(error: Exception) -> str:
     first_line = (str(error).strip().splitlines() or [""])[0][:200]
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return f"ran out of memory: {first_line or 'MemoryError'} (see {ERROR})."
+    if isinstance(error, FoveateError):  # says itself what is wrong
+        return str(error)
     return f"crashed: {type(error).__name__}{': ' if first_line else ''}{first_line} (see {ERROR})."
 
 

@@ -26,6 +26,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="foveate"):
     spec: ClassVar[ModelSpec]
     #: Dotted path of the Recipe class ("foveate.tasks.base.Recipe" is the default one) that trains this model.
     recipe: ClassVar[str] = "foveate.tasks.base.Recipe"
+    #: Under a time budget, the share of a trial's time that a system without training may take to be scored.
+    untrained_share: ClassVar[float] = 0.1
     #: The official release's state-dict keys to ours; see :func:`foveate.models.official.load_official`.
     official_keys: ClassVar[dict[str, dict[str, str]]] = {}
 

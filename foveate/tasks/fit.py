@@ -1,10 +1,13 @@
-"""The recipe of systems that are fitted in one go: no gradients, no steps."""
+"""Recipes of systems without gradients and steps: fitted in one go, or anew to every window."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 from torch import nn
 
+from ..errors import InvalidValue
 from .base import Recipe
 
 
@@ -14,3 +17,22 @@ class FitOnce(Recipe):
     def fit(self, model: nn.Module, seconds: float | None) -> None:
         batch = self.task.batch("train", torch.arange(self.task.size("train")))
         model.fit(batch)  # type: ignore[operator]
+
+
+class ScoredInTime(Recipe):
+    """For a system that is fitted to every window anew: refuses a time budget in which it cannot be scored."""
+
+    def fit(self, model: nn.Module, seconds: float | None) -> None:
+        if seconds is None:
+            return
+        windows = self.task.size("val") + self.task.size("test")
+        tried = self.task.batch("val", torch.arange(min(8, self.task.size("val"))))
+        self.task.apply(model, tried)  # the first call imports
+        started = time.perf_counter()
+        self.task.apply(model, tried)
+        needed = (time.perf_counter() - started) / len(tried["x"]) * windows
+        if needed > seconds:
+            raise InvalidValue(
+                f"{type(model).__name__} needs about {needed:.0f} seconds for {windows} windows and was given "
+                f"{seconds:.0f}: take a larger budget, windows farther apart (stride), or leave it out."
+            )

@@ -74,7 +74,7 @@ class NeedsMarks(HonestModel):
     breaks: ClassVar = {"inputs_with_names_are_optional"}
 
     def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
-        return super().forward(x) + 0.1 * marks[:, :1, :1]  # type: ignore[index]
+        return super().forward(x) + 0.1 * marks[:, :1].sum(-1, keepdim=True)  # type: ignore[index]
 
 
 class AnswersTooMuch(HonestModel):

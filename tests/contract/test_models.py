@@ -39,7 +39,7 @@ def test_mixer_as_a_model(entry: Entry, task: str, one: Check) -> None:
 
 
 def test_everything_has_an_example() -> None:
-    needed = {e.name for e in entries("task")} | set(MixerNet.spec.tasks)
+    needed = {e.spec.models_of or e.name for e in entries("task")} | set(MixerNet.spec.tasks)
     needed.update(name for e in entries("model") for name in examples_of(e.spec))
     missing = ", ".join(sorted(needed - set(EXAMPLES)))
     assert not missing, f"tests/contract/examples has no file for {missing}: without an example nothing is tested"

@@ -12,7 +12,7 @@ import pytest
 import foveate
 from foveate import claims
 from foveate.errors import InvalidType, UnknownName
-from foveate.registry import Entry, entries, get_system, list_systems, option_types
+from foveate.registry import Entry, entries, get_system, list_names, list_systems, option_types
 from foveate.spec import MixerSpec, ModelSpec, TaskSpec
 
 PACKAGE = Path(foveate.__file__).parent
@@ -188,6 +188,16 @@ def test_every_task_of_a_model_exists() -> None:
     for entry in entries("model"):
         unknown = set(entry.spec.tasks) - tasks
         assert not unknown, f"{entry.name} says it does {', '.join(sorted(unknown))}, which is no registered task"
+
+
+def test_a_task_that_borrows_models_says_from_whom() -> None:
+    own = {e.name for e in entries("task") if not e.spec.models_of}
+    for task in entries("task"):
+        assert task.spec.models_of in {"", *own}, f"{task.name}: models_of={task.spec.models_of!r} is no task"
+        if task.spec.models_of:
+            models = set(list_names("model", task=task.name))
+            assert models == set(list_names("model", task=task.spec.models_of))
+            assert {*task.spec.baselines} <= models
 
 
 def test_every_contestant_of_a_task_exists() -> None:

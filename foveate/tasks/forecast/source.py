@@ -210,3 +210,14 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def read_text(source: str | Path) -> tuple[str, str, str]:
+    """The text of a file (plain, gzip, bzip2 or xz; UTF-8), its label and the SHA-256 of its bytes.
+
+    Raises:
+        InvalidValue: the file is missing, a folder, unreadable, empty or not text.
+    """
+    label = str(source)
+    raw = _read_bytes(Path(source), label)
+    return _decode(raw, label), label, hashlib.sha256(raw).hexdigest()

@@ -9,7 +9,7 @@ import torch
 from . import Example, Inputs
 
 
-def info(lookback: int, horizon: int, channels: int, season: int) -> SimpleNamespace:
+def info(lookback: int, horizon: int, channels: int, season: int, marks: int = 4) -> SimpleNamespace:
     return SimpleNamespace(
         task="forecast",
         lookback=lookback,
@@ -18,7 +18,7 @@ def info(lookback: int, horizon: int, channels: int, season: int) -> SimpleNames
         targets=tuple(range(channels)),
         season=season,
         freq="h",
-        marks=4,
+        marks=marks,
     )
 
 
@@ -43,7 +43,7 @@ def wrong(info: SimpleNamespace) -> dict[str, Inputs]:
 EXAMPLE = Example(
     name="forecast",
     info=info(32, 8, 3, 12),
-    others=(info(24, 30, 1, 24), info(17, 1, 2, 1)),
+    others=(info(24, 30, 1, 24), info(17, 1, 2, 1), info(12, 6, 1, 4, marks=0)),
     inputs=inputs,
     answer=lambda info, batch: (batch, info.horizon, info.channels),
     wrong=wrong,

@@ -1,0 +1,1 @@
+"""The task ``forecast-m4``: many short series, by the rules of the M4 competition."""
