@@ -27,7 +27,7 @@ from ..registry import check_options, find
 from ..spec import ModelSpec
 from .base import Model, check_series
 from .outlook import levels_of
-from .quantiles import in_order, median_of
+from .quantiles import QuantileOrder
 from .readers import (
     ClassHead,
     ForecastHead,
@@ -240,8 +240,7 @@ class MixerNet(Model):
         if quantiles and answers != "forecast":
             raise InvalidValue(f"quantiles={tuple(quantiles)!r} is not possible with answers={answers!r}.")
         self.reads, self.answers, self.channels = reads, answers, channels
-        self.median = median_of(quantiles) if quantiles else None
-        self.levels = len(quantiles)
+        self.order = QuantileOrder(quantiles) if quantiles else None
         shape = (size,) if isinstance(size, int) else tuple(size)
         if reads == "series" and answers == "classes":
             self.reader: nn.Module = StepsReader(shape[0], patch, channels, dim)
@@ -269,7 +268,7 @@ class MixerNet(Model):
             grid=grid,
         )
         if answers == "forecast" and grid is not None:
-            self.head: nn.Module = ForecastHead(grid[0], dim, outputs * max(1, self.levels), dropout)
+            self.head: nn.Module = ForecastHead(grid[0], dim, outputs * max(1, len(quantiles)), dropout)
         elif answers == "gaps":
             self.head = nn.Linear(dim, patch)
         else:
@@ -330,10 +329,11 @@ class MixerNet(Model):
                 raise InvalidValue("MixerNet takes no mask for forecasts: fill missing values before.")
             tokens, statistics = self.reader(x)
             y = self.head(self._mix(tokens))
-            if self.median is None:
+            if self.order is None:
                 return self.reader.restore(y, statistics)  # type: ignore[operator]
-            y = in_order(y.unflatten(1, (-1, self.levels)), self.median).flatten(1)
-            return self.reader.restore(y, statistics).unflatten(1, (-1, self.levels)).movedim(2, -1)  # type: ignore[operator]
+            levels = (-1, len(self.order.levels))
+            y = self.order(y.unflatten(1, levels)).flatten(1)
+            return self.reader.restore(y, statistics).unflatten(1, levels).movedim(2, -1)  # type: ignore[operator]
         if self.reads == "series" and mask is not None:
             expected = x.shape if self.answers == "gaps" else x.shape[:2]
             if mask.dtype != torch.bool or mask.shape != expected:

@@ -1,9 +1,11 @@
 """Quantile forecasts that cannot cross: levels, heads, and the spread of residuals.
 
-A head gives one number per level; the one at the level 0.5 is the median, each of the others a step away from the
-level beside it, and a step is never negative::
+A head gives one number r per level; the one at the level 0.5 is the median, each of the others is a step away from
+the level beside it, and a step is never negative::
 
-    q[m] = r[m]        q[m + i] = q[m + i - 1] + softplus(r[m + i])        q[m - i] = q[m - i + 1] - softplus(r[m - i])
+    q[m] = r[m]    q[m + i] = q[m + i - 1] + softplus(r[m + i] + s)    q[m - i] = q[m - i + 1] - softplus(r[m - i] + s)
+
+where s, one constant per step, makes it that of a normal distribution with deviation :data:`START` at r = 0.
 
 Adding and subtracting what is not negative, scaling by what is positive and rounding are all monotone, so that the
 levels are in order to the last bit, in every unit. Source: incremental quantile functions (Park et al., AISTATS 2022,
@@ -13,7 +15,9 @@ arXiv 2111.06581), started at the median.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,8 @@ from torch.nn import functional as F
 from ..errors import InvalidType, InvalidValue
 
 MEDIAN = 0.5
+#: Deviation that a head begins with, in the units in which it answers.
+START = 0.7
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
@@ -60,12 +66,30 @@ def median_of(levels: Sequence[float]) -> int:
     return checked.index(MEDIAN)
 
 
-def in_order(raw: Tensor, median: int) -> Tensor:
-    """Quantiles ``(..., levels)`` from the numbers of a head; ``median`` is the place of 0.5 among the levels."""
-    parts = raw.unbind(-1)
-    above = itertools.accumulate((F.softplus(r) for r in parts[median + 1 :]), torch.add, initial=parts[median])
-    below = itertools.accumulate((F.softplus(r) for r in parts[:median][::-1]), torch.sub, initial=parts[median])
-    return torch.stack([*list(below)[:0:-1], *above], -1)
+class QuantileOrder:
+    """Quantiles from the numbers of a head, in order; see the module's docstring.
+
+    Args:
+        levels: rising, 0.5 among them.
+
+    Raises:
+        InvalidType, InvalidValue: they are not.
+    """
+
+    def __init__(self, levels: Sequence[float]) -> None:
+        self.levels, self.median = check_levels(levels), median_of(levels)
+        normal = NormalDist(sigma=START)
+        gaps = [normal.inv_cdf(b) - normal.inv_cdf(a) for a, b in itertools.pairwise(self.levels)]
+        #: By gap: the inverse of softplus, so that a head that says 0 says a normal distribution.
+        self.start = [math.log(math.expm1(gap)) for gap in gaps]
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """``(..., levels)`` to the same shape."""
+        parts, m = raw.unbind(-1), self.median
+        steps = [F.softplus(r + s) for r, s in zip((*parts[:m], *parts[m + 1 :]), self.start, strict=True)]
+        below = itertools.accumulate(steps[:m][::-1], torch.sub, initial=parts[m])
+        above = itertools.accumulate(steps[m:], torch.add, initial=parts[m])
+        return torch.stack([*list(below)[:0:-1], *above], -1)
 
 
 class QuantileSpread(nn.Module):
@@ -73,10 +97,10 @@ class QuantileSpread(nn.Module):
 
     ::
 
-        step[h, c, i] = softplus(a[h, i] + b[c, i] + w_i . (log deviation, log change))
+        r[h, c, i] = a[h, i] + b[c, i] + w_i . (log deviation, log change)
 
-    with the deviation of channel c in the window and its root mean squared change from step to step. At the start the
-    steps are those of a normal distribution with deviation 0.5.
+    with the deviation of channel c in the window and its root mean squared change from step to step; a, b and w start
+    at 0.
 
     Args:
         horizon, channels: of the forecast.
@@ -86,12 +110,11 @@ class QuantileSpread(nn.Module):
 
     def __init__(self, horizon: int, channels: int, levels: Sequence[float], eps: float = 1e-3) -> None:
         super().__init__()
-        self.median, self.eps = median_of(levels), eps
-        normal = torch.special.ndtri(torch.tensor(list(levels), dtype=torch.float64)).diff() * 0.5
-        start = normal.expm1().log().to(torch.get_default_dtype())  # the inverse of softplus
-        self.by_step = nn.Parameter(start.repeat(horizon, 1))
-        self.by_channel = nn.Parameter(torch.zeros(channels, len(start)))
-        self.by_window = nn.Parameter(torch.zeros(2, len(start)))
+        self.order, self.eps = QuantileOrder(levels), eps
+        gaps = len(levels) - 1
+        self.by_step = nn.Parameter(torch.zeros(horizon, gaps))
+        self.by_channel = nn.Parameter(torch.zeros(channels, gaps))
+        self.by_window = nn.Parameter(torch.zeros(2, gaps))
 
     def forward(self, forecast: Tensor, x: Tensor) -> Tensor:
         """``(B, horizon, C)`` and the window ``(B, T, C)`` to ``(B, horizon, C, levels)``."""
@@ -99,8 +122,8 @@ class QuantileSpread(nn.Module):
         change = x.diff(dim=1, prepend=x[:, :1]).square().mean(1).add(self.eps**2).sqrt()
         window = torch.stack([deviation, change], -1).log() @ self.by_window
         steps = self.by_step[:, None] + self.by_channel + window[:, None]
-        raw = torch.cat([steps[..., : self.median], forecast[..., None], steps[..., self.median :]], -1)
-        return in_order(raw, self.median)
+        m = self.order.median
+        return self.order(torch.cat([steps[..., :m], forecast[..., None], steps[..., m:]], -1))
 
 
 class ResidualQuantiles(nn.Module):

@@ -23,7 +23,7 @@ from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
 from ..outlook import levels_of
-from ..quantiles import in_order, median_of
+from ..quantiles import QuantileOrder
 
 
 def moving_average(x: Tensor, width: int) -> Tensor:
@@ -99,12 +99,11 @@ class DLinear(Model):
                 raise invalid(option, size, "it must be at least 1")
         if moving_avg < 1 or moving_avg % 2 == 0:
             raise invalid("moving_avg", moving_avg, "a centred average needs an odd width of at least 1")
-        self.seq_len, self.enc_in, self.moving_avg = seq_len, enc_in, moving_avg
-        self.median = median_of(quantiles) if quantiles else None
+        self.seq_len, self.pred_len, self.enc_in, self.moving_avg = seq_len, pred_len, enc_in, moving_avg
+        self.order = QuantileOrder(quantiles) if quantiles else None
         answers = pred_len * max(1, len(quantiles))
         self.seasonal = TimeLinear(seq_len, answers, enc_in if individual else None)
         self.trend = TimeLinear(seq_len, answers, enc_in if individual else None)
-        self.pred_len = pred_len
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
@@ -131,9 +130,7 @@ class DLinear(Model):
         check_series("DLinear", x, self.seq_len, self.enc_in)
         trend = moving_average(x, self.moving_avg)
         y = self.seasonal(x - trend) + self.trend(trend)
-        if self.median is None:
-            return y
-        return in_order(y.unflatten(1, (self.pred_len, -1)).movedim(2, -1), self.median)
+        return y if self.order is None else self.order(y.unflatten(1, (self.pred_len, -1)).movedim(2, -1))
 
     @staticmethod
     def convert_official(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
 from ..outlook import levels_of
-from ..quantiles import in_order, median_of
+from ..quantiles import QuantileOrder
 from .embedding import FREQ_MARKS, SeriesEmbedding
 from .periods import InceptionBlock2d, conv2d_same, fft_periods, fold, unfold
 
@@ -254,7 +254,7 @@ class TimesNet(Model):
         if task == "forecast":
             self.extend = nn.Linear(seq_len, length)
         self.dropout = nn.Dropout(dropout)
-        self.median = median_of(quantiles) if quantiles else None
+        self.order = QuantileOrder(quantiles) if quantiles else None
         answers = enc_in * max(1, len(quantiles))
         self.head = nn.Linear(d_model, answers) if num_class is None else nn.Linear(d_model * seq_len, num_class)
 
@@ -316,8 +316,8 @@ class TimesNet(Model):
         mean, deviation, normal = self._normalise(x, mask)
         h = self.features(normal, marks)[:, -self.pred_len :]  # pred_len 0: all of it
         y = self.head(h)
-        if self.median is not None:
-            y = in_order(y.unflatten(-1, (self.enc_in, -1)), self.median)
+        if self.order is not None:
+            y = self.order(y.unflatten(-1, (self.enc_in, -1)))
             mean, deviation = mean[..., None], deviation[..., None]
         return y * deviation + mean
 
