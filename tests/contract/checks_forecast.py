@@ -44,14 +44,16 @@ def quantiles_never_cross(case: ModelCase) -> None:
     shape = (3, info.horizon, info.channels)
     own = (*shape, len(LEVELS)) if case.spec.quantiles else shape
     came = outlook.model(*args, **marks).shape
-    expect(came == own, f"the spec says quantiles={case.spec.quantiles}, but the model answers {tuple(came)}, not {own}")
+    expect(
+        came == own, f"the spec says quantiles={case.spec.quantiles}, but the model answers {tuple(came)}, not {own}"
+    )
     for noise, size in ((0.0, 1.0), (0.3, 1.0), (3.0, 1e4)):
         with torch.no_grad():
             for parameter in outlook.parameters():
                 parameter.add_(torch.randn_like(parameter) * noise)
         y = outlook(*(a * size for a in args), **marks)
         expect(y.shape == (*shape, len(LEVELS)), f"with quantiles the answer is {tuple(y.shape)}")
-        expect((y[..., 1:] >= y[..., :-1]).all(), f"quantiles cross (noise {noise} on the weights, input times {size:g})")
+        expect((y[..., 1:] >= y[..., :-1]).all(), f"quantiles cross (noise {noise}, input times {size:g})")
     if case.spec.trains:
         _, outlook = _told(case, quantiles=LEVELS)
         outlook(*args, **marks).diff(dim=-1).mean().backward()
