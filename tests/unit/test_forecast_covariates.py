@@ -327,7 +327,7 @@ def test_config_and_state_rebuild_it(tmp_path):
 
 def test_columns_have_one_role_each():
     assert "column 'load' cannot be target and known at once" in refused(InvalidValue, known="price,load")
-    assert "unknown known 'prise': did you mean 'price'?" in refused(UnknownName, known="prise")
+    assert "unknown known column 'prise': did you mean 'price'?" in refused(UnknownName, known="prise")
     assert "cannot be time and known at once" in refused(InvalidValue, time="date", known="date")
     assert "cannot be known and static at once" in refused(InvalidValue, shops(), id="shop", static="price")
     assert "no column left to forecast: known='load,wind,price'" in refused(

@@ -44,7 +44,8 @@ def column_names(option: str, given: str | Sequence[str], raw: RawTable) -> list
         names += [name] if name in raw.frame else [part.strip() for part in name.split(",")]
     for name in names:
         if name not in raw.frame:
-            raise unknown_name(option, name, raw.frame.columns, f"The file is {raw.label!r}.")
+            what = option if option == "target" else f"{option} column"
+            raise unknown_name(what, name, raw.frame.columns, f"The file is {raw.label!r}.")
     if not names:
         raise invalid(option, given, "at least one column is needed")
     return list(dict.fromkeys(names))
@@ -201,11 +202,11 @@ def take_static(raw: RawTable, id: str | None, names: Sequence[str]) -> tuple[Ra
             if not count:
                 raise InvalidValue(f"{where} has no value: fill it in, or take the column out of static.")
             if count > 1:
-                mine = column[(key == series) & column.notna()]
-                other = mine[mine != first]
+                mine = ((key == series) & column.notna()).to_numpy()
+                row = int((mine & (column != first).to_numpy()).argmax())
                 raise InvalidValue(
-                    f"{where} has {first!r} in row {mine.index[0] + 1} and {other.iloc[0]!r} in row "
-                    f"{other.index[0] + 1}: it must be constant within a series; take the column out of static."
+                    f"{where} has {first!r} in row {int(mine.argmax()) + 1} and {column.iloc[row]!r} in row {row + 1}: "
+                    f"it must be constant within a series; take the column out of static."
                 )
             values[str(series)][name] = first
     return replace(raw, frame=frame.drop(columns=list(names))), values

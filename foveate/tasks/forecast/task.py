@@ -288,7 +288,7 @@ class ForecastTask(Task):
     def package(self, model: nn.Module) -> Forecaster:
         """The model between the scaler of the training rows and its inverse."""
         names = ("mean", "scale", *(_KNOWN[1:] if self.info.known else ()))
-        statistics = {name: self._tensors[name].clone() for name in names}
+        statistics: dict[str, Any] = {name: self._tensors[name].clone() for name in names}
         return Forecaster(model, self.info, **self.layout, **statistics)
 
     @classmethod
