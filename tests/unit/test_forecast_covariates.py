@@ -16,6 +16,7 @@ from foveate.models.build import Contestant, resolve
 from foveate.models.outlook import Outlook
 from foveate.spec import ModelSpec
 from foveate.tasks.base import Recipe
+from foveate.tasks.forecast.covariates import static_codes
 from foveate.tasks.forecast.package import Forecaster
 from foveate.tasks.forecast.predict import predict
 from foveate.tasks.forecast.task import ForecastTask
@@ -181,6 +182,23 @@ def test_a_baseline_is_not_told_and_stays_what_it_is():
     batch = task.batch("test", torch.arange(9))
     assert torch.equal(task.apply(model, batch), model.model(batch["x"]))
     assert list(model.parameters()) == []
+
+
+@pytest.mark.parametrize("levels", [(), (0.2, 0.5)])
+def test_an_outlook_is_its_formula(levels):
+    """y[h] = forecaster(x - g(k[window], s))[h] + g(k[horizon], s)[h] + o(s)[h]."""
+    own = Own(LOOKBACK, HORIZON)
+    model = perturbed(Outlook(own, LOOKBACK, HORIZON, 2, known=3, static=2, quantiles=levels))
+    assert isinstance(model, Outlook)
+    assert model.effect is not None
+    assert model.offset is not None
+    x, known, static = torch.randn(5, LOOKBACK, 2), torch.randn(5, LOOKBACK + HORIZON, 3), torch.randn(5, 2)
+    g = model.effect(known, static)
+    rest = x - g[:, :LOOKBACK]
+    expected = own(rest)[..., None] if not levels else model.spread(own(rest), rest)  # type: ignore[misc]
+    expected = expected + (g[:, LOOKBACK:] + model.offset(static).view(5, HORIZON, 2))[..., None]
+    got = model(x, known=known, static=static)
+    torch.testing.assert_close(got if levels else got[..., None], expected)
 
 
 def test_before_training_everyone_answers_as_without_covariates():
@@ -358,6 +376,9 @@ def test_static_columns_must_be_constant_and_tell_series_apart():
     assert "name the column that holds their names, id=" in refused(InvalidValue, static="wind")
     gaps = frame.copy()
     gaps.loc[gaps.index % 3 == 0, ["region", "size"]] = None
+    names = [*"hgfedcba", "7", 7.0]
+    (code,) = static_codes({str(i): {"kind": n} for i, n in enumerate(names)}, ["kind"], list("0123456789"), "t")
+    assert code["categories"] == ["7", *"abcdefgh"], "in one order on every machine"
     whole, some = (prepared(f, id="shop", static="region,size") for f in (frame, gaps))
     assert torch.equal(whole._tensors["static"], some._tensors["static"]), "a gap is no other value"
 
