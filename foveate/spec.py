@@ -93,6 +93,9 @@ class ModelSpec:
         streaming: as in :class:`MixerSpec`.
         trains: False for a system without parameters or gradients (its recipe defines ``fit``, or nothing is fitted).
         baseline: True for a trivial reference that every leaderboard shows.
+        quantiles: a forecaster built with ``info.quantiles`` answers ``(B, horizon, C, levels)``, in order; False: one
+            number per value, and quantiles are put around it (:mod:`foveate.models.outlook`).
+        covariates: a forecaster takes ``known`` and ``static`` and needs no help with them.
         batch_independent, deterministic, compile, export, onnx: as in :class:`MixerSpec`.
     """
 
@@ -101,6 +104,8 @@ class ModelSpec:
     streaming: Streaming = "no"
     trains: bool = True
     baseline: bool = False
+    quantiles: bool = False
+    covariates: bool = False
     batch_independent: bool = True
     deterministic: bool = True
     compile: bool = True

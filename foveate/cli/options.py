@@ -80,6 +80,13 @@ def forecast_data(
     split: Annotated[str | None, typer.Option(help="Shares or rows: 0.7/0.1/0.2 or 8640/2880/2880.")] = None,
     windows: Annotated[int | None, typer.Option(help="Backtest with this many test origins at the end.")] = None,
     stride: Annotated[int | None, typer.Option(help="Steps between validation and test origins.")] = None,
+    known: Annotated[
+        str | None, typer.Option(help="Columns known over the horizon too (calendar, prices), by commas.")
+    ] = None,
+    static: Annotated[str | None, typer.Option(help="Columns constant within a series, by commas.")] = None,
+    quantiles: Annotated[
+        str | None, typer.Option(help="Forecast these levels, such as 0.1,0.5,0.9.", show_default="one number")
+    ] = None,
 ) -> None:
     """What `forecast` reads."""
 

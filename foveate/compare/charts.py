@@ -281,15 +281,18 @@ def forecast_panel(
     description: str,
     tone: int = 1,
     reach: tuple[float, float] | None = None,
+    bands: Sequence[tuple[Sequence[float | None], Sequence[float | None]]] = (),
 ) -> str:
     """What was seen, what came and what was predicted, over time; "" if nothing of it was measured.
 
     Args:
         times: ISO 8601 texts of all steps of ``history`` and ``truth``; too few: steps are counted from the origin.
+        bands: lower and upper ends of intervals of the prediction.
         reach: smallest and largest value of the y axis, so that several panels compare; None: from the values.
     """
     past = len(history)
-    everything = [v for v in (*history, *truth, *prediction) if v is not None and math.isfinite(v)]
+    ends = [v for band in bands for end in band for v in end]
+    everything = [v for v in (*history, *truth, *prediction, *ends) if v is not None and math.isfinite(v)]
     if not everything:
         return ""
     width, height = 400.0, 210.0
@@ -302,6 +305,10 @@ def forecast_panel(
     joint = [(past - 1.0, history[-1])] if past else []
     future = [(past + i, v) for i, v in enumerate(truth)]
     predicted = [(past + i, v) for i, v in enumerate(prediction)]
+    for low, high in bands:
+        rim = [(past + i, v) for i, v in enumerate(high)] + [(past + i, v) for i, v in enumerate(low)][::-1]
+        if around := _path([p for p in rim if p[1] is not None and math.isfinite(p[1])], x, y):
+            body.append(f'<path class="band tone-{tone}" d="{around}Z"/>')
     body.append(f'<path class="line past" d="{_path(list(enumerate(history)), x, y)}"/>')
     body.append(f'<path class="line truth" d="{_path([*joint, *future], x, y)}"/>')
     body.append(f'<path class="line tone-{tone}" d="{_path([*joint, *predicted], x, y)}"/>')

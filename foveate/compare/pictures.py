@@ -150,7 +150,7 @@ def forecast_galleries(leaderboard: Mapping[str, Any]) -> list[Gallery]:
     """Forecasts against truth of the winner, the best others and the best baseline; [] for tasks without forecasts.
 
     Reads the examples that the forecast task gives: ``{"windows": [{"series", "history_times", "future_times",
-    "targets": [{"name", "history", "truth", "prediction"}, ...]}, ...]}``.
+    "targets": [{"name", "history", "truth", "prediction", "bands" (with quantiles)}, ...]}, ...]}``.
     """
     done = [row for row in leaderboard["rows"] if row["status"] == "done" and _windows(row)]
     if not done:
@@ -188,12 +188,16 @@ def _reaches(rows: Sequence[Row]) -> list[tuple[float, float]]:
             v
             for row in rows
             for _, target in _pairs(row)[number : number + 1]
-            for key in ("history", "truth", "prediction")
-            for v in target[key]
+            for part in (target["history"], target["truth"], target["prediction"], *_ends(target))
+            for v in part
             if v is not None and math.isfinite(v)
         ]
         reaches.append((min(values), max(values)) if values else (0.0, 1.0))
     return reaches
+
+
+def _ends(target: Mapping[str, Any]) -> list[Sequence[float | None]]:
+    return [band[end] for band in target.get("bands") or [] for end in ("low", "high")]
 
 
 def _panels(row: Row, tone: int, reaches: Sequence[tuple[float, float]]) -> list[str]:
@@ -205,7 +209,14 @@ def _panels(row: Row, tone: int, reaches: Sequence[tuple[float, float]]) -> list
         begin = window["future_times"][0].replace("T", " ") if window["future_times"] else ""
         about = f"{len(target['truth'])} steps forecast by {row['system']} from {begin}, with the truth."
         past, truth, prediction = target["history"], target["truth"], target["prediction"]
+        bands = target.get("bands") or []
+        if bands:
+            low, high = bands[0]["levels"]
+            about += f" The widest band reaches from the {low:g} to the {high:g} quantile."
+        drawn = [(band["low"], band["high"]) for band in bands]
         panels.append(
-            forecast_panel(past, truth, prediction, times, title=name, description=about, tone=tone, reach=reach)
+            forecast_panel(
+                past, truth, prediction, times, title=name, description=about, tone=tone, reach=reach, bands=drawn
+            )
         )
     return [panel for panel in panels if panel]

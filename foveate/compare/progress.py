@@ -2,7 +2,8 @@
 
 Events are dictionaries, made by the runner and by the trainer; unknown types and keys are ignored::
 
-    plan           trials: [{"trial", "system", "seed", "seconds" (predicted, optional)}, ...]
+    plan           trials: [{"trial", "system", "seed", "seconds" (predicted, optional)}, ...], primary (optional):
+                   the deciding metric, where the data's options change it
     trial_started  trial, system, seed, steps (0 or absent under a time budget)
     resumed        trial, step: the trial goes on from its checkpoint
     sweep          trial (the system's first), learning_rate, candidate (from 1), candidates, val (once it is scored)
@@ -102,6 +103,7 @@ class Progress:
         """Take in one event; returns the trial it is about, if any."""
         kind = event["type"]
         if kind == "plan":
+            self.primary = event.get("primary", self.primary)
             for planned in event["trials"]:
                 self._trial(planned).predicted = planned.get("seconds")
             return None

@@ -129,7 +129,8 @@ class _Comparison:
         waiting = jobs(self.chosen, self.settings)
         self._forget_unfinished(waiting)
         trials = [job for job in waiting if job.kind == "trial"]
-        self.emit({"type": "plan", "trials": [{"trial": t.name, "system": t.system, "seed": t.seed} for t in trials]})
+        planned = [{"trial": t.name, "system": t.system, "seed": t.seed} for t in trials]
+        self.emit({"type": "plan", "trials": planned, "primary": self.task.spec.metrics[0]})
         for job in list(waiting):
             result = self.folder.result(self._place(job))
             if result is not None:

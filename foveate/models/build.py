@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..errors import InvalidType, UnknownName
 from ..mixers.base import Mixer
 from ..registry import check_options, entries, find
 from .base import Model
 from .mixer_net import MixerNet
+from .outlook import with_outlook
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,18 @@ class Contestant:
         """Dotted path of the recipe that trains it."""
         return self.target.recipe if issubclass(self.target, Model) else MixerNet.recipe
 
-    def build(self, info: Any, options: dict[str, Any]) -> Model:
+    def build(self, info: Any, options: dict[str, Any]) -> nn.Module:
         """Build it for ``info`` (``Task.info``); options of a mixer go to MixerNet, the rest to the mixer.
+
+        Where a forecast has covariates or quantiles, the model comes inside :class:`~foveate.models.outlook.Outlook`.
 
         Raises:
             InvalidType: it cannot do this task, or an option does not exist.
             InvalidValue: the data or an option does not fit.
         """
+        return with_outlook(self._build(info, options), info)
+
+    def _build(self, info: Any, options: dict[str, Any]) -> Model:
         if issubclass(self.target, Mixer):
             own = {k: v for k, v in options.items() if k in _mixer_net_options()}
             rest = {k: v for k, v in options.items() if k not in own}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -25,6 +26,8 @@ from ..mixers.state import State, state
 from ..registry import check_options, find
 from ..spec import ModelSpec
 from .base import Model, check_series
+from .outlook import levels_of
+from .quantiles import QuantileOrder
 from .readers import (
     ClassHead,
     ForecastHead,
@@ -193,13 +196,15 @@ class MixerNet(Model):
         outputs: horizon, number of classes, or vocabulary; not used for gaps.
         dim, depth, num_heads, causal, mlp_ratio, dropout, mixer_options: see :class:`MixerStack`.
         patch: steps per token of a series, or patch edge.
+        quantiles: levels of a forecast, rising, 0.5 among them: the head then answers each; none: one number.
 
     Raises:
         UnknownName: no such mixer.
-        InvalidValue: the mixer's rank does not fit, ``patch`` does not divide, ``reads`` and ``answers`` do not meet.
+        InvalidValue: the mixer's rank does not fit, ``patch`` does not divide, ``reads`` and ``answers`` do not meet,
+            illegal levels or levels of something else than a forecast.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute"))
+    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute"), quantiles=True)
     _ANSWERS = {
         "series": ("forecast", "classes", "gaps"),
         "tokens": ("tokens",),
@@ -224,6 +229,7 @@ class MixerNet(Model):
         dropout: float = 0.1,
         patch: int = 8,
         mixer_options: dict[str, Any] | None = None,
+        quantiles: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if reads not in self._ANSWERS:
@@ -231,7 +237,10 @@ class MixerNet(Model):
         if answers not in self._ANSWERS[reads]:
             legal = " or ".join(self._ANSWERS[reads])
             raise InvalidValue(f"answers={answers!r} is not possible for {reads}: legal is {legal}.")
+        if quantiles and answers != "forecast":
+            raise InvalidValue(f"quantiles={tuple(quantiles)!r} is not possible with answers={answers!r}.")
         self.reads, self.answers, self.channels = reads, answers, channels
+        self.order = QuantileOrder(quantiles) if quantiles else None
         shape = (size,) if isinstance(size, int) else tuple(size)
         if reads == "series" and answers == "classes":
             self.reader: nn.Module = StepsReader(shape[0], patch, channels, dim)
@@ -259,7 +268,7 @@ class MixerNet(Model):
             grid=grid,
         )
         if answers == "forecast" and grid is not None:
-            self.head: nn.Module = ForecastHead(grid[0], dim, outputs, dropout)
+            self.head: nn.Module = ForecastHead(grid[0], dim, outputs * max(1, len(quantiles)), dropout)
         elif answers == "gaps":
             self.head = nn.Linear(dim, patch)
         else:
@@ -279,7 +288,7 @@ class MixerNet(Model):
             raise InvalidType(f"MixerNet cannot be built for the task {info.task!r} yet.")
         common: dict[str, Any] = {"patch": min(8, info.lookback), "size": info.lookback, "channels": info.channels}
         if info.task == "forecast":
-            return cls(**{**common, "outputs": info.horizon, **options})
+            return cls(**{**common, "outputs": info.horizon, **options, "quantiles": levels_of(info)})
         if info.task == "impute":
             return cls(**{**common, "patch": min(4, info.lookback), "answers": "gaps", **options})
         common |= {"patch": _short_patch(info.lookback), "outputs": info.classes, "answers": "classes"}
@@ -309,6 +318,9 @@ class MixerNet(Model):
                 alike.
             mask: bool, True = real: over the token grid, for classes of series over the steps ``(B, T)``, for gaps over
                 all values ``(B, T, C)``. What ``x`` holds elsewhere has no influence. Not for forecasts.
+
+        Returns:
+            Shapes as ``answers`` says; a forecast with quantiles is ``(B, horizon, C, levels)``, in order.
         """
         if self.reads == "series":
             check_series("MixerNet", x, self.size[0], self.channels)
@@ -316,7 +328,12 @@ class MixerNet(Model):
             if mask is not None:
                 raise InvalidValue("MixerNet takes no mask for forecasts: fill missing values before.")
             tokens, statistics = self.reader(x)
-            return self.reader.restore(self.head(self._mix(tokens)), statistics)  # type: ignore[operator]
+            y = self.head(self._mix(tokens))
+            if self.order is None:
+                return self.reader.restore(y, statistics)  # type: ignore[operator]
+            levels = (-1, len(self.order.levels))
+            y = self.order(y.unflatten(1, levels)).flatten(1)
+            return self.reader.restore(y, statistics).unflatten(1, levels).movedim(2, -1)  # type: ignore[operator]
         if self.reads == "series" and mask is not None:
             expected = x.shape if self.answers == "gaps" else x.shape[:2]
             if mask.dtype != torch.bool or mask.shape != expected:

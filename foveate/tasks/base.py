@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class Task(abc.ABC):
     entries without a sample axis, such as a table of node features: :meth:`apply` knows which are which.
     """
 
-    spec: ClassVar[TaskSpec]
+    #: The class's is what listings show; options that change it (other metrics) set the instance's.
+    spec: TaskSpec
     info: Any
     #: How many neighbouring samples of a split are scored on the same values (windows of a series: horizon / stride);
     #: 1 where samples are independent. The significance tests need it.
@@ -76,6 +77,9 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss of a batch (a scalar)."""
+
+    def after_fit(self, model: nn.Module) -> None:  # noqa: B027 (a hook that most tasks leave alone)
+        """Called once after a system without gradients was fitted: what it is wrapped in may still need the data."""
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module, split: str, batch_size: int = 256) -> Evaluation:

@@ -332,8 +332,7 @@ class _Run:
         position.evaluate_seconds += time.perf_counter() - started
         self.validated_at = self._fraction()
         line = {"step": position.step, "stage": self.stages[position.stage].name, "epoch": position.epoch}
-        line |= {"loss": mean_loss, "val": plain(metrics), "best_step": position.best_step}
-        line["seconds"] = position.seconds
+        line |= {"loss": mean_loss, "val": plain(metrics), "best_step": position.best_step, "seconds": position.seconds}
         append_line(self.folder / LOG, line)
         self._report("validated", loss=mean_loss, val=metrics, best=position.best_step == position.step)
 
@@ -370,6 +369,7 @@ class _Run:
         if not self.position.stopped:
             started = time.perf_counter()
             self.recipe.fit(self.model, self.budget.seconds)
+            self.task.after_fit(self.model)
             self.position.train_seconds += time.perf_counter() - started
             self._validate()
         return "fit"

@@ -81,6 +81,7 @@ class AnswersTooMuch(HonestModel):
     """Returns the window in front of the forecast."""
 
     breaks: ClassVar = {"answers_in_the_tasks_shape", "inputs_with_names_are_optional"}
+    breaks |= {"quantiles_never_cross", "covariates_are_heard"}
 
     def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
         return torch.cat([x, super().forward(x)], 1)
@@ -103,7 +104,7 @@ class DropsWhenItShouldNot(HonestModel):
     """Dropout in eval mode."""
 
     breaks: ClassVar = {"two_calls_give_the_same_bits", "samples_do_not_see_each_other", "is_saved_and_loaded"}
-    breaks |= {"weights_are_all_it_keeps", "compiles_as_one_graph", "exports"}
+    breaks |= {"weights_are_all_it_keeps", "compiles_as_one_graph", "exports", "covariates_are_heard"}
 
     def answer(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(super().answer(x), 0.5, training=True)
@@ -153,4 +154,67 @@ class WritesIntoItsInput(HonestModel):
     def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
         if marks is not None:
             marks.zero_()
+        return super().forward(x)
+
+
+class OwnQuantiles(HonestModel):
+    """Keeps the promise of quantiles of its own: the median, and steps of one on both sides."""
+
+    spec = ModelSpec(reads="series", tasks=("forecast",), quantiles=True)
+
+    def __init__(self, lookback: int = 8, horizon: int = 4, channels: int = 1, levels: int = 0) -> None:
+        super().__init__(lookback, horizon, channels)
+        self.steps = nn.Parameter(torch.arange(float(levels))) if levels else None
+
+    @classmethod
+    def for_task(cls, info: Any, **options: Any) -> Self:
+        levels = len(getattr(info, "quantiles", ()))
+        return cls(info.lookback, info.horizon, info.channels, levels, **options)
+
+    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        return y if self.steps is None else y[..., None] + self.ordered(self.steps)
+
+    def ordered(self, steps: Tensor) -> Tensor:
+        return steps.abs().cumsum(0)
+
+
+class CrossesQuantiles(OwnQuantiles):
+    """Leaves it to training that its quantiles are in order."""
+
+    breaks: ClassVar = {"quantiles_never_cross"}
+
+    def ordered(self, steps: Tensor) -> Tensor:
+        return steps
+
+
+class SaysItHasQuantiles(HonestModel):
+    """Promises quantiles and answers one number."""
+
+    breaks: ClassVar = {"quantiles_never_cross"}
+    spec = ModelSpec(reads="series", tasks=("forecast",), quantiles=True)
+
+
+class OwnCovariates(HonestModel):
+    """Keeps the promise of covariates of its own: adds the sum of those of each step and of the series."""
+
+    spec = ModelSpec(reads="series", tasks=("forecast",), covariates=True)
+
+    def forward(
+        self, x: Tensor, marks: Tensor | None = None, known: Tensor | None = None, static: Tensor | None = None
+    ) -> Tensor:
+        y = super().forward(x)
+        if known is not None:
+            y = y + known[:, self.lookback :].sum(-1, keepdim=True)
+        return y if static is None else y + static.sum(-1)[:, None, None]
+
+
+class IgnoresCovariates(OwnCovariates):
+    """Takes covariates and does not look at them."""
+
+    breaks: ClassVar = {"covariates_are_heard"}
+
+    def forward(
+        self, x: Tensor, marks: Tensor | None = None, known: Tensor | None = None, static: Tensor | None = None
+    ) -> Tensor:
         return super().forward(x)

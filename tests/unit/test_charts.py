@@ -120,6 +120,15 @@ def test_costs_of_zero_stand_at_the_edge_of_a_logarithmic_axis():
     assert all(math.isfinite(n) and -50 < n < 600 for n in numbers(drawing))
 
 
+def test_bands_of_a_forecast():
+    low, high = [1.0, None, 2.0], [5.0, 6.0, math.nan]
+    words: dict[str, Any] = {"title": "t", "description": "d", "tone": 3}
+    drawing = forecast_panel([1, 2], [3, 3, 3], [3, 4, 4], [], **words, bands=[(low, high), ([None], [None])])
+    (path,) = re.findall(r'<path class="band tone-3" d="([^"]*)"/>', drawing)
+    assert (path[0], path[-1], path.count("L")) == ("M", "Z", 3), "around what is known, and closed"
+    assert 'class="band' not in forecast_panel([1, 2], [3], [3], [], **words)
+
+
 def test_forecast_panels():
     times = [f"2024-01-{d:02d}T00:00:00" for d in range(1, 11)]
     drawing = forecast_panel([1, None, 3, 4, 5, 6], [7, 8, 9, 9], [7, 7, 7, None], times, title="t", description="d")

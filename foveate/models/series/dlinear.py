@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -22,7 +22,9 @@ from ...errors import invalid
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
+from ..outlook import levels_of
 from ..published import Published
+from ..quantiles import QuantileOrder
 
 #: Learning rate and batch size of the authors' scripts by data set; a trailing number is a horizon of its own.
 TRAINING = {
@@ -80,12 +82,13 @@ class DLinear(Model):
         enc_in: variables C.
         individual: a map for each variable instead of one for all.
         moving_avg: odd width of the moving average.
+        quantiles: levels, rising, 0.5 among them: the layers then answer each of them; none: one number, as published.
 
     Raises:
-        InvalidValue: a size below 1, an even ``moving_avg``.
+        InvalidValue: a size below 1, an even ``moving_avg``, illegal levels.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",))
+    spec = ModelSpec(reads="series", tasks=("forecast",), quantiles=True)
     official_keys = {
         "LTSF-Linear": {
             r"Linear_Seasonal\.(weight|bias)": r"seasonal.\1",
@@ -99,7 +102,14 @@ class DLinear(Model):
     }
 
     def __init__(
-        self, seq_len: int, pred_len: int, enc_in: int, *, individual: bool = False, moving_avg: int = 25
+        self,
+        seq_len: int,
+        pred_len: int,
+        enc_in: int,
+        *,
+        individual: bool = False,
+        moving_avg: int = 25,
+        quantiles: Sequence[float] = (),
     ) -> None:
         super().__init__()
         for option, size in {"seq_len": seq_len, "pred_len": pred_len, "enc_in": enc_in}.items():
@@ -107,14 +117,17 @@ class DLinear(Model):
                 raise invalid(option, size, "it must be at least 1")
         if moving_avg < 1 or moving_avg % 2 == 0:
             raise invalid("moving_avg", moving_avg, "a centred average needs an odd width of at least 1")
-        self.seq_len, self.enc_in, self.moving_avg = seq_len, enc_in, moving_avg
-        self.seasonal = TimeLinear(seq_len, pred_len, enc_in if individual else None)
-        self.trend = TimeLinear(seq_len, pred_len, enc_in if individual else None)
+        self.seq_len, self.pred_len, self.enc_in, self.moving_avg = seq_len, pred_len, enc_in, moving_avg
+        self.order = QuantileOrder(quantiles) if quantiles else None
+        answers = pred_len * max(1, len(quantiles))
+        self.seasonal = TimeLinear(seq_len, answers, enc_in if individual else None)
+        self.trend = TimeLinear(seq_len, answers, enc_in if individual else None)
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
         """A forecaster for ``info`` (lookback, horizon, channels), in the published setting unless options say else."""
         settings = {**options, "seq_len": info.lookback, "pred_len": info.horizon, "enc_in": info.channels}
+        settings["quantiles"] = levels_of(info)
         check_options("dlinear", cls, settings)
         return cls(**settings)
 
@@ -140,7 +153,7 @@ class DLinear(Model):
             marks: time features; taken because every forecaster is given them, and not read.
 
         Returns:
-            ``(B, pred_len, enc_in)``.
+            ``(B, pred_len, enc_in)``, with quantiles ``(B, pred_len, enc_in, levels)``.
 
         Raises:
             InvalidValue: ``x`` has another shape.
@@ -148,7 +161,8 @@ class DLinear(Model):
         """
         check_series("DLinear", x, self.seq_len, self.enc_in)
         trend = moving_average(x, self.moving_avg)
-        return self.seasonal(x - trend) + self.trend(trend)
+        y = self.seasonal(x - trend) + self.trend(trend)
+        return y if self.order is None else self.order(y.unflatten(1, (self.pred_len, -1)).movedim(2, -1))
 
     @staticmethod
     def convert_official(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ frequencies are chosen from the spectrum of the whole batch, so that a sample's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -25,7 +26,9 @@ from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
+from ..outlook import levels_of
 from ..published import Published
+from ..quantiles import QuantileOrder
 from .embedding import FREQ_MARKS, SeriesEmbedding
 from .periods import InceptionBlock2d, conv2d_same, fft_periods, fold, unfold
 from .timesnet_recipes import PUBLISHED, USUAL, published_recipe
@@ -105,11 +108,14 @@ class TimesNet(Model):
         num_class: classes, for classification only.
         periods: "batch": the periods of the batch-averaged spectrum, as published, so that outputs depend on batch
             mates; "sample": each window's own, which makes predictions independent of the batch.
+        quantiles: levels of a forecast, rising, 0.5 among them: the last layer then answers each of them; none: one
+            number, as published.
 
     Raises:
         UnknownName: ``task`` is none of the four.
         InvalidValue: a size below 1, ``top_k`` above L // 2, ``pred_len`` that does not fit the task, ``c_out`` other
-            than ``enc_in``, ``num_class`` missing or out of place, an unknown ``embed``, ``freq`` or ``periods``.
+            than ``enc_in``, ``num_class`` missing or out of place, an unknown ``embed``, ``freq`` or ``periods``,
+            illegal levels or levels of something else than a forecast.
     """
 
     spec = ModelSpec(
@@ -118,6 +124,7 @@ class TimesNet(Model):
         batch_independent=False,
         compile=False,
         export=False,
+        quantiles=True,
     )
     official_keys = {
         "Time-Series-Library": {
@@ -152,6 +159,7 @@ class TimesNet(Model):
         marks: int | None = None,
         num_class: int | None = None,
         periods: Literal["batch", "sample"] = "batch",
+        quantiles: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if task not in TASKS:
@@ -174,6 +182,8 @@ class TimesNet(Model):
             raise invalid("num_class", num_class, f"task={task!r} has no classes")
         if c_out not in (None, enc_in):
             raise invalid("c_out", c_out, f"the output has the variables of the input, enc_in={enc_in}")
+        if quantiles and task != "forecast":
+            raise invalid("quantiles", tuple(quantiles), f"task={task!r} forecasts nothing")
         for option, value, legal in (
             ("embed", embed, ("timeF", "fixed", "learned")),
             ("freq", freq, tuple(FREQ_MARKS)),
@@ -191,7 +201,9 @@ class TimesNet(Model):
         if task == "forecast":
             self.extend = nn.Linear(seq_len, length)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(d_model, enc_in) if num_class is None else nn.Linear(d_model * seq_len, num_class)
+        self.order = QuantileOrder(quantiles) if quantiles else None
+        answers = enc_in * max(1, len(quantiles))
+        self.head = nn.Linear(d_model, answers) if num_class is None else nn.Linear(d_model * seq_len, num_class)
 
     @classmethod
     def for_task(cls, info: Any, published: str | None = None, **options: Any) -> Self:
@@ -209,7 +221,7 @@ class TimesNet(Model):
             raise invalid("embed", options["embed"], f"the {info.task} task gives time features, which need 'timeF'")
         known: dict[str, Any] = {"task": info.task, "seq_len": info.lookback, "enc_in": info.channels}
         if info.task == "forecast":
-            known["pred_len"] = info.horizon
+            known |= {"pred_len": info.horizon, "quantiles": levels_of(info)}
         if info.task == "classify-series":
             known["num_class"] = info.classes
         settings = {**PUBLISHED[published], "marks": info.marks, **options, **known}
@@ -235,8 +247,8 @@ class TimesNet(Model):
                 not reach the head, but the blocks see what ``x`` holds there (zeros, as published).
 
         Returns:
-            ``(B, pred_len, enc_in)`` forecast, ``(B, seq_len, enc_in)`` imputed or reconstructed series,
-            ``(B, num_class)`` logits.
+            ``(B, pred_len, enc_in)`` forecast, with quantiles ``(B, pred_len, enc_in, levels)``,
+            ``(B, seq_len, enc_in)`` imputed or reconstructed series, ``(B, num_class)`` logits.
 
         Raises:
             InvalidValue: wrong shapes, a missing or superfluous ``mask`` or ``marks``, NaN or infinite values, a
@@ -255,7 +267,11 @@ class TimesNet(Model):
             return self.head((h if mask is None else h * mask[..., None]).flatten(1))
         mean, deviation, normal = self._normalise(x, mask)
         h = self.features(normal, marks)[:, -self.pred_len :]  # pred_len 0: all of it
-        return self.head(h) * deviation + mean
+        y = self.head(h)
+        if self.order is not None:
+            y = self.order(y.unflatten(-1, (self.enc_in, -1)))
+            mean, deviation = mean[..., None], deviation[..., None]
+        return y * deviation + mean
 
     def features(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
         """The backbone without normalisation and head: ``(B, seq_len, enc_in)`` to ``(B, L, d_model)``."""

@@ -2,16 +2,19 @@
 
 The JSON: ``{"time": name, "freq": alias, "windows": [{"series": name, "history_times": [...], "future_times": [...],
 "targets": [{"name", "history", "truth", "prediction"}, ...]}, ...]}``; values are numbers with six significant digits,
-null where nothing was measured (in a prediction: not finite); times are ISO 8601 texts.
+null where nothing was measured (in a prediction: not finite); times are ISO 8601 texts. With quantiles the prediction
+is the median, and a target has ``"bands": [{"levels": [low, high], "low": [...], "high": [...]}, ...]``, widest first.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...models.quantiles import MEDIAN
 from .times import stamp_texts
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class Examples:
         self._kept: dict[int, Tensor] = {}
 
     def keep(self, index: Tensor, predicted: Tensor) -> None:
-        """Look at a batch of consecutive windows ``index`` with forecasts ``(B, horizon, channels)``."""
+        """Look at a batch of consecutive windows ``index`` with forecasts ``(B, horizon, channels)``, or of levels."""
         first, last = int(index[0]), int(index[-1])
         for window in self._wanted:
             if first <= window <= last:
@@ -51,20 +54,36 @@ def _window(task: ForecastTask, split: str, window: int, predicted: Tensor) -> d
         mean, scale = float(rows.mean[channel]), float(rows.scale[channel])
         measured = (rows.values[:, channel].double() * scale + mean).tolist()
         measured = [v if seen else None for v, seen in zip(measured, rows.observed[:, channel].tolist(), strict=True)]
-        targets.append(
-            {
-                "name": task.layout["columns"][channel],
-                "history": _short(measured[info.lookback - shown : info.lookback]),
-                "truth": _short(measured[info.lookback :]),
-                "prediction": _short((predicted[:, channel] * scale + mean).tolist()),
-            }
-        )
+        forecast = predicted[:, channel] * scale + mean
+        median = forecast[:, info.quantiles.index(MEDIAN)] if info.quantiles else forecast
+        target = {
+            "name": task.layout["columns"][channel],
+            "history": _short(measured[info.lookback - shown : info.lookback]),
+            "truth": _short(measured[info.lookback :]),
+            "prediction": _short(median.tolist()),
+        }
+        if len(info.quantiles) > 1:
+            target["bands"] = _bands(forecast, info.quantiles)
+        targets.append(target)
     return {
         "series": rows.series,
         "history_times": stamps[info.lookback - shown : info.lookback],
         "future_times": stamps[info.lookback :],
         "targets": targets,
     }
+
+
+def _bands(forecast: Tensor, levels: Sequence[float]) -> list[dict[str, Any]]:
+    """The lowest level with the highest, the next with the next, from ``(horizon, levels)``."""
+    pairs = [(i, len(levels) - 1 - i) for i in range(len(levels) // 2)]
+    return [
+        {
+            "levels": [levels[i], levels[j]],
+            "low": _short(forecast[:, i].tolist()),
+            "high": _short(forecast[:, j].tolist()),
+        }
+        for i, j in pairs
+    ]
 
 
 def _short(values: list[float | None]) -> list[float | None]:

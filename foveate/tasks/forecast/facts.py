@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .covariates import StaticCode
 from .features import feature_names
 from .protocol import SPLITS, ForecastInfo, Prepared, SplitRule
 from .read import SeriesTable
@@ -50,3 +52,17 @@ def facts_on_record(table: SeriesTable, made: Prepared, rule: SplitRule, info: F
         "backtest": None if not rule.windows else {"windows": rule.windows, "stride": rule.stride},
         "left_out_of_mase": int(np.isnan(scored).sum()),
     }
+
+
+def facts_asked_for(info: ForecastInfo, known: Sequence[str], static: Sequence[StaticCode]) -> dict[str, Any]:
+    """Entries that are there only if they were asked for: covariates and quantiles."""
+    facts: dict[str, Any] = {}
+    if known:
+        facts["known"] = list(known)
+    if static:
+        facts["static"] = [code["column"] for code in static]
+        facts["static_features"] = info.static
+    if info.quantiles:
+        facts["quantiles"] = list(info.quantiles)
+        facts["nominal_coverage"] = round(info.quantiles[-1] - info.quantiles[0], 12)
+    return facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -18,8 +18,9 @@ class Forecaster(nn.Module):
 
     Args:
         model: ``(B, lookback, channels)`` standardised to ``(B, horizon, channels)`` standardised, called as
-            ``model(x, marks=marks)``.
-        info: lookback, horizon, channels and step.
+            ``model(x, marks=marks)``; with covariates or quantiles as
+            :class:`~foveate.models.outlook.Outlook` is.
+        info: lookback, horizon, channels and step, covariates and quantiles.
         columns: names of the channels.
         series: names of the series whose statistics are kept, ``("",)`` for one nameless series.
         mean, scale: ``(series, channels)`` statistics of the training rows; None: 0 and 1, to be loaded by
@@ -27,13 +28,18 @@ class Forecaster(nn.Module):
         time, id: names of the time and id columns in the training data.
         zone: offset of its times from UTC in minutes.
         regular, resampled: whether the training rows lay on the grid of ``info.freq``, and whether as means.
+        known: names of the columns that are known over the horizon.
+        known_mean, known_scale: ``(known,)`` statistics of their training rows, as ``mean`` and ``scale``.
+        static: how static columns become features, see :mod:`foveate.tasks.forecast.covariates`.
 
     Raises:
-        InvalidValue: ``mean`` or ``scale`` has another shape, or a scale is not positive.
+        InvalidValue: statistics or names have another shape, or a scale is not positive.
     """
 
     mean: Tensor
     scale: Tensor
+    known_mean: Tensor
+    known_scale: Tensor
 
     def __init__(
         self,
@@ -49,16 +55,25 @@ class Forecaster(nn.Module):
         zone: int | None = None,
         regular: bool = True,
         resampled: bool = False,
+        known: Sequence[str] = (),
+        known_mean: Tensor | None = None,
+        known_scale: Tensor | None = None,
+        static: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
         shape = (len(series), info.channels)
-        if len(columns) != info.channels:
-            raise InvalidValue(f"columns={tuple(columns)!r} is not possible: {info.channels} names are needed.")
+        for name, names, count in (("columns", columns, info.channels), ("known", known, info.known)):
+            if len(names) != count:
+                raise InvalidValue(f"{name}={tuple(names)!r} is not possible: {count} names are needed.")
         for name, given in (("mean", mean), ("scale", scale)):
             if given is not None and tuple(given.shape) != shape:
                 raise InvalidValue(f"{name} has shape {tuple(given.shape)}: (series, channels) = {shape} is needed.")
-        if scale is not None and not bool((scale > 0).all()):
-            raise InvalidValue("scale has an entry that is not positive: it is a standard deviation.")
+        for name, given in (("known_mean", known_mean), ("known_scale", known_scale)):
+            if given is not None and tuple(given.shape) != (info.known,):
+                raise InvalidValue(f"{name} has shape {tuple(given.shape)}: (known,) = {(info.known,)} is needed.")
+        for name, given in (("scale", scale), ("known_scale", known_scale)):
+            if given is not None and not bool((given > 0).all()):
+                raise InvalidValue(f"{name} has an entry that is not positive: it is a standard deviation.")
         self.model = model
         self.info = info
         self.columns = tuple(columns)
@@ -68,13 +83,19 @@ class Forecaster(nn.Module):
         self.zone = zone
         self.regular = regular
         self.resampled = resampled
+        self.known = tuple(known)
+        self.static = tuple(static)
         self.register_buffer("mean", torch.zeros(shape) if mean is None else mean.float())
         self.register_buffer("scale", torch.ones(shape, dtype=torch.float32) if scale is None else scale.float())
+        if known:
+            none, one = torch.zeros(len(known)), torch.ones(len(known))
+            self.register_buffer("known_mean", none if known_mean is None else known_mean.float())
+            self.register_buffer("known_scale", one if known_scale is None else known_scale.float())
 
     @property
     def config(self) -> dict[str, Any]:
         """All constructor options except the model and its statistics, as JSON values."""
-        info = asdict(self.info) | {"targets": list(self.info.targets)}
+        info = asdict(self.info) | {"targets": list(self.info.targets), "quantiles": list(self.info.quantiles)}
         return {
             "info": info,
             "columns": list(self.columns),
@@ -84,6 +105,8 @@ class Forecaster(nn.Module):
             "zone": self.zone,
             "regular": self.regular,
             "resampled": self.resampled,
+            "known": list(self.known),
+            "static": [dict(code) for code in self.static],
         }
 
     @classmethod
@@ -92,7 +115,14 @@ class Forecaster(nn.Module):
         info = ForecastInfo.from_plain(config["info"])
         return cls(model, info, **{k: v for k, v in config.items() if k != "info"})
 
-    def forward(self, x: Tensor, marks: Tensor | None = None, series: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        marks: Tensor | None = None,
+        series: Tensor | None = None,
+        known: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """Forecast in the user's units.
 
         Args:
@@ -102,9 +132,13 @@ class Forecaster(nn.Module):
             marks: ``(B, lookback, info.marks)`` calendar features, see
                 :func:`~foveate.tasks.forecast.features.time_features`; models that use none may be given None.
             series: int64 ``(B,)``, which series each sample belongs to; None if there is one.
+            known: ``(B, lookback + horizon, known)`` covariates of window and horizon, in the user's units.
+            static: ``(B, info.static)`` features of each sample's series, see
+                :func:`~foveate.tasks.forecast.covariates.encode_static`.
 
         Returns:
-            ``(B, horizon, channels)`` in the user's units, dtype of ``x``.
+            ``(B, horizon, channels)`` in the user's units, dtype of ``x``; with quantiles ``(B, horizon, channels,
+            levels)`` in the order of ``info.quantiles``.
 
         Raises:
             InvalidValue: wrong shape, a missing value, or ``series`` is needed and absent. Under ``torch.compile``
@@ -113,9 +147,17 @@ class Forecaster(nn.Module):
         if series is None and len(self.series) > 1:
             raise InvalidValue(f"series is needed: {len(self.series)} series have their own scales; give (B,) indices.")
         index = torch.zeros(1, dtype=torch.int64, device=x.device) if series is None else series
-        return self.rescaled(x, self.mean[index], self.scale[index], marks)
+        return self.rescaled(x, self.mean[index], self.scale[index], marks, known, static)
 
-    def rescaled(self, x: Tensor, mean: Tensor, scale: Tensor, marks: Tensor | None = None) -> Tensor:
+    def rescaled(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        marks: Tensor | None = None,
+        known: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
         """:meth:`forward` with statistics given by the caller, ``(B or 1, channels)``: for series not trained on."""
         expected = (self.info.lookback, self.info.channels)
         if x.ndim != 3 or tuple(x.shape[1:]) != expected or not x.is_floating_point():
@@ -129,5 +171,12 @@ class Forecaster(nn.Module):
             raise InvalidValue(f"x has missing or infinite values in {names}: fill them with the last value before.")
         mean, scale = mean.unsqueeze(1), scale.unsqueeze(1)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
-        forecast = self.model(((x - mean) / scale).to(dtype), marks=None if marks is None else marks.to(dtype))
+        told: dict[str, Tensor] = {}
+        if self.known and known is not None:
+            told["known"] = ((known - self.known_mean) / self.known_scale).to(dtype)
+        if self.static and static is not None:
+            told["static"] = static.to(dtype)
+        forecast = self.model(((x - mean) / scale).to(dtype), marks=None if marks is None else marks.to(dtype), **told)
+        if self.info.quantiles:
+            mean, scale = mean.unsqueeze(-1), scale.unsqueeze(-1)
         return (forecast.to(torch.promote_types(x.dtype, scale.dtype)) * scale + mean).to(x.dtype)

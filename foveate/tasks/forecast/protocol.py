@@ -36,6 +36,8 @@ class ForecastInfo:
         season: steps per season, 1 if there is none.
         freq: pandas alias of the step.
         marks: number of calendar features per step (0 for yearly data).
+        known, static: number of covariates known for every step of the horizon, and of features of a series.
+        quantiles: levels of the forecast, 0.5 among them; none: one number per value.
     """
 
     lookback: int
@@ -45,12 +47,16 @@ class ForecastInfo:
     season: int
     freq: str
     marks: int
+    known: int = 0
+    static: int = 0
+    quantiles: tuple[float, ...] = ()
     task: ClassVar[str] = "forecast"
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
         """From the plain values that ``dataclasses.asdict`` and JSON make of it."""
-        return cls(**{**values, "targets": tuple(values["targets"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("targets", "quantiles")}
+        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidType, InvalidValue, invalid, unknown_name
+from ...errors import InvalidValue, unknown_name
+from ...models.outlook import check_forecast
+from ...models.quantiles import ResidualQuantiles
 from ...registry import register
 from ...spec import TaskSpec
 from ..base import Batch, Evaluation, Task
 from ..io import load_tensors, save_tensors
 from .examples import Examples
-from .facts import facts_on_record
-from .features import time_features
-from .frequency import horizon_of
 from .package import Forecaster
 from .predict import predict
-from .protocol import SPLITS, ForecastInfo, check_count, prepare_windows, split_rule
-from .read import clean
-from .season import season_doubt, season_steps
-from .source import RawTable, read_source
+from .prepare import prepare_series
+from .protocol import SPLITS, ForecastInfo, check_count
+from .scores import Scores, metrics_of, pinball
+from .windows import WindowRows, runs, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +32,9 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _FILE = "forecast.safetensors"
 _TENSORS = ("values", "observed", "marks", "times", "offsets", "mean", "scale", "naive_error", *SPLITS)
+_KNOWN, _STATIC = ("known", "known_mean", "known_scale"), ("static",)
+#: Training windows, at most, that the residuals of a system without gradients are taken from, and their values.
+MOST_WINDOWS, MOST_VALUES = 4096, 2**25
 
 
 @register("task", "forecast")
@@ -42,14 +43,16 @@ class ForecastTask(Task):
 
     Make it with :meth:`prepare`. Batches are dictionaries: ``x`` ``(B, lookback, channels)`` standardised, ``x_marks``
     ``(B, lookback, marks)`` calendar features, ``y`` ``(B, horizon, channels)`` standardised truth, ``y_mask`` bool of
-    the same shape, False where the truth is missing.
+    the same shape, False where the truth is missing; where they were asked for, ``x_known`` ``(B, lookback + horizon,
+    known)`` standardised covariates of window and horizon, and ``static`` ``(B, static)`` features of the series.
 
     Metrics: ``mse`` and ``mae`` over all observed target values, standardised; ``mase``, the mean absolute error in the
     user's units divided by that of repeating the value one season before on the training rows (Hyndman and Koehler
-    2006), averaged over series and targets; pairs whose divisor is zero are left out (NaN if all are).
+    2006), averaged over series and targets; pairs whose divisor is zero are left out (NaN if all are). With quantiles
+    these are the median's, and those of :mod:`foveate.tasks.forecast.scores` come before them.
     """
 
-    spec: ClassVar[TaskSpec] = TaskSpec(
+    spec = TaskSpec(
         reads="series",
         rank=1,
         metrics=("mse", "mae", "mase"),
@@ -65,11 +68,14 @@ class ForecastTask(Task):
 
         Args:
             tensors: what :class:`~foveate.tasks.forecast.protocol.Prepared` holds (times as int64 microseconds),
-                ``marks`` float32 ``(R, marks)``, and the window starts as ``train``, ``val`` and ``test``.
+                ``marks`` float32 ``(R, marks)``, and the window starts as ``train``, ``val`` and ``test``; with known
+                covariates ``known`` float32 ``(R, known)``, ``known_mean`` and ``known_scale`` float64 ``(known,)``,
+                with static ones ``static`` float32 ``(S, static)``.
             layout: names and time stamps of the user's table: the options of :class:`Forecaster`.
             facts: what :meth:`describe` returns.
         """
         self.info = info
+        self.spec = replace(type(self).spec, metrics=metrics_of(info.quantiles))
         self.layout = layout
         self._tensors = tensors
         self._facts = facts
@@ -78,10 +84,12 @@ class ForecastTask(Task):
         self.sample_tokens = info.lookback
         self.overlap = self._most_overlapping("test")
         # Every window is one run of memory: a view of all of them makes a batch one copy per tensor.
-        self._x = _runs(tensors["values"], info.lookback)
-        self._marks = _runs(tensors["marks"], info.lookback)
-        self._y = _runs(tensors["values"], info.horizon)
-        self._y_mask = _runs(tensors["observed"], info.horizon)
+        self._x = runs(tensors["values"], info.lookback)
+        self._marks = runs(tensors["marks"], info.lookback)
+        self._y = runs(tensors["values"], info.horizon)
+        self._y_mask = runs(tensors["observed"], info.horizon)
+        self._known = runs(tensors["known"], info.lookback + info.horizon) if info.known else None
+        self._levels = torch.tensor(info.quantiles)
 
     @classmethod
     def prepare(
@@ -98,6 +106,9 @@ class ForecastTask(Task):
         split: str | None = None,
         windows: int | None = None,
         stride: int | None = None,
+        known: str | Sequence[str] | None = None,
+        static: str | Sequence[str] | None = None,
+        quantiles: str | Sequence[float] | None = None,
     ) -> Self:
         """Read a table of series and prepare it.
 
@@ -115,50 +126,19 @@ class ForecastTask(Task):
             split: "0.7/0.1/0.2" (the default) or row counts such as "8640/2880/2880".
             windows: backtest with this many test origins at the end, instead of ``split``.
             stride: steps between validation and test origins; default 1, in a backtest ``horizon``.
+            known: names of columns of numbers that are known for the horizon too (named as targets are); every system
+                is told them.
+            static: names of columns that are constant within a series, numbers or categories; they need ``id``.
+            quantiles: levels to forecast, "0.1,0.5,0.9" or numbers, rising in (0, 1); 0.5 joins where it is missing.
+                Default: one number per value.
 
         Raises:
             UnknownName, InvalidType, InvalidValue, MissingExtra: the source or an option is not possible; the message
                 names it and says what to do.
         """
-        if horizon is not None:
-            check_count("horizon", horizon)
-        if lookback is not None:
-            check_count("lookback", lookback)
-        raw = read_source(source)
-        targets = None if target is None else _target_names(target, raw)
-        table = clean(raw, time=time, id=id, freq=freq, required=targets or ())
-        usual = horizon_of(table.freq)
-        steps, past = check_count("horizon", horizon, usual), check_count("lookback", lookback, 4 * usual)
-        rule = split_rule(split, windows, stride, steps)
-        period, season_notes = season_steps(season, table, rule, past, steps)
-        made = prepare_windows(table, targets, rule, past, steps, period)
-        marks = time_features(made.times, table.freq)
-        info = ForecastInfo(past, steps, len(made.columns), made.targets, period, table.freq, marks.shape[1])
-        arrays = {
-            "values": made.values,
-            "observed": made.observed,
-            "marks": marks,
-            "times": made.times.astype(np.int64),
-            "offsets": made.offsets,
-            "mean": made.mean,
-            "scale": made.scale,
-            "naive_error": made.naive_error,
-            **made.starts,
-        }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        layout = {
-            "columns": list(made.columns),
-            "series": list(made.names),
-            "time": table.time,
-            "id": table.id,
-            "zone": table.zone,
-            "regular": table.regular,
-            "resampled": table.resampled,
-        }
-        if season is None:
-            season_notes += season_doubt(made, info)
-        facts = facts_on_record(table, made, rule, info) | {"notes": [*table.notes, *made.notes, *season_notes]}
-        return cls(info, tensors, layout, facts)
+        options = {"horizon": horizon, "lookback": lookback, "target": target, "time": time, "id": id, "freq": freq}
+        options |= {"season": season, "split": split, "windows": windows, "stride": stride}
+        return cls(*prepare_series(source, **options, known=known, static=static, quantiles=quantiles))
 
     def describe(self) -> dict[str, Any]:
         """Facts of the data on record; see ``docs/tasks/forecast.md`` for every entry."""
@@ -172,50 +152,71 @@ class ForecastTask(Task):
         """Windows ``index`` (int64 ``(B,)``) of a split, as contiguous tensors on the CPU."""
         start = self._starts(split)[index]
         origin = start + self.info.lookback
-        return {
-            "x": _take(self._x, start, self.info.lookback),
-            "x_marks": _take(self._marks, start, self.info.lookback),
-            "y": _take(self._y, origin, self.info.horizon),
-            "y_mask": _take(self._y_mask, origin, self.info.horizon),
+        batch = {
+            "x": take(self._x, start, self.info.lookback),
+            "x_marks": take(self._marks, start, self.info.lookback),
+            "y": take(self._y, origin, self.info.horizon),
+            "y_mask": take(self._y_mask, origin, self.info.horizon),
         }
+        if self._known is not None:
+            batch["x_known"] = take(self._known, start, self.info.lookback + self.info.horizon)
+        if self.info.static:
+            batch["static"] = self._tensors["static"][self._series_of(start)]
+        return batch
 
     def apply(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's standardised forecast ``(B, horizon, channels)``.
+        """The model's standardised forecast ``(B, horizon, channels)``, with quantiles a last axis of levels.
 
         Raises:
             InvalidValue: the model returned another shape.
         """
-        predicted = model(batch["x"], marks=batch["x_marks"])
-        expected = batch["y"].shape
-        if not isinstance(predicted, Tensor) or predicted.shape != expected:
-            came = tuple(predicted.shape) if isinstance(predicted, Tensor) else type(predicted).__name__
-            raise InvalidValue(
-                f"{type(model).__name__} returned {came}: a forecast is a tensor (batch, horizon, channels) = "
-                f"{tuple(expected)}."
-            )
+        told = {name: batch[entry] for name, entry in (("known", "x_known"), ("static", "static")) if entry in batch}
+        predicted = model(batch["x"], marks=batch["x_marks"], **told)
+        check_forecast(type(model).__name__, predicted, tuple(batch["y"].shape), len(self.info.quantiles))
         return predicted
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean squared error over the observed target values of the batch, standardised."""
-        error = self._on_targets(self.apply(model, batch) - batch["y"])
-        mask = self._on_targets(batch["y_mask"])
+        """Mean squared error over the observed target values of the batch, standardised; with quantiles the mean
+        pinball loss of all levels."""
+        mask, predicted = self._on_targets(batch["y_mask"]), self.apply(model, batch)
+        if self.info.quantiles:
+            error = self._on_targets(batch["y"])[..., None] - self._on_targets(predicted, -2)
+            loss = pinball(error, self._levels.to(error)).mean(-1)
+            return torch.where(mask, loss, 0).sum() / mask.sum()
+        error = self._on_targets(predicted - batch["y"])
         return torch.where(mask, error, 0).square().sum() / mask.sum()
+
+    @torch.no_grad()
+    def after_fit(self, model: nn.Module) -> None:
+        """Take the quantiles of a system without gradients from its residuals on training windows, evenly chosen."""
+        spread = getattr(model, "spread", None)
+        if not isinstance(spread, ResidualQuantiles):
+            return
+        values = self.info.horizon * self.info.channels
+        chosen = min(self.size("train"), MOST_WINDOWS, max(64, MOST_VALUES // values))
+        index = torch.linspace(0, self.size("train") - 1, chosen, dtype=torch.float64).round().long()
+        spread.offsets.zero_()
+        model.eval()
+        residuals = []
+        for part in index.split(256):
+            batch = {name: value.to(spread.offsets.device) for name, value in self.batch("train", part).items()}
+            residual = batch["y"] - self.apply(model, batch)[..., 0]
+            residuals.append(residual.where(batch["y_mask"], torch.nan).cpu())
+        spread.fit(torch.cat(residuals))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str, batch_size: int = 256) -> Evaluation:
         """Score all windows of a split in order, in one pass.
 
-        ``mse`` weighs every observed target value alike. ``per_sample`` holds each window's share of it, so that their
-        mean is ``mse``: the window's own mean squared error where nothing is missing, else that times its number of
-        observed values over the mean number. ``examples`` are for pictures: see
+        The deciding metric weighs every observed target value alike. ``per_sample`` holds each window's share of it, so
+        that their mean is that metric: the window's own mean loss where nothing is missing, else that times its number
+        of observed values over the mean number. ``examples`` are for pictures: see
         :mod:`foveate.tasks.forecast.examples`.
         """
         check_count("batch_size", batch_size)
-        examples = Examples(self.size(split))
-        offsets, starts = self._tensors["offsets"], self._starts(split)
-        pairs = (len(offsets) - 1, len(self.info.targets))
-        absolute, counts = torch.zeros(pairs, dtype=torch.float64), torch.zeros(pairs, dtype=torch.float64)
-        squared: list[Tensor] = []
+        examples, starts = Examples(self.size(split)), self._starts(split)
+        mean, scale, naive = (self._on_targets(self._tensors[name]) for name in ("mean", "scale", "naive_error"))
+        scores, axis = Scores(mean, scale, self.info.quantiles), -2 if self.info.quantiles else -1
         device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
@@ -223,31 +224,14 @@ class ForecastTask(Task):
             for index in torch.arange(len(starts)).split(batch_size):
                 batch = {name: value.to(device) for name, value in self.batch(split, index).items()}
                 predicted = self.apply(model, batch)
-                mask = self._on_targets(batch["y_mask"])
-                error = torch.where(mask, self._on_targets(predicted.double() - batch["y"].double()), 0)
-                squared.append(error.square().sum(dim=(1, 2)).cpu())
-                series = torch.bucketize(starts[index], offsets, right=True) - 1
-                absolute.index_add_(0, series, error.abs().sum(dim=1).cpu())
-                counts.index_add_(0, series, mask.sum(dim=1).double().cpu())
+                truth, mask = self._on_targets(batch["y"]), self._on_targets(batch["y_mask"])
+                scores.add(self._on_targets(predicted, axis), truth, mask, self._series_of(starts[index]))
                 examples.keep(index, predicted)
         finally:
             for module, mode in modes:
                 module.training = mode
-        sums, total = torch.cat(squared), counts.sum()
-        metrics = {
-            "mse": float(sums.sum() / total),
-            "mae": float(absolute.sum() / total),
-            "mase": self._mase(absolute, counts),
-        }
-        return Evaluation(metrics, sums * (len(sums) / total), examples.finish(self, split))
-
-    def _mase(self, absolute: Tensor, counts: Tensor) -> float:
-        """From sums of standardised absolute errors and numbers of values, ``(series, targets)``."""
-        divisor = self._on_targets(self._tensors["naive_error"] / self._tensors["scale"])
-        defined = (counts > 0) & ~divisor.isnan()
-        if not bool(defined.any()):
-            return float("nan")
-        return float((absolute[defined] / counts[defined] / divisor[defined]).mean())
+        metrics, per_sample = scores.finish(naive / scale)
+        return Evaluation(metrics, per_sample, examples.finish(self, split))
 
     def rows(self, split: str, window: int) -> WindowRows:
         """The rows of one window, inputs and truth, with what is needed to show them to the user."""
@@ -293,17 +277,19 @@ class ForecastTask(Task):
             InvalidValue: the folder holds no whole prepared data of this format.
         """
         tensors, record = load_tensors(Path(folder) / _FILE)
-        if record.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
+        info = record.get("info", {})
+        expected = {*_TENSORS, *(_KNOWN if info.get("known") else ()), *(_STATIC if info.get("static") else ())}
+        if record.get("format") != _FORMAT or set(tensors) != expected:
             raise InvalidValue(
                 f"{str(folder)!r} holds no forecast data that this version of foveate wrote: prepare it again."
             )
-        return cls(ForecastInfo.from_plain(record["info"]), tensors, record["layout"], record["facts"])
+        return cls(ForecastInfo.from_plain(info), tensors, record["layout"], record["facts"])
 
     def package(self, model: nn.Module) -> Forecaster:
         """The model between the scaler of the training rows and its inverse."""
-        return Forecaster(
-            model, self.info, **self.layout, mean=self._tensors["mean"].clone(), scale=self._tensors["scale"].clone()
-        )
+        names = ("mean", "scale", *(_KNOWN[1:] if self.info.known else ()))
+        statistics: dict[str, Any] = {name: self._tensors[name].clone() for name in names}
+        return Forecaster(model, self.info, **self.layout, **statistics)
 
     @classmethod
     def unpack(cls, config: dict[str, Any], build: Callable[[ForecastInfo], nn.Module]) -> Forecaster:
@@ -318,50 +304,10 @@ class ForecastTask(Task):
             raise unknown_name("split", split, SPLITS)
         return self._tensors[split]
 
-    def _on_targets(self, values: Tensor) -> Tensor:
-        """The target channels (the last axis) of ``values``."""
-        return values if self._all_targets else values.index_select(-1, self._targets.to(values.device))
+    def _series_of(self, start: Tensor) -> Tensor:
+        """int64 ``(B,)``: the series that the windows beginning at rows ``start`` belong to."""
+        return torch.bucketize(start, self._tensors["offsets"], right=True) - 1
 
-
-@dataclass(frozen=True, slots=True)
-class WindowRows:
-    """One window as rows.
-
-    Attributes:
-        series: its name.
-        times: datetime64[us] ``(lookback + horizon,)``.
-        values, observed: standardised float32 and bool, ``(lookback + horizon, channels)``.
-        mean, scale: float64 ``(channels,)``.
-    """
-
-    series: str
-    times: np.ndarray
-    values: Tensor
-    observed: Tensor
-    mean: Tensor
-    scale: Tensor
-
-
-def _runs(rows: Tensor, length: int) -> Tensor:
-    """A view ``(R - length + 1, length * width)`` of contiguous ``(R, width)``: row i is rows i to i + length - 1."""
-    width = rows.shape[1]
-    return rows.as_strided((rows.shape[0] - length + 1, length * width), (width, 1))
-
-
-def _take(runs: Tensor, start: Tensor, length: int) -> Tensor:
-    return runs.index_select(0, start).view(len(start), length, runs.shape[1] // length)
-
-
-def _target_names(target: str | Sequence[str], raw: RawTable) -> list[str]:
-    """Column names from the option: a name that is no column may be several, separated by commas."""
-    names: list[str] = []
-    for name in [target] if isinstance(target, str) else target:
-        if not isinstance(name, str):
-            raise InvalidType(f"target={name!r} is not possible: the name of a column is needed.")
-        names += [name] if name in raw.frame else [part.strip() for part in name.split(",")]
-    for name in names:
-        if name not in raw.frame:
-            raise unknown_name("target", name, raw.frame.columns, f"The file is {raw.label!r}.")
-    if not names:
-        raise invalid("target", target, "at least one column is needed")
-    return list(dict.fromkeys(names))
+    def _on_targets(self, values: Tensor, axis: int = -1) -> Tensor:
+        """The target channels of ``values``."""
+        return values if self._all_targets else values.index_select(axis, self._targets.to(values.device))
