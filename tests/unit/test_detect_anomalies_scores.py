@@ -135,7 +135,7 @@ def test_several_stretches_have_as_many_places():
     marks = torch.zeros(100, dtype=torch.bool)
     marks[10:12] = marks[50:52] = True
     scores = torch.zeros(100, dtype=torch.float64)
-    scores[11], scores[12], scores[90] = 5, 4, 3
-    assert share_found(scores, marks, 5) == 0.5  # the second place may not be the neighbour of the first
-    scores[55] = 4.5
-    assert share_found(scores, marks, 5) == 1
+    scores[11], scores[12], scores[55] = 5, 4, 3
+    assert share_found(scores, marks, 5) == 1  # the second place is not the neighbour of the first
+    scores[90] = 3.5
+    assert share_found(scores, marks, 5) == 0.5  # and there is no third

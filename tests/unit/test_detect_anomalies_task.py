@@ -11,6 +11,7 @@ from torch import nn
 from foveate.errors import InvalidType, InvalidValue, UnknownName
 from foveate.models.build import resolve
 from foveate.models.mixer_net import MixerNet
+from foveate.models.readers import PatchHead
 from foveate.tasks.detect_anomalies.task import DetectAnomaliesTask
 from foveate.tasks.fit import FitOnce
 
@@ -196,12 +197,13 @@ def test_a_model_that_breaks_down_gets_no_score(task):
 
 
 def test_columns_that_never_change_are_kept_and_empty_ones_are_not():
-    task = prepare(table(valve=3.0, empty=np.nan), table(300, at=(100,), valve=3.0, empty=1.0))
+    task = prepare(table(valve=3.0, empty=np.nan), table(300, at=(100,), valve=5.0, empty=1.0))
     facts = task.describe()
     assert facts["columns"] == ["p", "q", "valve"]
     assert "Column 'valve' is constant in the training rows: only its mean is taken off." in facts["notes"]
     assert "Column 'empty' has no value in the training rows and is left out." in facts["notes"]
     assert not whole(task, "train")["x"][..., 2].any()
+    assert (whole(task, "test")["x"][..., 2] == 2).all()
 
 
 def test_saved_and_loaded(task, tmp_path):
@@ -308,6 +310,13 @@ def test_a_mixer_net_reconstructs_in_the_scale_of_each_window():
     assert torch.equal(model(x)[..., 0], model(other)[..., 0])
     with pytest.raises(InvalidValue, match="takes no mask for answers='reconstruct'"):
         model(x, mask=torch.ones(3, 10, 2, dtype=torch.bool))
+
+
+def test_what_was_padded_in_front_is_cut_in_front():
+    head = PatchHead(4, 4, 10)
+    nn.init.eye_(head.project.weight)
+    nn.init.zeros_(head.project.bias)
+    assert head(torch.arange(12.0).view(1, 3, 4)).flatten().tolist() == list(range(2, 12))
 
 
 def test_nearest_window_is_fitted_on_windows_of_the_whole_training_part(task):

@@ -65,7 +65,6 @@ class NearestWindow(Model):
     def fit(self, batch: Mapping[str, Tensor]) -> None:
         """Keep the windows ``x`` ``(N, T, C)`` of a batch, the first ``keep``."""
         windows = batch["x"][: self.keep].flatten(1)
-        self.bank.zero_()
         self.bank[: len(windows)] = windows
         self.count.fill_(len(windows))
 
