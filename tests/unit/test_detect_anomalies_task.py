@@ -90,7 +90,8 @@ def test_a_test_part_that_repeats_the_training_rows_is_tested_on_the_rest():
     task = prepare(train, test)
     assert task.describe()["rows"]["test"] == 200
     assert "begins with the 400 rows of the training part" in task.describe()["notes"][0]
-    assert task.layout["times"][0] == "400"
+    best = task.evaluate(Zero(), "test").examples["places"][0]
+    assert (best["row"], best["time"]) == (150, "550")
     with pytest.raises(InvalidValue, match="its test part has 0 rows"):
         prepare(train, train)
 
@@ -288,6 +289,8 @@ def test_the_embedded_series_is_predicted_when_none_is_named():
     assert list(rows.columns) == ["time", "score", "is_anomaly"]
     assert len(rows) == facts["rows"]["test"] == 4416
     assert rows["time"][0] == "2014-11-01 00:00:00"
+    place = task.evaluate(Zero(), "test").examples["places"][0]
+    assert place["time"] == rows["time"][place["row"]]
 
 
 def test_predictions_are_the_scores_of_the_task(task):

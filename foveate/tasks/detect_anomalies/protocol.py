@@ -51,7 +51,7 @@ class Prepared:
         values: float32 ``(rows, channels)``, standardised, gaps filled from the past.
         observed: bool like ``values``: measured.
         anomalous: bool ``(rows,)``, False where nothing is marked.
-        times: of the test rows, as text; None if the source has none.
+        times: of the test rows, uint8 ``(test rows, width)``: texts in UTF-8, zeros behind; width 0: there are none.
         borders: ends of the training, validation and test rows.
         starts: first row of every window, int64: ``train`` (every row), ``val`` and ``test`` (every ``stride`` rows)
             and ``fit``, those of training every ``stride`` rows, for its scores.
@@ -64,7 +64,7 @@ class Prepared:
     values: np.ndarray
     observed: np.ndarray
     anomalous: np.ndarray
-    times: list[str] | None
+    times: np.ndarray
     borders: tuple[int, int, int]
     starts: dict[str, np.ndarray]
     mean: np.ndarray
@@ -142,7 +142,7 @@ def prepare_series(recording: Recording, split: str | None, window: int, stride:
         values=np.concatenate([fill_from_past(scaled[:val]), fill_from_past(scaled[val:])]),
         observed=observed,
         anomalous=anomalous,
-        times=None if held.times is None else [str(time) for time in held.times],
+        times=_texts(held),
         borders=borders,
         starts=_starts(recording.label, anomalous, borders, window, stride, notes),
         mean=mean,
@@ -155,6 +155,13 @@ def prepare_series(recording: Recording, split: str | None, window: int, stride:
 def _rows(recording: Recording, rows: slice) -> Recording:
     cut = {name: getattr(recording, name) for name in ("values", "times", "anomalous")}
     return replace(recording, **{name: None if value is None else value[rows] for name, value in cut.items()})
+
+
+def _texts(recording: Recording) -> np.ndarray:
+    if recording.times is None:
+        return np.zeros((len(recording.values), 0), np.uint8)
+    texts = np.array([str(time).encode() for time in recording.times])
+    return texts.view(np.uint8).reshape(len(texts), -1)
 
 
 def _check_pair(train: Recording, test: Recording) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _FILE = "detect_anomalies.safetensors"
 _STARTS = ("train", "fit", "val", "test")
-_TENSORS = ("values", "observed", "anomalous", "mean", "scale", *_STARTS)
+_TENSORS = ("values", "observed", "anomalous", "times", "mean", "scale", *_STARTS)
 #: Highest places that are told of every system's test scores.
 _PLACES = 10
 
@@ -78,7 +78,7 @@ class DetectAnomaliesTask(Task):
 
         Args:
             tensors: what :class:`~foveate.tasks.detect_anomalies.protocol.Prepared` holds.
-            layout: names, and what is not in ``facts``: ``columns``, ``time``, ``times`` of the test rows, ``scored``.
+            layout: ``columns`` and ``time`` column of the user's table, and whether test can be ``scored``.
             facts: what :meth:`describe` returns.
         """
         self.info = info
@@ -151,7 +151,7 @@ class DetectAnomaliesTask(Task):
         made = prepare_series(recording, split, window, step)
         info = DetectAnomaliesInfo(window, len(made.columns))
         arrays = {name: getattr(made, name) for name in _TENSORS if name not in _STARTS} | made.starts
-        layout = {"columns": list(made.columns), "time": recording.time, "times": made.times, "scored": made.scored}
+        layout = {"columns": list(made.columns), "time": recording.time, "scored": made.scored}
         facts = facts_of(recording, made, window, options)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return cls(info, tensors, layout, facts)
@@ -318,8 +318,8 @@ class DetectAnomaliesTask(Task):
         return alarm_threshold(torch.cat(scores), self._facts["anomaly_ratio"])
 
     def _place(self, row: int, by_row: Tensor) -> dict[str, Any]:
-        times = self.layout["times"]
-        return {"row": row, "time": None if times is None else times[row], "score": float(by_row[row])}
+        time = bytes(self._tensors["times"][row].tolist()).rstrip(b"\0").decode()
+        return {"row": row, "time": time or None, "score": float(by_row[row])}
 
 
 def _reconstructed(model: nn.Module, x: Tensor) -> Tensor:
