@@ -122,6 +122,9 @@ class TaskSpec:
         rank: rank of the token grid that a mixer sees in it.
         metrics: names of the metrics; the first one decides (validation selects by it).
         higher_is_better: direction of that first metric.
+        test_metrics: names of the metrics on test where they are others than on validation (only test has labels); the
+            first one ranks. Empty: test cannot be scored, rows are ranked on validation. None: ``metrics``.
+        test_higher_is_better: direction of the first of ``test_metrics``; None: ``higher_is_better``.
         baselines: trivial models that are always among the contestants.
         shortlist: default contestants: models and mixers.
         models_of: the task whose models and mixers take part, for a task that differs in its rules alone; "": its own.
@@ -131,6 +134,25 @@ class TaskSpec:
     rank: int
     metrics: tuple[str, ...]
     higher_is_better: bool = False
+    test_metrics: tuple[str, ...] | None = None
+    test_higher_is_better: bool | None = None
     baselines: tuple[str, ...] = ()
     shortlist: tuple[str, ...] = ()
     models_of: str = ""
+
+    @property
+    def ranked_on(self) -> str:
+        """The split whose first metric ranks systems: "test", or "val" where test cannot be scored."""
+        return "val" if self.test_metrics == () else "test"
+
+    @property
+    def ranking_metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of :attr:`ranked_on`; the first one ranks."""
+        return self.test_metrics or self.metrics
+
+    @property
+    def ranking_higher_is_better(self) -> bool:
+        """Direction of the first of :attr:`ranking_metrics`."""
+        if not self.test_metrics or self.test_higher_is_better is None:
+            return self.higher_is_better
+        return self.test_higher_is_better

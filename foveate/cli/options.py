@@ -148,6 +148,34 @@ def impute_data(
     """What `impute` reads."""
 
 
+def detect_anomalies_data(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="CSV, Parquet or .npz (x, y); none: an embedded series.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Test part.", show_default="NAME_TEST beside NAME_TRAIN, else a share")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column of 0 and 1 that marks anomalies.", show_default="found")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Name of the time column.", show_default="found")] = None,
+    columns: Annotated[str | None, typer.Option(help="Channels, by commas.", show_default="all numbers")] = None,
+    lookback: Annotated[int | None, typer.Option(help="Rows of a window.", show_default="100")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares or rows.", show_default="0.7/0.1/0.2; with a test part 0.8/0.2")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Rows between scored windows.", show_default="a quarter of lookback")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Scores it is taken from: validation or published.", show_default="validation")
+    ] = None,
+    anomaly_ratio: Annotated[float | None, typer.Option(help="Share of them above it.", show_default="0.005")] = None,
+    tolerance: Annotated[int | None, typer.Option(help="Rows that a find may lie beside.", show_default="100")] = None,
+) -> None:
+    """What `detect-anomalies` reads."""
+
+
 def contestants(
     systems: Annotated[
         str | None, typer.Option(help="Names, 'all', or module:Class, by commas.", show_default="a shortlist")

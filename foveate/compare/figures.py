@@ -11,6 +11,8 @@ from typing import Any
 _BARS = "▁▂▃▄▅▆▇█"
 #: Shown where there is no figure.
 NONE = "–"
+#: The splits in words.
+SPLITS = {"val": "validation", "test": "test"}
 
 
 def finite(value: Any) -> bool:

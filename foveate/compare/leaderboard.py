@@ -5,7 +5,7 @@ A **result** is what one trial wrote when it ended, a dictionary (keys that are 
     system, kind ("model", "mixer" or "custom"), baseline (bool), seed
     status ("done", "failed" or "skipped"), reason (one sentence unless done)
     val, test          metric to value; test was scored once, after all choices were made
-    per_sample         deciding metric of every test sample, in the split's order (any sequence of floats)
+    per_sample         every test sample's part of the metric that ranks, in the split's order (any sequence of floats)
     parameters, flops (forward, one sample), train_samples_per_second, peak_memory_mb
     latency_ms         {"median", "low", "high"} or None
     learning_rate, steps, seconds
@@ -80,21 +80,20 @@ def summarise(
 ) -> dict[str, Any]:
     """The leaderboard as :func:`build` writes it, without writing anything."""
     spec = task.spec
-    primary = spec.metrics[0]
     by_system: dict[str, list[Result]] = {}
     for result in results:
         by_system.setdefault(result["system"], []).append(result)
     rows = [_row(trials, spec) for trials in by_system.values()]
-    rows.sort(key=lambda row: _order(row, primary, spec.higher_is_better))
-    finished = {name: done for name, trials in by_system.items() if (done := _finished(trials, primary))}
+    rows.sort(key=lambda row: _order(row, spec))
+    finished = {name: done for name, trials in by_system.items() if (done := _finished(trials, spec))}
     planned = {name: len(trials) for name, trials in by_system.items()}
     # A system that was planned once among others with several seeds has nothing random in it.
     fixed = {name for name, trials in planned.items() if trials == 1 < max(planned.values())}
     comparison = _mark_ties(rows, finished, task, fixed)
-    _mark_pareto(rows, primary, spec.higher_is_better)
+    _mark_pareto(rows, spec)
     best = None
-    if chosen := best_row(rows, primary, spec.higher_is_better):
-        seed = best_seed(chosen, primary, spec.higher_is_better)
+    if chosen := best_row(rows, spec.metrics[0], spec.higher_is_better):
+        seed = best_seed(chosen, spec.metrics[0], spec.higher_is_better)
         best = {"system": chosen["system"], "seed": seed, "path": "best"}
     leaderboard = {
         "format": 1,
@@ -104,9 +103,15 @@ def summarise(
         "settings": dict(settings),
         "machine": dict(machine),
         "versions": versions(),
-        "metrics": list(spec.metrics),
-        "primary": primary,
-        "higher_is_better": spec.higher_is_better,
+        "ranked_on": spec.ranked_on,
+        "metrics": list(spec.ranking_metrics),
+        "primary": spec.ranking_metrics[0],
+        "higher_is_better": spec.ranking_higher_is_better,
+        "validation": {
+            "metrics": list(spec.metrics),
+            "primary": spec.metrics[0],
+            "higher_is_better": spec.higher_is_better,
+        },
         "comparison": comparison,
         "best": best,
         "rows": rows,
@@ -133,15 +138,15 @@ def best_seed(row: Row, primary: str, higher_is_better: bool) -> int:
     return min(done, key=lambda s: (sign * s["val"][primary], s["seed"]))["seed"]
 
 
-def _finished(trials: Sequence[Result], primary: str) -> list[Result]:
-    """The trials that ended with a test score."""
-    return [t for t in trials if t["status"] == "done" and finite(t["test"].get(primary))]
+def _finished(trials: Sequence[Result], spec: TaskSpec) -> list[Result]:
+    """The trials that ended with a score to rank by."""
+    return [t for t in trials if t["status"] == "done" and finite(t[spec.ranked_on].get(spec.ranking_metrics[0]))]
 
 
 def _row(trials: Sequence[Result], spec: TaskSpec) -> Row:
     """One system's row; rank, ties and Pareto front are still open."""
     primary, sign = spec.metrics[0], -1 if spec.higher_is_better else 1
-    done = _finished(trials, primary)
+    done = _finished(trials, spec)
     # What can be shown for one seed only (its pictures, its learning rate) is that of the best one on validation.
     shown = min(done, key=lambda t: (sign * t["val"][primary], t["seed"]), default=trials[0])
     return {
@@ -152,7 +157,7 @@ def _row(trials: Sequence[Result], spec: TaskSpec) -> Row:
         "status": "done" if done else "skipped" if all(t["status"] == "skipped" for t in trials) else "failed",
         "reason": _reasons(trials),
         "val": {m: _spread([t["val"].get(m) for t in done]) for m in spec.metrics},
-        "test": {m: _spread([t["test"].get(m) for t in done]) for m in spec.metrics},
+        "test": {m: _spread([t["test"].get(m) for t in done]) for m in _test_metrics(spec)},
         "tied": False,
         "p_value": None,
         "beaten_by": [],
@@ -215,11 +220,15 @@ def _spread(values: Iterable[Any]) -> dict[str, float | None]:
     return {"mean": mean, "std": math.sqrt(sum((v - mean) ** 2 for v in known) / (len(known) - 1))}
 
 
-def _order(row: Row, primary: str, higher_is_better: bool) -> tuple[int, float, str]:
-    """Sorting key: finished ones by test score, then failed, then skipped ones."""
+def _test_metrics(spec: TaskSpec) -> tuple[str, ...]:
+    return spec.ranking_metrics if spec.ranked_on == "test" else ()
+
+
+def _order(row: Row, spec: TaskSpec) -> tuple[int, float, str]:
+    """Sorting key: finished ones by the score that ranks, then failed, then skipped ones."""
     group = ("done", "failed", "skipped").index(row["status"])
-    score = row["test"][primary]["mean"] or 0.0
-    return group, -score if higher_is_better else score, row["system"]
+    score = row[spec.ranked_on][spec.ranking_metrics[0]]["mean"] or 0.0
+    return group, -score if spec.ranking_higher_is_better else score, row["system"]
 
 
 def _mark_ties(
@@ -228,7 +237,12 @@ def _mark_ties(
     """Fill in rank, ties and p-values of the finished rows, best first; return the facts of the test."""
     if not finished:
         return {}
-    sign = -1 if task.spec.higher_is_better else 1
+    seeds = max(len(trials) for trials in finished.values())
+    if task.spec.ranked_on != "test":  # there is nothing to test on: the order of the validation scores
+        for rank, row in enumerate(rows[: len(finished)], start=1):
+            row["rank"] = rank
+        return {"seeds": seeds}
+    sign = -1 if task.spec.ranking_higher_is_better else 1
     errors = {}
     for row in rows[: len(finished)]:
         samples = [torch.as_tensor(t["per_sample"], dtype=torch.float64) for t in finished[row["system"]]]
@@ -245,19 +259,19 @@ def _mark_ties(
         "samples": compared.samples,
         "overlap": task.overlap,
         "degrees_of_freedom": compared.freedom,
-        "seeds": max(len(trials) for trials in finished.values()),
+        "seeds": seeds,
     }
 
 
-def _mark_pareto(rows: list[Row], primary: str, higher_is_better: bool) -> None:
+def _mark_pareto(rows: list[Row], spec: TaskSpec) -> None:
     """Mark the rows that no other beats in quality, latency and memory at once (parameters where memory is unknown)."""
     done = [row for row in rows if row["status"] == "done"]
     memory = "peak_memory_mb" if all(finite(row["peak_memory_mb"]) for row in done) else "parameters"
-    sign = -1 if higher_is_better else 1
+    sign = -1 if spec.ranking_higher_is_better else 1
     # Without a measured latency or size a row cannot claim a place by it: it counts as the most expensive.
     points = [
         (
-            sign * row["test"][primary]["mean"],
+            sign * row[spec.ranked_on][spec.ranking_metrics[0]]["mean"],
             row["latency_ms"]["median"] if row["latency_ms"] else math.inf,
             max(row[memory], 1.0) if finite(row[memory]) else math.inf,  # below 1 MB it is noise
         )
@@ -269,16 +283,17 @@ def _mark_pareto(rows: list[Row], primary: str, higher_is_better: bool) -> None:
 
 def as_csv(leaderboard: Mapping[str, Any]) -> str:
     """One line for each system with every figure; empty where there is none."""
-    metrics = leaderboard["metrics"]
+    tested = leaderboard["metrics"] if leaderboard["ranked_on"] == "test" else []
+    scores = [("test", m) for m in tested] + [("val", m) for m in leaderboard["validation"]["metrics"]]
     plain = ("rank", "system", "kind", "baseline", "status", "tied", "p_value", "pareto")
     costs = ("parameters", "flops", "train_samples_per_second", "peak_memory_mb", "learning_rate", "steps", "seconds")
-    names = [f"{split}_{m}_{figure}" for split in ("test", "val") for m in metrics for figure in ("mean", "std")]
+    names = [f"{split}_{m}_{figure}" for split, m in scores for figure in ("mean", "std")]
     times = [f"latency_ms_{figure}" for figure in ("median", "low", "high")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, *names, *costs, *times, "seeds_done", "reason"])
     for row in leaderboard["rows"]:
-        quality = [row[split][m][f] for split in ("test", "val") for m in metrics for f in ("mean", "std")]
+        quality = [row[split][m][f] for split, m in scores for f in ("mean", "std")]
         latency = [(row["latency_ms"] or {}).get(figure) for figure in ("median", "low", "high")]
         seeds = sum(s["status"] == "done" for s in row["seeds"])
         writer.writerow([*(row[k] for k in plain), *quality, *(row[k] for k in costs), *latency, seeds, row["reason"]])

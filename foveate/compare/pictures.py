@@ -48,7 +48,7 @@ def short(system: str) -> str:
 
 def quality_against(leaderboard: Mapping[str, Any], cost: str) -> str:
     """Test quality against "latency", "memory" or "parameters"; "" where fewer than two systems have both."""
-    primary, higher = leaderboard["primary"], leaderboard["higher_is_better"]
+    primary, higher, split = leaderboard["primary"], leaderboard["higher_is_better"], leaderboard["ranked_on"]
     colour = tones(leaderboard["rows"])
     points: list[Point] = []
     for row in leaderboard["rows"]:
@@ -58,7 +58,7 @@ def quality_against(leaderboard: Mapping[str, Any], cost: str) -> str:
             "memory": row["peak_memory_mb"],
             "parameters": row["parameters"],
         }[cost]
-        quality = row["test"][primary]
+        quality = row[split][primary]
         if row["status"] == "done" and finite_pair(value, quality["mean"]):
             bars = (latency.get("low"), latency.get("high")) if cost == "latency" else (None, None)
             note = f"{row['system']}: {primary} {figures.significant(quality['mean'])}, {_told(cost, value)}"
@@ -85,11 +85,11 @@ def quality_against(leaderboard: Mapping[str, Any], cost: str) -> str:
     better = "higher" if higher else "lower"
     return scatter(
         points,
-        title=f"Test {primary} against {name}",
+        title=f"{figures.SPLITS[split].capitalize()} {primary} against {name}",
         description=f"{len(points)} systems; {better} and further left is better. On the Pareto front: "
         f"{figures.english_list([p.name for p in points if p.front])}.",
         x_label=unit[cost],
-        y_label=f"test {primary.upper()} ({better} is better)",
+        y_label=f"{figures.SPLITS[split]} {primary.upper()} ({better} is better)",
         higher_is_better=higher,
     )
 
@@ -109,7 +109,7 @@ def learning_curves(leaderboard: Mapping[str, Any], what: str) -> str:
 
     The best seed of a system is drawn in full, the others pale; systems that do not train are dashed lines.
     """
-    rows, primary = leaderboard["rows"], leaderboard["primary"]
+    rows, primary = leaderboard["rows"], leaderboard["validation"]["primary"]
     colour, column = tones(rows), 2 if what == "val" else 1
     lines: list[Line] = []
     reach = 0.0
@@ -141,7 +141,8 @@ def learning_curves(leaderboard: Mapping[str, Any], what: str) -> str:
 
 def _best_seed(row: Row, leaderboard: Mapping[str, Any]) -> int:
     """The seed that validated best; the first one if none did."""
-    primary, sign = leaderboard["primary"], -1 if leaderboard["higher_is_better"] else 1
+    chooses = leaderboard["validation"]
+    primary, sign = chooses["primary"], -1 if chooses["higher_is_better"] else 1
     seeds = [s for s in row["seeds"] if figures.finite(s["val"].get(primary))]
     return min(seeds or row["seeds"], key=lambda s: (sign * s["val"].get(primary, 0.0), s["seed"]))["seed"]
 

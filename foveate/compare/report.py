@@ -96,18 +96,18 @@ def _date(iso: str) -> str:
 
 def _tiles(leaderboard: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(caption, figure, small print) of the winner's figures beside the headline."""
-    best, primary = leaderboard["best"], leaderboard["primary"]
+    best, primary, split = leaderboard["best"], leaderboard["primary"], leaderboard["ranked_on"]
     if best is None:
         return []
     rows = leaderboard["rows"]
     winner = next(row for row in rows if row["system"] == best["system"])
-    score = winner["test"][primary]
+    score = winner[split][primary]
     decimals = figures.decimals_for([score["mean"]])
     spread = f"±{figures.fixed(score['std'], decimals)} over seeds" if score["std"] is not None else "one seed"
-    tiles = [(f"test {primary.upper()}", figures.fixed(score["mean"], decimals), spread)]
+    tiles = [(f"{figures.SPLITS[split]} {primary.upper()}", figures.fixed(score["mean"], decimals), spread)]
     baseline = next((row for row in rows if row["baseline"] and row["status"] == "done"), None)
-    if baseline is not None and baseline is not winner and baseline["test"][primary]["mean"]:
-        change = 100 * (score["mean"] / baseline["test"][primary]["mean"] - 1)
+    if baseline is not None and baseline is not winner and baseline[split][primary]["mean"]:
+        change = 100 * (score["mean"] / baseline[split][primary]["mean"] - 1)
         tiles.append((f"against {baseline['system']}", f"{change:+.0f} %".replace("-", "−"), f"in {primary.upper()}"))
     if winner["latency_ms"]:
         latency = winner["latency_ms"]
@@ -124,18 +124,22 @@ def _tiles(leaderboard: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _columns(leaderboard: Mapping[str, Any]) -> list[dict[str, str]]:
     """Headings with their explanations; "kind" is "text" or "number", for alignment and sorting."""
-    primary, *others = leaderboard["metrics"]
+    (primary, *others), split = leaderboard["metrics"], leaderboard["ranked_on"]
+    chose = "mean over seeds on validation data, which chose the winner"
+    over, chooses = figures.SPLITS[split].capitalize(), leaderboard["validation"]["primary"]
     arrow = "↑" if leaderboard["higher_is_better"] else "↓"
 
     def number(label: str, hint: str, over: str = "") -> dict[str, str]:
         return {"label": label, "over": over, "hint": hint, "kind": "number"}
 
     return [
-        number("#", "rank on test data; = marks systems that the paired test cannot tell from the best"),
+        number(
+            "#", f"rank on {figures.SPLITS[split]} data; = marks systems that the paired test cannot tell from the best"
+        ),
         {"label": "System", "over": "", "hint": "", "kind": "text"},
-        number(f"{primary.upper()} {arrow}", "mean over seeds, ± standard deviation over seeds", "Test"),
-        *(number(m.upper(), "mean over seeds", "Test") for m in others),
-        number(primary.upper(), "mean over seeds on validation data, which chose the winner", "Val."),
+        number(f"{primary.upper()} {arrow}", "mean over seeds, ± standard deviation over seeds", over),
+        *(number(m.upper(), "mean over seeds", over) for m in others),
+        *([number(chooses.upper(), chose, "Val.")] if split == "test" else []),
         number("p", "paired test against the best row, corrected for the number of comparisons", "To best"),
         number("ms", "median time of one sample on one thread, measured interleaved after training", "Latency"),
         number("MB", "peak resident memory in training above the idle process", "Memory"),
@@ -147,19 +151,19 @@ def _columns(leaderboard: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _table_rows(leaderboard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows, (primary, *others) = leaderboard["rows"], leaderboard["metrics"]
+    rows, (primary, *others), ranked_on = leaderboard["rows"], leaderboard["metrics"], leaderboard["ranked_on"]
     chosen = (leaderboard["best"] or {}).get("system")
     colour = pictures.tones(rows)
     finished = [row for row in rows if row["status"] == "done"]
     # A baseline that is far off would press all others together.
-    means = [row["test"][primary]["mean"] for row in [r for r in finished if not r["baseline"]] or finished]
-    ranks, quality = shared_ranks(rows), quality_cells(rows, "test", primary)
-    columns = [
-        (split, m, quality_cells(rows, split, m)) for split, m in [*(("test", m) for m in others), ("val", primary)]
-    ]
+    means = [row[ranked_on][primary]["mean"] for row in [r for r in finished if not r["baseline"]] or finished]
+    ranks, quality = shared_ranks(rows), quality_cells(rows, ranked_on, primary)
+    scores = [(ranked_on, m) for m in others]
+    scores += [("val", leaderboard["validation"]["primary"])] if ranked_on == "test" else []
+    columns = [(split, m, quality_cells(rows, split, m)) for split, m in scores]
     made = []
     for i, row in enumerate(rows):
-        score, ran = row["test"][primary], row["status"] == "done"
+        score, ran = row[ranked_on][primary], row["status"] == "done"
         latency = (row["latency_ms"] or {}).get("median")
         picture = strip(score["mean"], score["std"], min(means), max(means), colour[row["system"]]) if ran else ""
         cells = [
@@ -227,7 +231,7 @@ def _unfinished(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _sweep(leaderboard: Mapping[str, Any]) -> dict[str, Any] | None:
     """The learning-rate sweep: rates as columns, systems as rows, None if there was none."""
-    primary = leaderboard["primary"]
+    primary = leaderboard["validation"]["primary"]
     swept = [row for row in leaderboard["rows"] if row["sweep"]]
     rates = sorted({item["learning_rate"] for row in swept for item in row["sweep"]})
     if not rates:

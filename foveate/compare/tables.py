@@ -88,8 +88,9 @@ def quality_cells(rows: Sequence[Mapping[str, Any]], split: str, metric: str) ->
 
 def _columns(leaderboard: Mapping[str, Any], rows: Sequence[Any], chosen: str | None, width: int) -> list[_Column]:
     """All columns in the order of display."""
-    primary, *others = leaderboard["metrics"]
-    better = "↑" if leaderboard["higher_is_better"] else "↓"
+    (primary, *others), split = leaderboard["metrics"], leaderboard["ranked_on"]
+    better, ranked = "↑" if leaderboard["higher_is_better"] else "↓", figures.SPLITS[split]
+    chooses = leaderboard["validation"]["primary"]
 
     def each(form: Callable[[Any], str], key: str) -> list[str]:
         return [form(row[key]) if row["status"] == "done" else "" for row in rows]
@@ -102,12 +103,12 @@ def _columns(leaderboard: Mapping[str, Any], rows: Sequence[Any], chosen: str | 
         _Column("", [marks(row, chosen) for row in rows], 0, "left"),
         _Column("system", [figures.plain(row["system"], longest) for row in rows], 0, "left"),
         # Without a spread (run once) a mean still stands below the others: padded by hand, so aligned left.
-        _Column(f"test\n{primary.upper()} {better}", quality_cells(rows, "test", primary), 0, "left"),
+        _Column(f"{ranked}\n{primary.upper()} {better}", quality_cells(rows, split, primary), 0, "left"),
         *(
-            _Column(f"test\n{m.upper()}", _means(rows, "test", m), 3 if i == 0 else 9)
+            _Column(f"{ranked}\n{m.upper()}", _means(rows, split, m), 3 if i == 0 else 9)
             for i, m in enumerate(others)
         ),
-        _Column(f"validation\n{primary.upper()}", _means(rows, "val", primary), 5),
+        *([_Column(f"validation\n{chooses.upper()}", _means(rows, "val", chooses), 5)] if split == "test" else []),
         _Column("p against\nbest", p_values, 7),
         _Column("latency\nms", [t if row["status"] == "done" else "" for t, row in zip(latency, rows, strict=True)], 1),
         _Column("memory\nMB", each(lambda v: figures.fixed(v, 0), "peak_memory_mb"), 4),
@@ -173,6 +174,8 @@ def _notes(leaderboard: Mapping[str, Any], rows: Sequence[Any], chosen: str | No
         legend.append("1= not significantly worse than the best (paired test, 5 %)")
     notes = [("   ".join(legend), "dim")] if legend else []
     notes += [(figures.plain(sentence, 400), "dim") for sentence in trained_otherwise(rows)]
+    if leaderboard["ranked_on"] != "test":
+        notes.append(("Test data could not be scored: systems are ranked on validation data.", "yellow"))
     for row in rows:
         if row["status"] != "done":
             notes.append((f"{FAILED} {figures.plain(row['system'], 40)} {row['status']}: {_sentence(row)}", "red"))

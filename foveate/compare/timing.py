@@ -91,7 +91,7 @@ def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float)
 
 def predict(job: Job, speed: Speed, settings: Settings, task: Task, seconds: float | None) -> float:
     """Seconds that a job will take at this speed."""
-    val, test = task.size("val") * speed.sample_seconds, task.size("test") * speed.sample_seconds
+    val, test = (task.scoring_size(split) * speed.sample_seconds for split in ("val", "test"))
     if speed.reason:
         return JOB_SECONDS
     if not speed.step_seconds:  # nothing to train

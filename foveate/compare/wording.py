@@ -23,7 +23,7 @@ class Verdict:
 
 def verdict(leaderboard: Mapping[str, Any]) -> Verdict:
     """Who won on validation data, how it did on test data, and what cannot be told apart."""
-    rows, primary = leaderboard["rows"], leaderboard["primary"]
+    rows, primary, split = leaderboard["rows"], leaderboard["primary"], leaderboard["ranked_on"]
     if leaderboard["best"] is None:
         return Verdict("No system finished", "", ["Every trial failed or was skipped; the reasons stand below."])
     winner = next(row for row in rows if row["system"] == leaderboard["best"]["system"])
@@ -34,7 +34,11 @@ def verdict(leaderboard: Mapping[str, Any]) -> Verdict:
         headline = "is a baseline, and nothing beat it on validation data"
     elif len(done) == 1:
         headline = "is the only system that finished"
-    sentences = _test_sentences(winner, leader, done, primary)
+    if split == "test":
+        sentences = _test_sentences(winner, leader, done, primary)
+    else:
+        score = figures.significant(winner[split][primary]["mean"])
+        sentences = [f"Its validation {primary.upper()} is {score}; test data could not be scored."]
     faster = _cheaper(winner, done)
     if faster is not None:
         ratio = winner["latency_ms"]["median"] / faster["latency_ms"]["median"]
@@ -88,12 +92,15 @@ def _cheaper(winner: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> Ma
 
 def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the comparison was made: (rule, explanation)."""
-    settings, facts, primary = leaderboard["settings"], leaderboard["comparison"], leaderboard["primary"]
+    settings, facts = leaderboard["settings"], leaderboard["comparison"]
+    primary = leaderboard["validation"]["primary"]
+    tested = "Test data was scored once per trial, after all choices, and stands in columns of its own."
+    if leaderboard["ranked_on"] != "test":
+        tested = "Test data could not be scored, so the ranks are those of the validation scores too."
     rules = [
         (
             "Choices see validation data only",
-            "Early stopping, learning rates and the winner are chosen by validation scores. Test data was scored once "
-            "per trial, after all choices, and stands in columns of its own.",
+            f"Early stopping, learning rates and the winner are chosen by validation scores. {tested}",
         ),
     ]
     rows = leaderboard["rows"]
@@ -124,7 +131,7 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
             else "One per system: spreads over seeds are not known.",
         )
     )
-    if facts:
+    if "test" in facts:
         rules.append(("Ties look like ties", _significance(facts)))
     rules += [
         (

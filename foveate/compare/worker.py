@@ -252,7 +252,7 @@ def _trial(job: Job, config: Config, send: Send) -> dict[str, Any]:
         validate_every=config["validate_every"],
         patience=config["patience"] or None,
         # Under a time budget the test split is scored inside the trial's share; a fifth more for safety.
-        reserve=1.2 * task.size("test") / task.size("val"),
+        reserve=1.2 * task.scoring_size("test") / task.scoring_size("val"),
     )
     started = time.perf_counter()
     at_once = recipe.scored_at_once(config["batch_size"])

@@ -32,6 +32,7 @@ from .readers import (
     ClassHead,
     ForecastHead,
     GapReader,
+    PatchHead,
     PatchReader,
     SeriesReader,
     StepsReader,
@@ -188,12 +189,13 @@ class MixerNet(Model):
     Args:
         mixer: registered name (or, for a mixer of your own, its class).
         reads: "series" (B, T, C), "tokens" (B, L), "image" (B, C, H, W) or "video" (B, C, T, H, W).
-        answers: "forecast" (B, horizon, C) and "gaps" (B, T, C), for series; "classes" (B, outputs), for series, image
-            and video; "tokens" (B, L, outputs), for tokens. Forecasts and gaps treat every channel of a series as a
-            sample of its own, with its own scale; classes are read from patches of all channels together, as they come.
+        answers: "forecast" (B, horizon, C), "gaps" (B, T, C) and "reconstruct" (B, T, C), for series; "classes"
+            (B, outputs), for series, image and video; "tokens" (B, L, outputs), for tokens. All but classes treat every
+            channel of a series as a sample of its own, with its own scale; classes are read from patches of all
+            channels together, as they come.
         size: lookback T, or (H, W), or (T, H, W); not needed for tokens.
         channels: input channels, or the vocabulary for tokens.
-        outputs: horizon, number of classes, or vocabulary; not used for gaps.
+        outputs: horizon, number of classes, or vocabulary; not used for gaps and reconstructions.
         dim, depth, num_heads, causal, mlp_ratio, dropout, mixer_options: see :class:`MixerStack`.
         patch: steps per token of a series, or patch edge.
         quantiles: levels of a forecast, rising, 0.5 among them: the head then answers each; none: one number.
@@ -204,9 +206,11 @@ class MixerNet(Model):
             illegal levels or levels of something else than a forecast.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute"), quantiles=True)
+    spec = ModelSpec(
+        reads="series", tasks=("forecast", "classify-series", "impute", "detect-anomalies"), quantiles=True
+    )
     _ANSWERS = {
-        "series": ("forecast", "classes", "gaps"),
+        "series": ("forecast", "classes", "gaps", "reconstruct"),
         "tokens": ("tokens",),
         "image": ("classes",),
         "video": ("classes",),
@@ -271,6 +275,8 @@ class MixerNet(Model):
             self.head: nn.Module = ForecastHead(grid[0], dim, outputs * max(1, len(quantiles)), dropout)
         elif answers == "gaps":
             self.head = nn.Linear(dim, patch)
+        elif answers == "reconstruct":
+            self.head = PatchHead(dim, patch, shape[0])
         else:
             self.head = nn.Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
 
@@ -278,8 +284,8 @@ class MixerNet(Model):
     def for_task(cls, info: Any, **options: Any) -> Self:
         """The network for a task; see :class:`Model`.
 
-        A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``, an imputer of such windows,
-        or a classifier of series of up to ``info.lookback`` steps into ``info.classes``.
+        A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``, an imputer or reconstructor
+        of such windows, or a classifier of series of up to ``info.lookback`` steps into ``info.classes``.
 
         Raises:
             InvalidType: another task, or series of several lengths (``info.padded``) and a mixer that takes no mask.
@@ -291,6 +297,8 @@ class MixerNet(Model):
             return cls(**{**common, "outputs": info.horizon, **options, "quantiles": levels_of(info)})
         if info.task == "impute":
             return cls(**{**common, "patch": min(4, info.lookback), "answers": "gaps", **options})
+        if info.task == "detect-anomalies":
+            return cls(**{**common, "answers": "reconstruct", **options})
         common |= {"patch": _short_patch(info.lookback), "outputs": info.classes, "answers": "classes"}
         model = cls(**{**common, **options})
         if info.padded and not model.stack.masks:
@@ -298,13 +306,14 @@ class MixerNet(Model):
         return model
 
     def forward_features(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Tokens after the last norm: ``(B, *grid, dim)``, for forecasts and gaps ``(B * C, tokens, dim)``.
+        """Tokens after the last norm: ``(B, *grid, dim)``, of series ``(B * C, tokens, dim)`` unless classes are asked.
 
         ``mask`` is over the token grid, for gaps over the input.
         """
         if self.answers == "gaps":
             return self._mix(self.reader(x, torch.ones_like(x, dtype=torch.bool) if mask is None else mask)[0])
-        return self._mix(self.reader(x)[0] if self.answers == "forecast" else self.reader(x), mask)
+        tokens = self.reader(x)
+        return self._mix(tokens[0] if isinstance(self.reader, SeriesReader) else tokens, mask)
 
     def _mix(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.stack(tokens if self.positions is None else tokens + self.positions, mask)
@@ -317,16 +326,17 @@ class MixerNet(Model):
             marks: time features of a series; not used by this backbone, accepted so that all forecasters are called
                 alike.
             mask: bool, True = real: over the token grid, for classes of series over the steps ``(B, T)``, for gaps over
-                all values ``(B, T, C)``. What ``x`` holds elsewhere has no influence. Not for forecasts.
+                all values ``(B, T, C)``. What ``x`` holds elsewhere has no influence. Not for forecasts and
+                reconstructions.
 
         Returns:
             Shapes as ``answers`` says; a forecast with quantiles is ``(B, horizon, C, levels)``, in order.
         """
         if self.reads == "series":
             check_series("MixerNet", x, self.size[0], self.channels)
-        if self.answers == "forecast":
+        if self.answers in ("forecast", "reconstruct"):
             if mask is not None:
-                raise InvalidValue("MixerNet takes no mask for forecasts: fill missing values before.")
+                raise InvalidValue(f"MixerNet takes no mask for answers={self.answers!r}: fill missing values before.")
             tokens, statistics = self.reader(x)
             y = self.head(self._mix(tokens))
             if self.order is None:

@@ -164,6 +164,24 @@ class ForecastHead(nn.Module):
         return self.project(self.dropout(x.flatten(1)))
 
 
+class PatchHead(nn.Module):
+    """Every token of a channel to its own steps: ``(N, tokens, dim)`` to ``(N, length)``, what was padded in front cut.
+
+    Args:
+        dim: token width.
+        patch: steps per token.
+        length: steps of the answer, at most ``tokens * patch``.
+    """
+
+    def __init__(self, dim: int, patch: int, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.project = nn.Linear(dim, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x).flatten(1)[:, -self.length :]
+
+
 class ClassHead(nn.Module):
     """Mean of the real tokens to class logits: ``(B, *grid, dim)`` to ``(B, classes)``."""
 

@@ -24,8 +24,9 @@ class Evaluation:
     """Scores of one model on one split.
 
     Attributes:
-        metrics: name to value, in the order of ``TaskSpec.metrics``.
-        per_sample: float64 ``(samples,)``: the deciding metric of each sample, in the split's order, for paired tests.
+        metrics: name to value, in the order of ``TaskSpec.metrics`` (on test of ``TaskSpec.test_metrics``, if given).
+        per_sample: float64 ``(samples,)``: each sample's part of the first metric, whose mean it is, in the split's
+            order, for paired tests. A task that scores steps gives one for each scored step.
         examples: small arrays for pictures (task-specific; the report of the task knows them).
     """
 
@@ -44,7 +45,7 @@ class Task(abc.ABC):
     entries without a sample axis, such as a table of node features: :meth:`apply` knows which are which.
     """
 
-    #: The class's is what listings show; options that change it (other metrics) set the instance's.
+    #: Literals in the class body; what changes a promise (other metrics, no labels to score by) sets it on the instance.
     spec: TaskSpec
     info: Any
     #: How many neighbouring samples of a split are scored on the same values (windows of a series: horizon / stride);
@@ -65,6 +66,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def size(self, split: str) -> int:
         """Number of samples in "train", "val" or "test"."""
+
+    def scoring_size(self, split: str) -> int:
+        """Number of samples that :meth:`evaluate` reads to score a split: more than :meth:`size` where a threshold is
+        taken from other splits. Time budgets and predictions of time need it."""
+        return self.size(split)
 
     @abc.abstractmethod
     def batch(self, split: str, index: Tensor) -> Batch:

@@ -120,7 +120,7 @@ class TimesNet(Model):
 
     spec = ModelSpec(
         reads="series",
-        tasks=("forecast", "classify-series", "impute"),
+        tasks=("forecast", "classify-series", "impute", "detect-anomalies"),
         batch_independent=False,
         compile=False,
         export=False,

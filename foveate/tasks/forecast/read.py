@@ -179,7 +179,7 @@ def _numbers(
     read: dict[str, np.ndarray] = {}
     series = dict(frame.items())
     for name in wanted:
-        numbers = _to_numbers(series[name], name, label, must=name in required or columns is not None)
+        numbers = to_numbers(series[name], name, label, must=name in required or columns is not None)
         if numbers is None:
             notes.append(f"Column {name!r} holds no numbers and is left out.")
         else:
@@ -190,7 +190,7 @@ def _numbers(
     return tuple(read), np.stack(list(read.values()), axis=1)
 
 
-def _to_numbers(column: pd.Series, name: str, label: str, must: bool) -> np.ndarray | None:
+def to_numbers(column: pd.Series, name: str, label: str, must: bool) -> np.ndarray | None:
     """The column as float64; None for a column of texts or dates that need not be numbers."""
     import pandas as pd
     from pandas.api.types import is_datetime64_any_dtype, is_timedelta64_dtype
