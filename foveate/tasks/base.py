@@ -106,6 +106,18 @@ class Task(abc.ABC):
         """
         raise NotImplementedError(f"{cls.__name__} cannot unpack what it packaged.")
 
+    def whole(self) -> Task | None:
+        """The same task with the samples of all splits in "train", scaled by the statistics of all of them.
+
+        On it the winner of a comparison is trained once more before it is shipped. :attr:`info` stays as it is, since
+        the winner is built from it; "val" and "test" stay as well, but a model of the whole has seen them: what it
+        scores there can only tell that training diverged.
+
+        Returns:
+            None, the default: winners are shipped as they were scored.
+        """
+        return None
+
     @staticmethod
     def predict(packaged: Any, /, source: Any = None, *, time: str | None = None, id: str | None = None) -> Any:
         """Use what :meth:`package` made on new data: what ``foveate predict`` writes.
