@@ -99,7 +99,7 @@ class Tracking:
     def stop(self) -> None:
         """Let go of the trackers where they stand: the comparison was interrupted, or has been closed."""
         for courier in self._couriers:
-            courier.post(None)
+            courier.stop()
 
     def _tell_failures(self) -> None:
         for courier in self._couriers:
@@ -174,6 +174,7 @@ class _Courier:
         self.where = ""
         self._about, self._record = about, record
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._stopped = False
         self._held: dict[str, dict[str, int]] = {}  # last step of every metric, by trial; of the thread alone
         self._thread = threading.Thread(target=self._work, name=f"foveate-track-{target.kind}", daemon=True)
         self._thread.start()
@@ -183,10 +184,16 @@ class _Courier:
         if not self.error:
             self._queue.put(call)
 
+    def stop(self) -> None:
+        """End after what is being done now, whatever waits."""
+        self._stopped = True
+        self._queue.put(None)
+
     def wait(self, seconds: float) -> None:
-        """Wait for the end."""
+        """Wait for the end, and make one if it does not come."""
         self._thread.join(max(0.0, seconds))
         if self._thread.is_alive():
+            self.stop()
             self.error = self.error or "it had not taken everything when all else was done; the same command goes on."
 
     def finished(self, trial: str) -> bool:
@@ -238,7 +245,7 @@ class _Courier:
         while True:
             try:
                 call = self._queue.get(timeout=FLUSH_SECONDS)
-                if call is None:
+                if call is None or self._stopped:
                     return
                 call(tracker)
                 dirty = True
