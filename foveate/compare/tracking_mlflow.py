@@ -89,13 +89,11 @@ class MlflowTracker:
         tags = {"foveate.comparison": self._about.id, **tags}
         query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         found = self._client.search_runs([self._experiment], filter_string=query, max_results=1)
-        run = (
-            found[0]
-            if found
-            else self._client.create_run(self._experiment, tags={**tags, **(more or {})}, run_name=name)
-        )
         if found:
+            run = found[0]
             self._client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = self._client.create_run(self._experiment, tags={**tags, **(more or {})}, run_name=name)
         # A parameter cannot be changed once it is there.
         missing = [self._param(k, str(v)[:_LONGEST]) for k, v in params.items() if k not in run.data.params]
         for part in _parts(missing, _PARAMS_AT_ONCE):

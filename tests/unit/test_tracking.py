@@ -222,6 +222,8 @@ def test_mlflow_nests_trials_under_the_comparison(store, tmp_path):
     for identity in ("first", "first", "second"):  # one comparison that is resumed, and another one
         tracker = Target("mlflow", where).open(about(tmp_path, identity))
         tracker.begin(TRIAL, {"system": "tests.toy:Linear", "learning_rate": 0.1}, 0)
+        here = [r.info.status for r in mlflow_runs(where) if r.data.tags["foveate.comparison"] == identity]
+        assert here == ["RUNNING", "RUNNING"]
         tracker.finish(TRIAL, "failed", "diverged.")
         tracker.close({"system": "tests.toy:Linear", "refit": True})
     runs = mlflow_runs(where)
