@@ -50,6 +50,9 @@ class ToyTask(Task):
             raise InvalidValue(f"samples={samples} is not possible: at least 8 are needed.")
         return cls(samples, noise)
 
+    def whole(self) -> Whole | None:
+        return Whole(self.samples, self.noise)
+
     def describe(self) -> dict[str, Any]:
         return {"source": "made up", "samples": self.samples, "noise": self.noise}
 
@@ -91,6 +94,20 @@ class ToyTask(Task):
 
     def package(self, model: nn.Module) -> nn.Module:
         return Packaged(model)
+
+
+class Whole(ToyTask):
+    """All samples in "train", which are twice as many."""
+
+    def size(self, split: str) -> int:
+        return 2 * self.samples if split == "train" else super().size(split)
+
+
+class Undivided(ToyTask):
+    """A task whose winners are shipped as they were scored."""
+
+    def whole(self) -> None:
+        return None
 
 
 class Packaged(nn.Module):
@@ -322,6 +339,20 @@ class Slow(MLP):
         if self.training:
             time.sleep(0.003)
         return super().forward(x)
+
+
+class Overfull(Linear):
+    """Diverges once it is given more than the training samples: in the refit."""
+
+    recipe = "tests.toy.OverfullRecipe"
+
+
+class OverfullRecipe(Recipe):
+    def losses(
+        self, model: nn.Module, batch: Batch, generator: torch.Generator, progress: Progress
+    ) -> dict[str, Tensor]:
+        found = super().losses(model, batch, generator, progress)
+        return {k: v * float("nan") for k, v in found.items()} if isinstance(self.task, Whole) else found
 
 
 class BreaksAlone(Linear):

@@ -116,7 +116,8 @@ def _compare(task: str, data: dict[str, Any], given: dict[str, Any]) -> None:
         raise InvalidType("no contestant finished: the reasons stand in the leaderboard.")
     if not as_json:
         best = Path(settings.out) / "best"
-        print(f"winner: {best}  (foveate predict {best} DATA)")
+        about = "trained anew on all data" if board["best"]["refit"] else "as scored"
+        print(f"winner: {best}, {about}  (foveate predict {best} DATA)")
 
 
 def _read_board(folder: Path) -> dict[str, Any]:

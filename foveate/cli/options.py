@@ -26,7 +26,7 @@ def command(app: typer.Typer, name: str, body: Callable[..., None], data: Group,
         body: called as ``body(data, given)`` with the values of the first group and those of all others together,
             only what was given, on the command line or in the file of ``--config`` (the command line wins); its
             docstring is the command's help.
-        data, groups: functions whose parameters declare options; a default of None or False means "not given".
+        data, groups: functions whose parameters declare options; the default, None or False, means "not given".
     """
     parameters = []
     for group in (data, *groups):
@@ -36,9 +36,10 @@ def command(app: typer.Typer, name: str, body: Callable[..., None], data: Group,
             parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
     of_data = set(inspect.signature(data).parameters)
     known = {p.name for p in parameters} - {"config", "as_json", "plan"}
+    defaults = {p.name: p.default for p in parameters}
 
     def run(**values: Any) -> None:
-        given = {k: v for k, v in values.items() if v is not None and v is not False}
+        given = {k: v for k, v in values.items() if v is not defaults[k]}
         file = given.pop("config", None)
         values = {**(_from_file(file, known) if file else {}), **given}
         body(
@@ -213,6 +214,13 @@ def rules(
     ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(help="MiB that a trial may hold.", show_default="a share of what is free")
+    ] = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option("--refit/--no-refit", help="Train the winner on all data before it ships.", show_default="refit"),
+    ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Follow it in csv, tensorboard or mlflow, each with :WHERE, by commas.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     set: Annotated[list[str] | None, typer.Option("--set", help="SYSTEM.OPTION=VALUE; may be repeated.")] = None,

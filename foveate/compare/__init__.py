@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..registry import entries
 from .settings import Settings
+from .tracking import check_installed, parse
 
 if TYPE_CHECKING:
     from ..tasks.base import Task
@@ -38,8 +39,10 @@ def run(
         The leaderboard, as ``leaderboard.json`` holds it.
 
     Raises:
-        FoveateError: the data, a name, an option or the folder is not possible; nothing of the user's was touched.
+        FoveateError: the data, a name, an option or the folder is not possible, or a tracker is not installed; nothing
+            of the user's was touched.
     """
+    check_installed(parse(settings.track))
     _warm_up(settings)
     from . import runner
 
@@ -54,6 +57,7 @@ def make_plan(settings: Settings, task: Task | None = None) -> Plan:
     Raises:
         FoveateError: as :func:`run` does.
     """
+    check_installed(parse(settings.track))
     _warm_up(settings)
     from . import plan
 

@@ -32,9 +32,10 @@ class Job:
     """One piece of work for a worker process.
 
     Attributes:
-        kind: "sweep" (choose a system's learning rate), "trial", "probe" (measure its speed), "latency" or "package".
+        kind: "sweep" (choose a system's learning rate), "trial", "refit" (train the winner on all data), "probe"
+            (measure a system's speed), "latency" or "package".
         system: whom it is about; "" where it is about all.
-        seed: of a trial.
+        seed: of a trial, or of the one that won.
     """
 
     kind: str

@@ -77,10 +77,11 @@ class Display:
     def event(self, event: Event) -> None:
         """Take in one event; see :mod:`foveate.compare.progress` for their forms."""
         with self._lock:
+            phase = self.progress.phase
             trial = self.progress.update(event)
-            line = self._line(event, trial) if self.live is None else ""
+            line = self._line(event, trial, phase) if self.live is None or event["type"] == "warning" else ""
         if line:
-            self.console.print(Text(line), soft_wrap=True)
+            self.console.print(Text(line, style="yellow" if event["type"] == "warning" else ""), soft_wrap=True)
 
     def _draw(self) -> None:
         wait = FRAME_EVERY
@@ -92,14 +93,16 @@ class Display:
 
     # ----- plain lines
 
-    def _line(self, event: Event, trial: Trial | None) -> str:
-        """The line for an event that changes a trial's status; "" for others."""
+    def _line(self, event: Event, trial: Trial | None, phase: str) -> str:
+        """The line for a warning, or an event that changes a trial's status or the phase; "" for others."""
         kind, progress = event["type"], self.progress
         if kind == "plan":
             count = len(progress.trials)
             return f"{self.title}: {count} trial{'s' if count != 1 else ''}"
+        if kind == "warning":
+            return "warning: " + figures.plain(str(event["text"]))
         if kind == "phase":
-            return progress.phase
+            return progress.phase if progress.phase != phase else ""
         if trial is None or kind not in ("trial_started", "resumed", "trial_done", "trial_failed", "trial_skipped"):
             return ""
         total = len(progress.trials)
@@ -140,7 +143,9 @@ class Display:
         if running:
             parts += [*self._running_lines(running, width), Text("")]
         elif self.progress.phase:
-            parts += [Text(f" {self.progress.phase} ...", style="cyan"), Text("")]
+            share = self.progress.phase_fraction
+            done = "..." if share is None else f"{100 * share:.0f} %"
+            parts += [Text(f" {self.progress.phase} {done}", style="cyan"), Text("")]
         if self.progress.standings():
             parts.append(self._standings_table(room, width))
         parts += [

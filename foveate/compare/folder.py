@@ -80,6 +80,15 @@ class Folder:
         """The folder of a system's learning-rate sweep."""
         return self.path / "sweeps" / folder_name(system)
 
+    def refit(self, system: str, seed: int) -> Path:
+        """The folder in which the winner is trained once more, on all data."""
+        return self.path / "refits" / trial_name(system, seed)
+
+    def trial_config(self, system: str, seed: int) -> dict[str, Any]:
+        """The configuration that a trial here was run with, at the folder's present place."""
+        place = self.trial(system, seed)
+        return {**read_json(place / "config.json"), "data": str(self.data), "folder": str(place)}
+
     def result(self, folder: Path) -> dict[str, Any] | None:
         """What the trial or sweep of this folder ended with; None if it has not ended.
 

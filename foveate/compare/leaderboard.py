@@ -52,6 +52,9 @@ def build(
     results: Sequence[Result],
     settings: Mapping[str, Any],
     machine: Mapping[str, Any],
+    *,
+    shipped: Mapping[str, Any] | None = None,
+    tracking: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the leaderboard of a comparison and write ``leaderboard.json``, ``leaderboard.csv`` and ``report.html``.
 
@@ -63,11 +66,16 @@ def build(
         results: one dictionary for each trial, see the module's docstring.
         settings: the resolved settings of the comparison (JSON values), shown in the report.
         machine: hardware facts, from :func:`foveate.measure.machine.machine_facts`.
+        shipped: what ``best/`` holds, from :meth:`foveate.compare.ship.Shipping.ship`; it joins "best".
+        tracking: how each tracker ended, from :meth:`foveate.compare.tracking_hub.Tracking.close`.
 
     Returns:
         The content of ``leaderboard.json``.
     """
     leaderboard = summarise(task, results, settings, machine)
+    if leaderboard["best"] is not None:
+        leaderboard["best"] |= _json_values(shipped or {})
+    leaderboard["tracking"] = _json_values(tracking)
     folder = Path(out)
     atomic_write(folder / "leaderboard.csv", as_csv(leaderboard))
     atomic_write(folder / "report.html", report.render(leaderboard))

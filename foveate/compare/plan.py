@@ -11,7 +11,7 @@ from ..tasks.base import Task
 from . import figures
 from .contestants import jobs, trains, worker_count
 from .settings import Settings
-from .timing import Speed, closing_seconds, makespan, predict, trial_seconds
+from .timing import Speed, closing_seconds, makespan, predict, refit_seconds, trial_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,15 @@ class Plan:
         trials: in the order they will run; status is "new", "resumes", "done", "failed" or "skipped".
         workers, threads: at once, and torch threads of each.
         steps: of every trial without a recipe of its own; None under a time budget.
-        seconds: predicted for the whole comparison, latency and report included.
+        refit_seconds: at most, for training the winner once more on all data; 0: that is not done, or is done already.
+        seconds: predicted for the whole comparison, refit, latency and report included.
     """
 
     trials: tuple[PlannedTrial, ...]
     workers: int
     threads: int
     steps: int | None
+    refit_seconds: float
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,7 +67,11 @@ class Plan:
             for n, p, s, d, a in lines
         ]
         workers = f"{self.workers} at once, {self.threads} thread{'s' if self.threads > 1 else ''} each"
-        return "\n".join([*rows, "", f"{len(self.trials)} trials, {workers}: about {figures.duration(self.seconds)}"])
+        refit = figures.duration(self.refit_seconds)
+        last = [f"then the winner is trained once more on all data: at most {refit}"] if self.refit_seconds else []
+        return "\n".join(
+            [*rows, *last, "", f"{len(self.trials)} trials, {workers}: about {figures.duration(self.seconds)}"]
+        )
 
 
 def make_plan(settings: Settings, task: Task | None = None) -> Plan:
@@ -80,9 +86,11 @@ def make_plan(settings: Settings, task: Task | None = None) -> Plan:
         FoveateError: the data, a name or an option is not possible.
     """
     from .runner import known_trials, probe, resolve  # the runner needs this module's neighbours, and torch's workers
+    from .ship import refits
 
     settings, task, chosen = resolve(settings, task)
-    return assemble(settings, task, chosen, probe(settings, task, chosen), known_trials(settings, chosen))
+    known = known_trials(settings, chosen)
+    return assemble(settings, task, chosen, probe(settings, task, chosen), known, refits(settings, task))
 
 
 def assemble(
@@ -91,15 +99,17 @@ def assemble(
     chosen: Sequence[Contestant],
     speeds: Mapping[str, Speed],
     known: Mapping[str, tuple[str, str]] | None = None,
+    refit: bool = False,
 ) -> Plan:
     """Put the plan together.
 
     Args:
         speeds: of each system, from the probe.
         known: trial name to (status, reason) of what the output folder already holds.
+        refit: whether the winner is trained once more.
     """
     known, workers = known or {}, worker_count(settings)
-    seconds = None if settings.budget is None else trial_seconds(settings, chosen, 0.0)
+    seconds = None if settings.budget is None else trial_seconds(settings, chosen, 0.0, refit)
     by_name = {c.name: c for c in chosen}
     trials, durations, sweep_cost = [], [], {}
     for job in jobs(chosen, settings):
@@ -117,11 +127,16 @@ def assemble(
         cost += sweep_cost.get(job.system, 0.0) if job.seed == 0 else 0.0
         about = (job.name, job.system, job.seed, contestant.kind, contestant.baseline)
         trials.append(PlannedTrial(*about, status, steps, cost, speed.parameters, reason))
-    total = makespan(durations, workers) + closing_seconds(chosen)
+    refitting = 0.0
+    # Where nothing is left to be trained, the winner has been trained once more already.
+    if refit and any(trial.status in ("new", "resumes") for trial in trials):
+        refitting = refit_seconds(settings, task, speeds, seconds)
+    total = makespan(durations, workers) + refitting + closing_seconds(chosen)
     return Plan(
         tuple(trials),
         workers,
         settings.threads,
         settings.trial_steps(task.sample_tokens),
+        refitting,
         total if settings.budget is None else min(settings.budget, total),
     )

@@ -12,7 +12,8 @@ Events are dictionaries, made by the runner and by the trainer; unknown types an
     trial_done     trial, val, seconds, earlier (True: a run before this one finished it)
     trial_failed   trial, reason, seconds
     trial_skipped  trial, reason
-    phase          text: what is being done between or after trials; "" for nothing in particular
+    phase          text: what is being done between or after trials; "" for nothing in particular; fraction (optional)
+    warning        text: what went wrong without stopping anything
 
 ``val`` is the deciding metric on validation data, or a dictionary of metrics that has it.
 """
@@ -98,6 +99,7 @@ class Progress:
         self.first_trial = self.begun
         self.trials: dict[str, Trial] = {}
         self.phase = ""
+        self.phase_fraction: float | None = None
 
     def update(self, event: Event) -> Trial | None:
         """Take in one event; returns the trial it is about, if any."""
@@ -108,7 +110,7 @@ class Progress:
                 self._trial(planned).predicted = planned.get("seconds")
             return None
         if kind == "phase":
-            self.phase = str(event["text"])
+            self.phase, self.phase_fraction = str(event["text"]), event.get("fraction")
             return None
         if "trial" not in event:
             return None

@@ -24,7 +24,7 @@ from ..measure.memory import format_bytes
 from . import figures, pictures
 from .charts import strip
 from .tables import quality_cells, shared_ranks
-from .wording import method, verdict
+from .wording import method, tracked, verdict
 
 #: A time to the full minute in ISO 8601: its seconds need not be shown.
 _ISO_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:\.0+)?")
@@ -58,6 +58,7 @@ def render(leaderboard: Mapping[str, Any]) -> str:
         data_facts=_facts(leaderboard["data"], skip=("notes",)),
         notes=[str(note) for note in leaderboard["data"].get("notes") or []],
         settings=_facts(leaderboard["settings"]),
+        tracked=tracked(leaderboard),
         machine=_machine(leaderboard),
         versions=_facts(leaderboard["versions"]),
         method=method(leaderboard),

@@ -2,20 +2,17 @@
 
 What is done is on the disk (a trial is done when its ``result.json`` is there), so starting is the same as resuming:
 look at what is missing, do it, and when nothing is missing measure latencies side by side, choose the best system by
-validation and write the leaderboard.
+validation, train it once more on all data and write the leaderboard.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidValue
 from ..measure.machine import machine_facts
 from ..models.build import Contestant
 from ..tasks.base import Task
@@ -26,7 +23,9 @@ from .folder import RESULT, Folder
 from .pool import Ended, Event, Pool, default_memory_limit, start_server
 from .preset import with_official_split, with_recipes
 from .settings import Settings, sweep_steps
+from .ship import REFITTING, Shipping, refits
 from .timing import LATENCY_SECONDS, Speed, trial_seconds
+from .tracking_hub import Tracking
 
 LATENCY = "latency.json"
 OnEvent = Callable[[Event], None]
@@ -47,8 +46,9 @@ def run(
         if settings.budget is not None and "trial_seconds" not in folder.resolved():
             # Decided once: all trials, those of a resumed run too, get the same time.
             used = time.monotonic() - begun
-            folder.resolve(trial_seconds=trial_seconds(settings, chosen, used))
+            folder.resolve(trial_seconds=trial_seconds(settings, chosen, used, refits(settings, task)))
         comparison.trial_seconds = folder.resolved().get("trial_seconds")
+        comparison.track()
         comparison.train_all()
         return comparison.conclude()
 
@@ -103,7 +103,8 @@ class _Comparison:
         on_event: OnEvent | None,
     ) -> None:
         self.settings, self.task, self.chosen, self.folder = settings, task, chosen, folder
-        self.emit = on_event or (lambda event: None)
+        self.on_event = on_event or (lambda event: None)
+        self.tracking: Tracking | None = None
         self.by_name = {c.name: c for c in chosen}
         self.trial_seconds: float | None = None
         self.speeds: dict[str, Speed] = {}
@@ -121,6 +122,19 @@ class _Comparison:
 
     def __exit__(self, *exception: object) -> None:
         self.pool.__exit__(*exception)
+        if self.tracking is not None:
+            self.tracking.stop()
+
+    def track(self) -> None:
+        """Start the trackers, once the folder is ours."""
+        warn = lambda text: self.emit({"type": "warning", "text": text})  # noqa: E731
+        self.tracking = Tracking(self.settings, self.task, self.folder, warn)
+
+    def emit(self, event: Event) -> None:
+        """Tell whoever follows: the caller, and the trackers."""
+        self.on_event(event)
+        if self.tracking is not None:
+            self.tracking.event(event)
 
     # ----- training
 
@@ -229,7 +243,8 @@ class _Comparison:
 
     def _tell(self, job: Job, result: dict[str, Any], earlier: bool = False) -> None:
         told = {k: result.get(k) for k in ("status", "reason", "val", "test", "steps", "seconds", "learning_rate")}
-        self.emit({"type": f"trial_{result['status']}", "trial": job.name, "earlier": earlier, **told})
+        who = {"trial": job.name, "system": job.system, "seed": job.seed}
+        self.emit({"type": f"trial_{result['status']}", **who, "earlier": earlier, **told})
 
     def _worker_event(self, job: Job, event: Event) -> None:
         if event["type"] == "probe":
@@ -237,13 +252,16 @@ class _Comparison:
             self.speeds[job.system] = Speed(reason=event.get("reason", ""), **speed)
         elif event["type"] == "latency":
             self.latency_of = event["system"]
+        elif job.kind == "refit":
+            if event["type"] == "progress":
+                self.emit({"type": "phase", "text": REFITTING, "fraction": event["fraction"]})
         else:
             self.emit({"trial": trial_name(job.system, job.seed), **event})
 
     # ----- the end
 
     def conclude(self) -> dict[str, Any]:
-        """Latencies, ``best/``, leaderboard and report, from the results of all trials in the folder."""
+        """Latencies, the refit, ``best/``, leaderboard and report, from the results of all trials in the folder."""
         results = self.folder.results()
         for result in results:
             if result["status"] == "done":
@@ -253,19 +271,18 @@ class _Comparison:
         latencies = self._latencies(results)
         for result in results:
             result["latency_ms"] = latencies.get(result["system"])
-        self.emit({"type": "phase", "text": "writing the report"})
         settings, machine = self.settings.as_dict(), machine_facts()
         best = leaderboard.summarise(self.task, results, settings, machine)["best"]
+        shipped = {}
         if best:
-            self._package(best["system"], best["seed"])
-        made = leaderboard.build(self.folder.path, self.task, results, settings, machine)
+            shipping = Shipping(self.settings, self.task, self.folder, self.pool, self.emit)
+            shipped = shipping.ship(best["system"], best["seed"])
+        self.emit({"type": "phase", "text": "writing the report"})
+        tracked = self.tracking.close({**(best or {}), **shipped}) if self.tracking is not None else []
+        more = {"shipped": shipped, "tracking": tracked}
+        made = leaderboard.build(self.folder.path, self.task, results, settings, machine, **more)
         self.emit({"type": "phase", "text": ""})
         return made
-
-    def _trial_config(self, system: str, seed: int) -> dict[str, Any]:
-        """The configuration that a trial in the folder was run with, at the folder's present place."""
-        place = self.folder.trial(system, seed)
-        return {**read_json(place / "config.json"), "data": str(self.folder.data), "folder": str(place)}
 
     def _latencies(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Latency of every system that finished; measured anew when the systems are not the ones measured before."""
@@ -274,7 +291,7 @@ class _Comparison:
         if file.exists() and set(read_json(file)) == set(first):
             return read_json(file)
         file.unlink(missing_ok=True)
-        trials = {system: self._trial_config(system, seed) for system, seed in first.items()}
+        trials = {system: self.folder.trial_config(system, seed) for system, seed in first.items()}
         while trials and not file.exists():
             self.latency_of = ""
             config = {"threads": 1, "folder": str(file), "trials": trials, "latency_seconds": LATENCY_SECONDS / 2}
@@ -284,20 +301,6 @@ class _Comparison:
                 # The system that was being called is the one that broke it; without a name, give up.
                 trials = {n: c for n, c in trials.items() if self.latency_of not in ("", n)}
         return read_json(file) if file.exists() else {}
-
-    def _package(self, system: str, seed: int) -> None:
-        """Replace ``best/`` by the winner."""
-        result = self.folder.result(self.folder.trial(system, seed)) or {}
-        unfinished = self.folder.path / "best.part"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        config = {**self._trial_config(system, seed), "target": str(unfinished)}
-        config |= {k: result.get(k) for k in ("val", "test", "seed", "learning_rate", "batch_dependence")}
-        self.pool.submit(Job("package", system, seed), config)
-        (ended,) = self.pool.wait()
-        if ended.error:
-            raise InvalidValue(f"{system} won, but its model could not be written: {ended.error}")
-        shutil.rmtree(self.folder.best, ignore_errors=True)
-        os.replace(unfinished, self.folder.best)
 
     def probe(self) -> dict[str, Speed]:
         """Measure the speed of every system, as many at once as there will be trials at once."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidType, InvalidValue, invalid, unknown_name
+from .tracking import parse
 
 #: Steps of a trial when no budget of any kind is given.
 DEFAULT_STEPS = 200
@@ -82,6 +83,9 @@ class Settings:
             it (sizes, optimiser, learning rate, batches, passes, early stopping), the others as ever; the data is
             divided officially. "published:NAME" names the data set. None: the same rules for all.
         recipes: what a preset made of it, system by system, filled in by :func:`foveate.compare.run`.
+        refit: train the winner once more on all data before it is shipped, where the task can.
+        track: where to follow the comparison besides its folder: "csv", "tensorboard" or "mlflow", each perhaps with a
+            place (``mlflow:http://localhost:5000``), see ``docs/tracking.md``.
 
     Raises:
         InvalidValue, InvalidType: an illegal value; the message names it and says what is legal.
@@ -108,12 +112,15 @@ class Settings:
     retry_failed: bool = False
     preset: str | None = None
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refit: bool = True
+    track: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
         put("systems", tuple(self.systems.split(",") if isinstance(self.systems, str) else self.systems))
+        put("track", tuple(map(str, parse(self.track))))
         put("learning_rates", tuple(float(rate) for rate in self.learning_rates))
         put("out", str(self.out))
         put("data", {k: str(v) if isinstance(v, Path) else v for k, v in self.data.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import InvalidValue
@@ -57,11 +57,12 @@ def closing_seconds(chosen: Sequence[Contestant]) -> float:
     return LATENCY_SECONDS * len(chosen) + REPORT_SECONDS
 
 
-def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float) -> float:
+def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float, refit: bool = False) -> float:
     """Seconds of every trial, its scoring on test included, so that the whole stays inside ``settings.budget``.
 
     Args:
         used: seconds that have gone by already.
+        refit: keep the time of one more trial, for the winner's last training, which takes no more steps than it had.
 
     Raises:
         InvalidValue: the budget is too small for so many trials; the message says what would do.
@@ -76,7 +77,7 @@ def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float)
         contestant = by_name[job.system]
         return (sweep if job.kind == "sweep" else 1.0) if trains(contestant) else untrained_share(contestant)
 
-    whole = makespan([(job, units(job)) for job in work], workers)
+    whole = makespan([(job, units(job)) for job in work], workers) + refit
     fixed = used + closing_seconds(chosen) + JOB_SECONDS * len(work) / workers
     # A little is left over for what no plan foresees, such as a loaded machine.
     seconds = (0.96 * budget - fixed) / whole
@@ -87,6 +88,23 @@ def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float)
             "seconds; take a larger budget, fewer systems or fewer seeds."
         )
     return seconds
+
+
+def refit_seconds(settings: Settings, task: Task, speeds: Mapping[str, Speed], seconds: float | None) -> float:
+    """At most the seconds that the winner's last training takes, whoever wins.
+
+    Args:
+        speeds: of every system.
+        seconds: of a trial, under a time budget.
+    """
+    if seconds is not None:
+        return JOB_SECONDS + seconds
+    val = task.size("val")
+
+    def whole(system: str, speed: Speed) -> float:
+        return (settings.rules(system, task.sample_tokens).steps or 1) * speed.step_seconds + val * speed.sample_seconds
+
+    return JOB_SECONDS + max((whole(name, speed) for name, speed in speeds.items()), default=0.0)
 
 
 def predict(job: Job, speed: Speed, settings: Settings, task: Task, seconds: float | None) -> float:

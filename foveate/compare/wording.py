@@ -133,6 +133,8 @@ def method(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     if "test" in facts:
         rules.append(("Ties look like ties", _significance(facts)))
+    if "refit" in (leaderboard["best"] or {}):
+        rules.append(("What is shipped", _shipped(leaderboard["best"])))
     rules += [
         (
             "Pareto front",
@@ -170,6 +172,29 @@ def trained_otherwise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"of {dependence['scored']}, predict asks it for one sample at a time."
             )
     return said
+
+
+def _shipped(best: Mapping[str, Any]) -> str:
+    if not best["refit"]:
+        return (
+            f"{best['path']}/ holds the weights that were scored. They were not trained again on all data: "
+            f"{best['refit_reason']}"
+        )
+    return (
+        f"{best['path']}/ holds the winner trained anew on training, validation and test data together, with its seed "
+        f"and learning rate, for the {best['refit_steps']:,} steps after which it had been best. These weights have no "
+        f"score: every score here belongs to weights that saw training data alone, which are kept in {best['scored']}."
+    )
+
+
+def tracked(leaderboard: Mapping[str, Any]) -> list[str]:
+    """A sentence for each tracker that was told about the comparison."""
+    return [
+        f"Tracked with {t['tracker']} in {t['where']}."
+        if t["status"] == "complete"
+        else f"Tracking with {t['tracker']} ended early: {t['reason']}"
+        for t in leaderboard.get("tracking") or ()
+    ]
 
 
 def _budget(settings: Mapping[str, Any]) -> str:

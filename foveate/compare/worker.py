@@ -1,4 +1,4 @@
-"""What a worker process does: sweep a learning rate, train a trial, and a few measurements.
+"""What a worker process does: sweep a learning rate, train a trial or the winner once more, and a few measurements.
 
 A worker writes everything into its own folder and ends with ``result.json``, written last: what has one is done. It
 tells the parent about its progress as events, and nothing else.
@@ -6,7 +6,6 @@ tells the parent about its progress as events, and nothing else.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -27,15 +26,14 @@ from torch.utils import deterministic
 
 from ..errors import FoveateError
 from ..measure.flops import count_flops
-from ..measure.latency import measure_latency
 from ..measure.machine import versions
 from ..measure.meter import MemoryMeter
 from ..models.build import Contestant, resolve
 from ..ops.backend import backend
-from ..tasks.base import Batch, Progress, Recipe, Task, asked_at_once
-from ..tasks.io import load_tensors, plain, read_json, read_jsonl, save_tensors, write_json
+from ..tasks.base import Batch, Recipe, Task, asked_at_once
+from ..tasks.io import plain, read_json, read_jsonl, save_tensors, write_json
 from ..tasks.published import PublishedRecipe
-from ..tasks.state import BEST, evaluate, seed_everything, seed_generators
+from ..tasks.state import evaluate, seed_everything, seed_generators
 from ..tasks.trainer import LOG, Diverged, TrainResult, train
 from .contestants import Job, task_class
 from .folder import RESULT
@@ -60,14 +58,18 @@ def work(job: Job, config: Config, connection: Connection) -> None:
     # Costs time and changes nothing here; pyright does not know this module property.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-    action = {"sweep": _sweep, "trial": _trial, "probe": _probe, "latency": _latency, "package": _package}[job.kind]
-    if job.kind not in ("sweep", "trial"):
-        action(job, config, connection.send)
+    training = {"sweep": _sweep, "trial": _trial, "refit": _refit}
+    if job.kind not in training:
+        from . import finished  # it builds systems as this module does
+
+        {"probe": finished.probe, "latency": finished.latency, "package": finished.package}[job.kind](
+            job, config, connection.send
+        )
         return
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock", timeout=LOCK_SECONDS), _output_to(folder / OUTPUT):
-        _recorded(action, job, config, connection.send, folder)
+        _recorded(training[job.kind], job, config, connection.send, folder)
 
 
 def _recorded(action: Callable[..., dict[str, Any]], job: Job, config: Config, send: Send, folder: Path) -> None:
@@ -120,11 +122,13 @@ def _identity(job: Job, config: Config) -> dict[str, Any]:
 # ----- training
 
 
-class _System:
+class System:
     """A contestant built for a task, with its recipe; weights follow from the seed."""
 
     def __init__(self, job: Job, config: Config) -> None:
-        self.task: Task = task_class(config["task"]).load(Path(config["data"]))
+        task = task_class(config["task"]).load(Path(config["data"]))
+        whole = task.whole() if config.get("whole") else None
+        self.task: Task = task if whole is None else whole
         self.contestant: Contestant = resolve(job.system)
         self.memory = MemoryMeter()
         self.options = config["options"]
@@ -163,7 +167,7 @@ def recipe_of(contestant: Contestant, task: Task) -> Recipe:
     return getattr(import_module(module), name)(task)
 
 
-def _train(system: _System, config: Config, folder: Path, send: Send, seed: int, **budget: Any) -> tuple[Any, ...]:
+def _train(system: System, config: Config, folder: Path, send: Send, seed: int, **budget: Any) -> tuple[Any, ...]:
     model, recipe = system.build(seed)
     result = train(
         model,
@@ -183,7 +187,7 @@ def _train(system: _System, config: Config, folder: Path, send: Send, seed: int,
 def _sweep(job: Job, config: Config, send: Send) -> dict[str, Any]:
     """Try every learning rate for a short share of the budget; the best on validation is the system's."""
     folder, rates, metric = Path(config["folder"]), config["learning_rates"], config["metric"]
-    system = _System(job, config)
+    system = System(job, config)
     candidates = []
     for number, rate in enumerate(rates, start=1):
         told = {"type": "sweep", "candidate": number, "candidates": len(rates), "learning_rate": rate}
@@ -211,7 +215,7 @@ def _sweep(job: Job, config: Config, send: Send) -> dict[str, Any]:
     }
 
 
-def _candidate(system: _System, config: Config, place: Path, rate: float) -> dict[str, Any]:
+def _candidate(system: System, config: Config, place: Path, rate: float) -> dict[str, Any]:
     steps, seconds = config["sweep_steps"], config["sweep_seconds"]
     quiet: Send = lambda event: None  # noqa: E731
     try:
@@ -235,7 +239,7 @@ def _trial(job: Job, config: Config, send: Send) -> dict[str, Any]:
     """Train with the chosen learning rate, then score the best-validation weights on test, once."""
     begun = time.perf_counter()
     folder = Path(config["folder"])
-    system = _System(job, config)
+    system = System(job, config)
     task = system.task
     seconds = config["seconds"]
     if seconds is not None:
@@ -271,7 +275,7 @@ def _trial(job: Job, config: Config, send: Send) -> dict[str, Any]:
         "best_step": trained.best_step,
         "stopped": trained.stopped,
         "parameters": sum(p.numel() for p in form.parameters()),
-        "flops": _flops(task, form),
+        "flops": flops_of(task, form),
         "train_samples_per_second": trained.samples / trained.train_seconds if trained.samples else None,
         "peak_memory_mb": max(trained.meters.get("peak_memory_mb", 0.0), system.meters()["peak_memory_mb"]),
         "seconds": _seconds(trained) + test_seconds,
@@ -284,102 +288,35 @@ def _trial(job: Job, config: Config, send: Send) -> dict[str, Any]:
     }
 
 
+def _refit(job: Job, config: Config, send: Send) -> dict[str, Any]:
+    """Train the winner once more, on all data, for the steps after which it was best; the last weights are kept."""
+    system = System(job, config)
+    steps = config["steps"]
+    budget = {"lr": config["learning_rate"] or 1e-3, "steps": steps, "validate_every": steps}
+    trained: TrainResult = _train(system, config, Path(config["folder"]), send, job.seed, **budget)[2]
+    return {
+        **_identity(job, config),
+        "status": "done",
+        "reason": "",
+        "steps": trained.steps,
+        "seconds": _seconds(trained),
+    }
+
+
 def _seconds(trained: TrainResult) -> float:
     return trained.train_seconds + trained.evaluate_seconds + trained.checkpoint_seconds
 
 
-def _one_sample(task: Task) -> Batch:
+def one_sample(task: Task) -> Batch:
+    """The first test sample, as a batch."""
     return task.batch("test", torch.zeros(1, dtype=torch.int64))
 
 
-def _flops(task: Task, model: nn.Module) -> int:
-    """Of one forward pass of one sample."""
-    batch = _one_sample(task)
+def flops_of(task: Task, model: nn.Module) -> int:
+    """FLOPs of one forward pass of one sample."""
+    batch = one_sample(task)
     with backend("torch"):
         return count_flops(lambda: task.apply(model, batch))
-
-
-# ----- measurements and the winner
-
-
-def _probe(job: Job, config: Config, send: Send) -> None:
-    """Time a few training steps and the scoring of one batch."""
-    try:
-        system = _System(job, config)
-        model, recipe = system.build(0)
-    except Unfit as error:
-        send({"type": "probe", "reason": str(error)})
-        return
-    task, size = system.task, min(config["batch_size"], system.task.size("train"))
-    batch = task.batch("train", torch.arange(size))
-    generator = torch.Generator().manual_seed(0)
-    step_seconds = 0.0
-    if getattr(model, "spec", None) is None or model.spec.trains:  # type: ignore[union-attr]
-        first = recipe.stages()[0]
-        if first.prepare is not None:
-            first.prepare(model)
-        optimizers = recipe.optimizers(model, config["learning_rates"][0])
-        times = []
-        while len(times) < 6 and sum(times) < 1.5:
-            started = time.perf_counter()
-            losses = recipe.losses(model, batch, generator, Progress(0, 1, 0, 0, 1))
-            torch.stack(list(losses.values())).sum().backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            times.append(time.perf_counter() - started)
-        step_seconds = min(times)
-    model.eval()
-    index = torch.arange(min(4 * size, task.size("val")))
-    started = time.perf_counter()
-    with torch.no_grad():
-        task.apply(recipe.eval_form(model, "val"), task.batch("val", index))
-    sample_seconds = (time.perf_counter() - started) / len(index)
-    parameters = sum(p.numel() for p in model.parameters())
-    speed = {"step_seconds": step_seconds, "sample_seconds": sample_seconds, "parameters": parameters}
-    send({"type": "probe", "speed": speed})
-
-
-def _latency(job: Job, config: Config, send: Send) -> None:
-    """Time one sample through each of several trained systems, interleaved, on one thread."""
-    calls = {}
-    for name, trial in config["trials"].items():
-        send({"type": "latency", "system": name})
-        task, form = _trained(name, trial)
-        calls[name] = _call(task, form)
-        with torch.no_grad():
-            calls[name]()
-    send({"type": "latency", "system": ""})
-    measured = measure_latency(calls, seconds=config["latency_seconds"], threads=1)
-    write_json(Path(config["folder"]), {name: latency.as_json() for name, latency in measured.items()})
-
-
-def _call(task: Task, form: nn.Module) -> Callable[[], Any]:
-    batch = _one_sample(task)
-    return lambda: task.apply(form, batch)
-
-
-def _trained(system: str, config: Config) -> tuple[Task, nn.Module]:
-    """The form of a finished trial's model that is scored and shipped."""
-    built = _System(Job("trial", system, config["seed"]), config)
-    model, recipe = built.build(config["seed"])
-    for stage in recipe.stages():
-        if stage.prepare is not None:
-            stage.prepare(model)
-    weights, _ = load_tensors(Path(config["folder"]) / BEST)
-    model.load_state_dict(weights)
-    return built.task, recipe.eval_form(model, "test").eval()
-
-
-def _package(job: Job, config: Config, send: Send) -> None:
-    """Write the winner, in the user's units, where the parent asked for it, and what is on record about it."""
-    from ..checkpoint import save
-
-    task, form = _trained(job.system, config)
-    kept = ("task", "options", "seed", "learning_rate", "val", "test", "recipe", "batch_dependence")
-    packaged: Any = task.package(form)
-    about = {"system": job.system, **{k: config[k] for k in kept}, "package": packaged.config}
-    save(Path(config["target"]), packaged, json.loads(json.dumps(about)))
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Task(abc.ABC):
     entries without a sample axis, such as a table of node features: :meth:`apply` knows which are which.
     """
 
-    #: Literals in the class body; what changes a promise (other metrics, no labels to score by) sets it on the instance.
+    #: Literals in the class body; what changes a promise (other metrics, no labels) sets it on the instance.
     spec: TaskSpec
     info: Any
     #: How many neighbouring samples of a split are scored on the same values (windows of a series: horizon / stride);
@@ -116,6 +116,18 @@ class Task(abc.ABC):
             build: makes the model from :attr:`info`.
         """
         raise NotImplementedError(f"{cls.__name__} cannot unpack what it packaged.")
+
+    def whole(self) -> Task | None:
+        """The same task with the samples of all splits in "train", scaled by the statistics of all of them.
+
+        On it the winner of a comparison is trained once more before it is shipped. :attr:`info` stays as it is, since
+        the winner is built from it; "val" and "test" stay as well, but a model of the whole has seen them: what it
+        scores there can only tell that training diverged.
+
+        Returns:
+            None, the default: winners are shipped as they were scored.
+        """
+        return None
 
     @staticmethod
     def predict(packaged: Any, /, source: Any = None, *, time: str | None = None, id: str | None = None) -> Any:

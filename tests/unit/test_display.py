@@ -66,6 +66,34 @@ def test_plain_lines_when_piped():
     ]
 
 
+def test_a_phase_is_told_once_and_warnings_always():
+    told = [
+        {"type": "phase", "text": "refitting the winner on all data"},
+        {"type": "phase", "text": "refitting the winner on all data", "fraction": 0.4},
+        {"type": "warning", "text": "tracking with csv ended,\x1b[2J the comparison goes on: OSError"},
+        {"type": "phase", "text": "writing the report"},
+    ]
+    for terminal in (False, True):
+        file = io.StringIO()
+        with Display("x", "mse", console=Console(file=file, width=90, force_terminal=terminal)) as display:
+            for event in told[:3]:
+                display.event(event)
+            assert "refitting the winner on all data 40 %" in frame_of(display)
+            display.event(told[3])
+            assert "writing the report ..." in frame_of(display)
+        text = file.getvalue()
+        assert text.count("warning: tracking with csv ended,�[2J the comparison goes on: OSError") == 1
+        if not terminal:
+            assert text.splitlines()[0] == "refitting the winner on all data"
+            assert text.splitlines()[2] == "writing the report"
+
+
+def frame_of(display: Display) -> str:
+    console = Console(file=io.StringIO(), width=90, record=True)
+    console.print(display.frame())
+    return console.export_text()
+
+
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (80, 24), (120, 50), (200, 12)])
 def test_the_live_picture_fits_and_shows_what_is_going_on(width: int, height: int):
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, record=True)

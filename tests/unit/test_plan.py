@@ -40,6 +40,7 @@ def settings(*systems: str, **options: Any) -> Settings:
         ("sweep_share", 0.0, r"sweep_share=0.0 is not possible: it must lie in \(0, 1\]."),
         ("patience", -1, "patience=-1 is not possible: it cannot be negative."),
         ("learning_rates", (), r"learning_rates=\[\] is not possible: different positive numbers are needed"),
+        ("track", "csv:http://me:pw@host", "track='csv' has an address with a user's name"),
         ("learning_rates", (1e-3, 1e-3), "different positive numbers are needed"),
         ("memory_limit", 0, "memory_limit=0 is not possible"),
     ],
@@ -182,6 +183,8 @@ def test_a_time_budget_is_shared_out() -> None:
     assert alone > 18.0
     assert two > 1.5 * alone
     assert trial_seconds(one, chosen, 30.0) < alone
+    refit = trial_seconds(one, chosen, 2.0, refit=True)
+    assert 5.1 * refit == pytest.approx(4.1 * alone), "the winner's last training takes as long as a trial"
     with pytest.raises(InvalidValue, match=r"budget=5 seconds is not possible: .* need [0-9]+ seconds; take a larger"):
         trial_seconds(settings(steps=None, budget=5.0, seeds=3), chosen, 2.0)
     assert SHORTEST_TRIAL > 0

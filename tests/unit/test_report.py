@@ -262,3 +262,26 @@ def test_the_method_tells_what_was_done(board: dict[str, Any]):
     assert "The same learning-rate sweep for all" not in timed
     words = dict(method({**board, "settings": {"tokens": 2_000_000, "batch_size": 8}}))
     assert words["The same budget for all"] == "Every trial reads at most 2,000,000 tokens, 8 samples per step."
+
+
+def test_what_is_shipped_and_what_was_tracked_is_said():
+    board = summarise(fake.make_results())
+    assert not [rule for rule, _ in method(board) if rule == "What is shipped"]
+    refit = {"refit": True, "refit_steps": 1234, "refit_reason": "", "scored": "trials/mamba-seed0/scored"}
+    board["best"] |= refit
+    board["tracking"] = [
+        {"tracker": "csv", "where": "here", "status": "complete", "reason": ""},
+        {"tracker": "mlflow", "where": "there", "status": "failed", "reason": EVIL},
+    ]
+    page = Page(report.render(board))
+    text = " ".join(page.text)
+    assert "for the 1,234 steps after which it had been best" in text
+    assert "kept in trials/mamba-seed0/scored" in text
+    assert "Tracked with csv in here." in text
+    assert f"Tracking with mlflow ended early: {EVIL}" in text
+    assert page.open == []
+    board["best"] |= {"refit": False, "refit_reason": "diverged: it did."}
+    told = dict(method(board))["What is shipped"]
+    assert told == (
+        "best/ holds the weights that were scored. They were not trained again on all data: diverged: it did."
+    )

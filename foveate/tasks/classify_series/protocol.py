@@ -189,6 +189,21 @@ def scaled(values: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarra
     return fill_from_past(standardise(values, mean, scale))
 
 
+def rescaled(
+    values: np.ndarray, lengths: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Padded samples scaled by the statistics of all of them instead of ``mean`` and ``scale``.
+
+    Returns:
+        The samples, float32, and their mean and scale, float64 ``(channels,)``.
+    """
+    real = np.arange(values.shape[1]) < lengths[:, None]
+    raw = values * scale + mean
+    mean, scale = statistics(raw[real])
+    scale = np.nan_to_num(scale, nan=1.0)  # a channel that never varies
+    return np.where(real[..., None], standardise(raw, mean, scale), np.float32(0)), mean, scale
+
+
 def pad(values: np.ndarray, length: int) -> np.ndarray:
     """``(steps, channels)`` with zeros behind the end up to ``length``."""
     return np.pad(values, ((0, length - len(values)), (0, 0)))

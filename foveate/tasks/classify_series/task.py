@@ -20,7 +20,7 @@ from ..io import load_tensors, save_tensors
 from .embedded import read_embedded
 from .package import SeriesClassifier
 from .predict import predict
-from .protocol import SPLITS, ClassifySeriesInfo, Prepared, prepare_samples
+from .protocol import SPLITS, ClassifySeriesInfo, Prepared, prepare_samples, rescaled
 from .read import Samples, read_samples
 
 if TYPE_CHECKING:
@@ -174,6 +174,15 @@ class ClassifySeriesTask(Task):
         right = (answer == truth).double()
         metrics = {"accuracy": float(right.mean()), "macro_f1": macro_f1(confusion)}
         return Evaluation(metrics, right, {"classes": self.layout["classes"], "confusion": confusion.tolist()})
+
+    def whole(self) -> Self:
+        """All samples as training samples, filled gaps among their statistics: see
+        :meth:`foveate.tasks.base.Task.whole`."""
+        names = ("values", "lengths", "mean", "scale")
+        values, mean, scale = map(torch.from_numpy, rescaled(*(self._tensors[name].numpy() for name in names)))
+        train = torch.cat([self._tensors[split] for split in SPLITS])
+        tensors = {**self._tensors, "values": values, "mean": mean, "scale": scale, "train": train}
+        return type(self)(self.info, tensors, self.layout, self._facts)
 
     def save(self, folder: Path) -> None:
         """Write ``classify_series.safetensors``, whole or not at all; an existing one is replaced."""

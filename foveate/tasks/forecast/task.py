@@ -24,6 +24,7 @@ from .predict import predict
 from .prepare import prepare_series
 from .protocol import SPLITS, ForecastInfo, check_count
 from .scores import Scores, metrics_of, pinball
+from .whole import whole_series
 from .windows import WindowRows, runs, take
 
 if TYPE_CHECKING:
@@ -261,6 +262,11 @@ class ForecastTask(Task):
         first, last = (self._tensors["times"][origins + step] for step in (0, self.info.horizon - 1))
         times = torch.unique(first, sorted=True)
         return int((torch.searchsorted(times, last, right=True) - torch.searchsorted(times, first)).max())
+
+    def whole(self) -> Self:
+        """All rows as training rows: see :meth:`foveate.tasks.base.Task.whole`."""
+        tensors = whole_series(self._tensors, self.info.lookback, self.info.horizon, self.info.targets)
+        return type(self)(self.info, tensors, self.layout, self._facts)
 
     def save(self, folder: Path) -> None:
         """Write ``forecast.safetensors``, whole or not at all; an existing one is replaced."""

@@ -21,6 +21,7 @@ from ..forecast.frequency import horizon_of
 from ..forecast.protocol import SPLITS, Prepared, SplitRule, check_count, prepare_windows, split_rule
 from ..forecast.read import SeriesTable, clean
 from ..forecast.source import read_source
+from ..forecast.whole import whole_series
 from ..io import load_tensors, save_tensors
 from .package import Imputer
 from .predict import predict
@@ -230,6 +231,11 @@ class ImputeTask(Task):
         sums = torch.cat(squared)
         metrics = {"mse": float(sums.sum()) / count, "mae": absolute / count}
         return Evaluation(metrics, sums * (len(sums) / count))
+
+    def whole(self) -> Self:
+        """All rows as training rows: see :meth:`foveate.tasks.base.Task.whole`."""
+        tensors = whole_series(self._tensors, 0, self.info.lookback, self.info.targets)
+        return type(self)(self.info, tensors, self.layout, self._facts)
 
     def save(self, folder: Path) -> None:
         """Write ``impute.safetensors``, whole or not at all; an existing one is replaced."""
