@@ -22,20 +22,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foveate.measure.flops import count_flops
 from foveate.measure.memory import format_bytes
+from foveate.mixers import Mixer, MixerSpec
 from foveate.models.series.aaren import AarenEncoder
 from foveate.models.series.softmax_attention import TransformerEncoder
 from foveate.models.series.step_encoder import StepEncoder
 from foveate.ops import backend
+from foveate.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "series.md"
-OURS, PEER = "aaren_encoder", "transformer_encoder"
+OURS, PEER, CONTROL = "aaren_encoder", "transformer_encoder", "series:NoAttention"
 #: Aaren may be worse by this factor in the number that decides: error of forecasts, accuracy of classes.
 MARGIN = 1.1
 LENGTHS = (10, 10_000)
+
+
+class Silence(Mixer):
+    """A mixer that says nothing: every token stays by itself."""
+
+    spec = MixerSpec(causal="strict")
+
+    def __init__(self, dim: int, *, num_heads: int = 8, causal: bool = True) -> None:
+        super().__init__(dim, causal=causal)
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """Zeros like ``x``."""
+        return torch.zeros_like(x)
+
+
+class NoAttention(StepEncoder):
+    """The control: the network of the two others without attention."""
+
+    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series"))
+    mixer = Silence
 
 
 @dataclass(frozen=True)
@@ -60,7 +83,7 @@ RUNS = (
         "ETTh1",
         "forecast",
         "etth1/ETTh1.csv",
-        ("--lookback", "96", "--horizon", "96", "--split", "8640/2880/2880"),
+        ("--lookback", "96", "--horizon", "24", "--split", "8640/2880/2880"),
     ),
     Comparison("weather", "forecast", None, ("--lookback", "96", "--horizon", "24")),
     Comparison("JapaneseVowels", "classify-series", "japanese_vowels/JapaneseVowels_TRAIN.ts", ()),
@@ -71,7 +94,7 @@ RUNS = (
 def command(run: Comparison, data: str, out: str) -> list[str]:
     """The words of its comparison."""
     source = [] if run.file is None else [f"{data}/{run.file}"]
-    common = ["--systems", f"{OURS},{PEER}", "--seeds", "3", "--steps", "400", "--patience", "0"]
+    common = ["--systems", f"{OURS},{PEER},{CONTROL}", "--seeds", "3", "--steps", "400", "--patience", "0"]
     rates = ["--learning-rates", "0.0003,0.001,0.003"]  # layers with the norm behind them bear no large ones
     return ["compare", run.task, *source, *run.options, *common, *rates, "--out", f"{out}/{run.name}"]
 
@@ -79,7 +102,9 @@ def command(run: Comparison, data: str, out: str) -> list[str]:
 def leaderboard(run: Comparison, data: Path, out: Path, workers: int) -> dict[str, Any]:
     """Run it, or what is missing of it."""
     words = [*command(run, str(data), str(out)), "--workers", str(workers), "--json"]
-    found = subprocess.run([sys.executable, "-m", "foveate", *words], stdout=subprocess.PIPE, text=True, check=False)
+    here = Path(__file__).parent  # where the control is found by its name
+    program = [sys.executable, "-m", "foveate", *words]
+    found = subprocess.run(program, cwd=here, stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:
         sys.exit(f"foveate {' '.join(words)} ended with status {found.returncode}")
     return json.loads(found.stdout)
@@ -96,6 +121,7 @@ def quality(board: dict[str, Any]) -> tuple[list[str], bool]:
     apart = {frozenset((a, b)) for a, row in scores.items() for b in row["beaten_by"]}
     verdict = "differ" if frozenset((OURS, PEER)) in apart else "tie"
     cells = [primary, *(_spread(scores[name]["test"][primary]) for name in (OURS, PEER)), f"{ratio:.3f}"]
+    baselines = f"{_spread(scores[CONTROL]['test'][primary])} | {baselines}"
     return [*cells, "yes" if ratio <= MARGIN else "**no**", verdict, baselines], ratio <= MARGIN
 
 
@@ -119,8 +145,8 @@ def section(boards: dict[str, dict[str, Any]]) -> str:
     """The Markdown of what was found."""
     first = next(iter(boards.values()))
     lines = [
-        f"| data | metric | {OURS} | {PEER} | ratio | within {MARGIN} | test of significance | baselines |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| data | metric | {OURS} | {PEER} | ratio | within {MARGIN} | significance | no attention | baselines |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, board in boards.items():
         cells, _ = quality(board)
@@ -133,7 +159,7 @@ def section(boards: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(streams(c))} |" for name, c in ((OURS, AarenEncoder), (PEER, TransformerEncoder))),
         "",
-        f"Made with torch {first['versions']['torch']} on {first['machine']['cpu']}, one thread a trial, by:",
+        f"Made with torch {first['versions']['torch']} on {first['machine']['cpu']}, one thread a trial, here, by:",
         "",
         *(f"    foveate {' '.join(command(run, 'DATA', 'OUT'))}" for run in RUNS if run.name in boards),
     ]
@@ -157,7 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     data = Path(os.environ.get("FOVEATE_DATA") or ROOT.parent / "shared" / "data")
     chosen = [run for run in RUNS if run.name in options.only]
-    text = section({run.name: leaderboard(run, data, options.out, options.workers) for run in chosen})
+    text = section({run.name: leaderboard(run, data, options.out.resolve(), options.workers) for run in chosen})
     print(text)
     if options.write:
         write(text)

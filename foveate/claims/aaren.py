@@ -255,12 +255,13 @@ def comparable_on_streams() -> Measurement:
     says="On real series its network is within 10 % of the causal Transformer's: forecasts of ETTh1, JapaneseVowels.",
 )
 def comparable_on_real_series() -> Measurement:
-    """The worse of two mean ratios over three seeds, of errors and of accuracies. Seen failing with PLACEHOLDER."""
+    """The worse of two mean ratios over three seeds, of errors and of accuracies; measured 1.004. Seen failing (1.13)
+    with attention that says nothing."""
     files = [data_file(name) for name in (ETTH1[0], VOWELS[0])]
     if files[0] is None or files[1] is None:
         return not_measured(1.1, *(ETTH1 if files[0] is None else VOWELS))
     tasks: list[Task] = [
-        ForecastTask.prepare(files[0], lookback=96, horizon=96, split="8640/2880/2880"),
+        ForecastTask.prepare(files[0], lookback=96, horizon=24, split="8640/2880/2880"),
         ClassifySeriesTask.prepare(files[1]),
     ]
     ratios = []
