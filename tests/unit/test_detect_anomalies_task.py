@@ -303,6 +303,20 @@ def test_predictions_are_the_scores_of_the_task(task):
     assert rows["score"].max() == pytest.approx(best["score"], rel=1e-4)
 
 
+def test_timesnet_is_asked_for_one_window_at_a_time(task):
+    torch.manual_seed(0)
+    detector = task.package(resolve("timesnet").build(task.info, {}).eval())
+    rows = task.predict(detector, table(300, at=(100, 101, 200), seed=1))
+    alone = task.predict(detector, table(300, at=(100, 101, 200), seed=1)[:WINDOW])
+    pd.testing.assert_series_equal(rows["score"][:5], alone["score"][:5])  # only the first window covers these
+    one_by_one = task.evaluate(detector.model, "val", batch_size=1).per_sample
+    assert float(detector.threshold) == pytest.approx(float(np.quantile(one_by_one.numpy(), 0.995)))
+
+
+def test_winners_are_shipped_as_scored(task):
+    assert task.whole() is None
+
+
 def test_a_mixer_net_reconstructs_in_the_scale_of_each_window():
     torch.manual_seed(0)
     model = MixerNet("softmax_attention", answers="reconstruct", size=10, channels=2, dim=16, patch=4).eval()
