@@ -79,7 +79,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
     options = parser.parse_args()
-    parts = ["# M4 hourly", "Made by `python benchmarks/m4.py Hourly-train.csv`."]
+    only = "" if options.only == list(COMPARISONS) else f" --only {' '.join(options.only)}"
+    parts = ["# M4 hourly", f"Made by `python benchmarks/m4.py {options.source.name}{only}`."]
     for name in options.only:
         about, given = COMPARISONS[name]
         command, board = run(name, given, options.source, options.runs)
