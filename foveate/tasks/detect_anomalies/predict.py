@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidType, InvalidValue
+from ..base import asked_at_once
 from ..forecast.protocol import fill_from_past, standardise
 from .embedded import read_embedded
 from .package import AnomalyDetector
@@ -34,8 +35,8 @@ def predict(
             embedded series. It needs the training data's columns; others are not looked at.
         time: name of the time column; default: as in the training data, or found.
         id: refused: a table holds one series.
-        batch_size: windows at a time. Scores depend on it for models that are not ``batch_independent`` (TimesNet); the
-            threshold was taken with the default.
+        batch_size: windows at a time; one by one, as for the threshold, where a model's answer depends on the others of
+            its batch.
 
     Returns:
         One row per row of the source: its time as it stands there (its number from 0, as ``row``, without a time
@@ -70,7 +71,7 @@ def predict(
             torch.from_numpy(~np.isnan(scaled)),
             torch.from_numpy(window_starts(rows, info.lookback, detector.stride)),
             info.lookback,
-            batch_size,
+            asked_at_once(detector.model, batch_size),
             detector.mean.device,
         ).numpy()
     stamps = np.arange(rows) if found.times is None else found.times

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...registry import register
 from ...spec import TaskSpec
-from ..base import Batch, Evaluation, Task
+from ..base import Batch, Evaluation, Task, asked_at_once
 from ..forecast.protocol import SPLITS, check_count
 from ..io import load_tensors, save_tensors
 from .facts import facts_of
@@ -254,7 +254,7 @@ class DetectAnomaliesTask(Task):
     def package(self, model: nn.Module) -> AnomalyDetector:
         """The model behind the scaler of the training rows, with the threshold that the task was told to take."""
         parts = ("fit", "val", "test") if self._facts["threshold"] == "published" else ("val",)
-        threshold = self._threshold(*(self._scores(model, part, 256) for part in parts))
+        threshold = self._threshold(*(self._scores(model, part, asked_at_once(model, 256)) for part in parts))
         return AnomalyDetector(
             model,
             self.info,
