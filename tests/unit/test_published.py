@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,8 +19,11 @@ from foveate.compare.preset import with_official_split, with_recipes
 from foveate.compare.wording import method
 from foveate.errors import InvalidValue, UnknownName
 from foveate.models.published import Published
+from foveate.models.series.timesnet import TimesNet
 from foveate.registry import entries
 from foveate.tasks.base import Evaluation, Progress, Recipe, asked_at_once
+from foveate.tasks.detect_anomalies.task import DetectAnomaliesTask
+from foveate.tasks.forecast.task import ForecastTask
 from foveate.tasks.io import load_tensors, read_json
 from foveate.tasks.known_data import KNOWN, known_data
 from foveate.tasks.published import OPTIMIZERS, PublishedRecipe
@@ -294,8 +299,6 @@ def test_the_plan_knows_the_recipe() -> None:
 
 
 def test_a_model_that_depends_on_its_batch_is_asked_one_by_one() -> None:
-    from foveate.models.series.timesnet import TimesNet
-
     model = TimesNet(task="forecast", seq_len=24, pred_len=6, enc_in=2, d_model=4, d_ff=4, top_k=2, num_kernels=2)
     assert asked_at_once(model, 256) == 1
     assert asked_at_once(MLP(), 256) == 256
@@ -304,12 +307,7 @@ def test_a_model_that_depends_on_its_batch_is_asked_one_by_one() -> None:
 
 def test_a_forecast_does_not_depend_on_what_else_is_asked() -> None:
     """One series alone, and among others with other periods."""
-    import numpy as np
-    import pandas as pd
-
-    from foveate.models.series.timesnet import TimesNet
     from foveate.tasks.forecast.predict import predict
-    from foveate.tasks.forecast.task import ForecastTask
 
     noise = np.random.default_rng(0).normal(size=(8, 200))
     when = pd.date_range("2020-01-01", periods=200, freq="h")
@@ -328,3 +326,19 @@ def test_a_forecast_does_not_depend_on_what_else_is_asked() -> None:
     with torch.no_grad():
         batch = forecaster(x, marks, torch.arange(8))[0]
         assert not torch.allclose(batch, forecaster(x[:1], marks[:1], torch.arange(1))[0], atol=1e-4)
+
+
+def test_alarms_do_not_depend_on_how_many_windows_are_read_at_once() -> None:
+    """Scores and the threshold that they are held against are both taken window by window."""
+    noise = torch.randn(400, 1, generator=torch.Generator().manual_seed(0)).numpy()
+    frame = pd.DataFrame(noise, columns=["y"])
+    task = DetectAnomaliesTask.prepare(frame, lookback=32, anomaly_ratio=0.3)
+    torch.manual_seed(0)
+    model = TimesNet.for_task(task.info, d_model=4, d_ff=4, num_kernels=2, top_k=2).eval()
+    model.embedding.value.weight.data *= 20  # the series, not the positions, decide the periods
+    detector = task.package(model)
+    alone, among = (task.predict(detector, frame, batch_size=size)["score"] for size in (1, 256))
+    assert alone.equals(among)
+    with torch.no_grad():
+        one_by_one, together = (task._threshold(task._scores(model, "val", size)) for size in (1, 256))
+    assert float(detector.threshold) == one_by_one != together

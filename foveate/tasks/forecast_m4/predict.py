@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidType
+from ..base import asked_at_once
 from .embedded import read_embedded
 from .package import M4Forecaster
 from .read import read_ragged
@@ -32,7 +33,7 @@ def predict(
             lookback the end is looked at; a shorter one is taken as it is.
         time: must be None: series have no time stamps.
         id: name of the id column; default: as in the training data, or the first.
-        batch_size: series at a time. Forecasts depend on it for models that are not ``batch_independent`` (TimesNet).
+        batch_size: series at a time; one by one where a model's answer depends on the others of its batch.
 
     Returns:
         One row per future step, series by series: the id, ``step`` from 1 on, and ``value`` in the user's units.
@@ -54,7 +55,8 @@ def predict(
     device = next((p.device for p in forecaster.parameters()), torch.device("cpu"))
     forecaster.eval()
     with torch.no_grad():
-        parts = [forecaster(part.to(device)).cpu() for part in torch.from_numpy(windows).split(batch_size)]
+        batches = torch.from_numpy(windows).split(asked_at_once(forecaster.model, batch_size))
+        parts = [forecaster(part.to(device)).cpu() for part in batches]
     return pd.DataFrame(
         {
             "id": np.repeat(found.names, info.horizon),
