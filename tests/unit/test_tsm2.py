@@ -152,6 +152,17 @@ def test_shared_covariates_are_those_of_every_variate():
 # Building for a task
 
 
+def test_for_task_tells_covariates_and_answers_quantiles():
+    levels = (0.1, 0.5, 0.9)
+    info = SimpleNamespace(task="forecast", lookback=24, horizon=6, channels=4, known=2, static=3, quantiles=levels)
+    model, x = TSM2.for_task(info, **SMALL).eval(), series()
+    told = {"known": torch.randn(2, 30, 2), "static": torch.randn(2, 3)}
+    y = model(x, **told)
+    assert y.shape == (2, 6, 4, 3)
+    assert (y.diff(dim=-1) > 0).all()
+    torch.testing.assert_close(model(100 * x + 7, **told), 100 * y + 7, rtol=1e-3, atol=1e-2)
+
+
 def test_for_task_takes_what_the_data_says():
     info = SimpleNamespace(task="forecast", lookback=10, horizon=3, channels=2)
     model = TSM2.for_task(info)
@@ -179,6 +190,8 @@ def test_for_task_takes_what_the_data_says():
         ({"future_steps": 4}, InvalidValue, "future_steps=4 .*without future_dim"),
         ({"task": "impute", "horizon": 4}, InvalidValue, "horizon=4 .*forecasts nothing"),
         ({"task": "impute", "static_dim": 2}, InvalidValue, "static_dim=2 .*has no covariates"),
+        ({"task": "impute", "quantiles": (0.5,)}, InvalidValue, r"quantiles=\(0\.5,\) .*forecasts nothing"),
+        ({"quantiles": (0.9, 0.5)}, InvalidValue, "quantiles=.*must rise"),
         ({"task": "classify-series", "num_class": 1}, InvalidValue, "num_class=1 .*at least 2"),
         ({"task": "forcast"}, UnknownName, "unknown task 'forcast'.*'forecast'"),
         ({"channel_mixer": "select"}, UnknownName, "unknown channel mixer 'select'.*'selective'"),

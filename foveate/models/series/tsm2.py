@@ -14,6 +14,7 @@ cut into patches. No code of the authors is public; what is chosen here is in ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -25,6 +26,8 @@ from ...mixers.weighted_average import MambaMixerBlock, MambaMixerStack
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
+from ..outlook import levels_of
+from ..quantiles import QuantileOrder
 from ..readers import learned_positions
 
 TASKS = ("forecast", "impute", "classify-series", "detect-anomalies")
@@ -87,7 +90,7 @@ class TSM2(Model):
         num_variates: variables M of the input.
         lookback: steps T of the input.
         horizon: steps to forecast; 0 in the other tasks.
-        task: "forecast", "impute", "classify-series" or "detect-anomalies" (which reconstructs its input).
+        task: "forecast", "impute", "classify-series" or "detect-anomalies", which reconstructs its input.
         num_class: classes, for classification only.
         patch_len: steps of a patch.
         stride: steps between the starts of two patches.
@@ -104,14 +107,20 @@ class TSM2(Model):
         residual: add its input to every mixer's output. The paper does not say.
         d_state, d_conv, expand: of both mixers, see :class:`~foveate.mixers.mamba_mixer.SelectiveTokenMixer`.
         dropout: behind the embedding, behind each mixer and before the head.
+        quantiles: levels of a forecast, rising, 0.5 among them: the head then answers each of them; none: one number.
 
     Raises:
         UnknownName: ``task`` or ``channel_mixer`` is none of those listed.
-        InvalidValue: a size below 1, ``patch_len`` above ``lookback``, ``horizon``, ``num_class`` or covariates that do
-            not fit the task.
+        InvalidValue: a size below 1, ``patch_len`` above ``lookback``, ``horizon``, ``num_class``, covariates or
+            quantiles that do not fit the task, illegal levels.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast", "impute", "classify-series"))
+    spec = ModelSpec(
+        reads="series",
+        tasks=("forecast", "impute", "classify-series", "detect-anomalies"),
+        quantiles=True,
+        covariates=True,
+    )
 
     def __init__(
         self,
@@ -136,6 +145,7 @@ class TSM2(Model):
         d_conv: int = 4,
         expand: int = 2,
         dropout: float = 0.1,
+        quantiles: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if task not in TASKS:
@@ -151,6 +161,8 @@ class TSM2(Model):
         if patch_len > lookback:
             raise invalid("patch_len", patch_len, f"a patch has at most the lookback's {lookback} steps")
         _check_task(task, horizon, num_class, extras)
+        if quantiles and task != "forecast":
+            raise invalid("quantiles", tuple(quantiles), f"task={task!r} forecasts nothing")
 
         self.task, self.num_variates, self.lookback, self.horizon = task, num_variates, lookback, horizon
         self.use_revin = use_revin and task != "classify-series"
@@ -194,14 +206,19 @@ class TSM2(Model):
             self.head = nn.Linear(num_variates * d_model, num_class or 2)
         else:
             self.norm = nn.LayerNorm([self.patches.count, d_model])
-            self.head = nn.Linear(self.patches.count * d_model, horizon or lookback)
+            self.head = nn.Linear(self.patches.count * d_model, (horizon or lookback) * max(1, len(quantiles)))
+        self.order = QuantileOrder(quantiles) if quantiles else None
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
-        """The network for ``info.task``; a patch has at most the lookback's steps."""
+        """The network for ``info.task``; a patch has at most the lookback's steps.
+
+        A forecaster reads the covariates of ``info``, and answers its quantiles.
+        """
         known: dict[str, Any] = {"task": info.task, "num_variates": info.channels, "lookback": info.lookback}
         if info.task == "forecast":
-            known["horizon"] = info.horizon
+            known |= {"horizon": info.horizon, "quantiles": levels_of(info)}
+            known |= {"future_dim": getattr(info, "known", 0) or None, "static_dim": getattr(info, "static", 0) or None}
         if info.task == "classify-series":
             known["num_class"] = info.classes
         settings = {"patch_len": min(16, info.lookback), **options, **known}
@@ -229,8 +246,8 @@ class TSM2(Model):
             static: ``(B, num_variates, static_dim)``, or ``(B, static_dim)``, likewise.
 
         Returns:
-            ``(B, horizon, num_variates)`` forecast, ``(B, lookback, num_variates)`` filled or reconstructed series,
-            ``(B, num_class)`` logits.
+            ``(B, horizon, num_variates)`` forecast, with quantiles ``(B, horizon, num_variates, levels)``,
+            ``(B, lookback, num_variates)`` filled or reconstructed series, ``(B, num_class)`` logits.
 
         Raises:
             InvalidValue: a shape that does not fit, a mask or covariates that are missing or out of place.
@@ -252,6 +269,9 @@ class TSM2(Model):
             seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
             patches = torch.cat([patches, self.patches(seen.transpose(1, 2))], -1)
         y = self.head(self.dropout(self.norm(self.mix(patches)).flatten(2)))
+        if self.order is not None:
+            y = self.order(y.unflatten(2, (self.horizon, -1)))
+            mean, deviation = mean[..., None], deviation[..., None]
         return y.transpose(1, 2) * deviation + mean
 
     def mix(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
