@@ -164,6 +164,18 @@ def test_training_windows_are_cut_from_the_last_steps(task):
         np.testing.assert_allclose(batch["x"][0, :, 0], (padded - back.mean()) / back.std(), rtol=1e-4, atol=1e-4)
 
 
+def test_the_whole_cuts_training_windows_up_to_the_last_value(task):
+    every = task.whole()
+    last = [float(task._tensors["values"][end - 1]) for end in task._tensors["offsets"][1:]]
+    seen, held = ({float(v) for v in whole(t, "train")["y"].flatten()} for t in (every, task))
+    assert set(last) <= seen
+    assert not set(last) & held
+    assert every.info == task.info
+    for split in ("val", "test"):
+        for name, part in whole(task, split).items():
+            assert part.equal(whole(every, split)[name]), (split, name)
+
+
 def test_short_series_weigh_as_much_as_long_ones(task):
     batch = whole(task, "train")
     levels = batch["mean"].flatten().log10().round().long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -79,8 +80,7 @@ class ForecastM4Task(Task):
         offsets = tensors["offsets"]
         self._first = offsets[:-1]
         self._end = {"train": offsets[1:] - 2 * info.horizon, "val": offsets[1:] - info.horizon, "test": offsets[1:]}
-        # A cut leaves at least one step to look at.
-        self._cuts = (self._end["train"] - self._first - 1).clamp_max(layout["cuts"])
+        self._cuts = self._possible_cuts()
 
     @classmethod
     def prepare(
@@ -132,6 +132,17 @@ class ForecastM4Task(Task):
         cuts = min(longest, max(1, int(rules.history * rules.horizon)))
         layout = {"names": list(made.names), "id": known.id, "cuts": cuts}
         return cls(info, tensors, layout, _facts(known, follows, made, rules, info, cuts))
+
+    def _possible_cuts(self) -> Tensor:
+        """Training windows of each series, int64 ``(series,)``: a cut leaves at least one step to look at."""
+        return (self._end["train"] - self._first - 1).clamp_max(self.layout["cuts"])
+
+    def whole(self) -> Self:
+        """Training windows cut among the last steps of all that is known: see :meth:`foveate.tasks.base.Task.whole`."""
+        made = copy.copy(self)
+        made._end = {**self._end, "train": self._end["test"]}
+        made._cuts = made._possible_cuts()
+        return made
 
     def describe(self) -> dict[str, Any]:
         """Facts of the data on record; see ``docs/tasks/forecast-m4.md`` for every entry."""
