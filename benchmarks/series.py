@@ -94,17 +94,7 @@ RUNS = (
 def command(run: Comparison, data: str, out: str) -> list[str]:
     """The words of its comparison."""
     source = [] if run.file is None else [f"{data}/{run.file}"]
-    common = [
-        "--systems",
-        f"{OURS},{PEER},{CONTROL}",
-        "--seeds",
-        "3",
-        "--steps",
-        "400",
-        "--patience",
-        "0",
-        "--no-refit",
-    ]
+    common = f"--systems {OURS},{PEER},{CONTROL} --seeds 3 --steps 400 --patience 0 --no-refit".split()
     rates = ["--learning-rates", "0.0003,0.001,0.003"]  # layers with the norm behind them bear no large ones
     return ["compare", run.task, *source, *run.options, *common, *rates, "--out", f"{out}/{run.name}"]
 
