@@ -85,7 +85,7 @@ RUNS = (
         "etth1/ETTh1.csv",
         ("--lookback", "96", "--horizon", "24", "--split", "8640/2880/2880"),
     ),
-    Comparison("weather", "forecast", None, ("--lookback", "96", "--horizon", "24")),
+    Comparison("weather", "forecast", None, ("--lookback", "48", "--horizon", "24")),
     Comparison("JapaneseVowels", "classify-series", "japanese_vowels/JapaneseVowels_TRAIN.ts", ()),
     Comparison("BasicMotions", "classify-series", "basic_motions/BasicMotions_TRAIN.ts", ()),
 )
@@ -94,7 +94,7 @@ RUNS = (
 def command(run: Comparison, data: str, out: str) -> list[str]:
     """The words of its comparison."""
     source = [] if run.file is None else [f"{data}/{run.file}"]
-    common = ["--systems", f"{OURS},{PEER},{CONTROL}", "--seeds", "3", "--steps", "400", "--patience", "0"]
+    common = f"--systems {OURS},{PEER},{CONTROL} --seeds 3 --steps 400 --patience 0 --no-refit".split()
     rates = ["--learning-rates", "0.0003,0.001,0.003"]  # layers with the norm behind them bear no large ones
     return ["compare", run.task, *source, *run.options, *common, *rates, "--out", f"{out}/{run.name}"]
 
