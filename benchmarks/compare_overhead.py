@@ -150,6 +150,7 @@ def main() -> None:
             "seeds": given.seeds,
             "batch_size": 32,
             "workers": 1,
+            "refit": False,  # training as well, but what a comparison is compared with here has none
             "out": str(Path(place) / "out"),
         }
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
