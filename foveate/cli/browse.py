@@ -110,7 +110,12 @@ def doctor(as_json: Json = False) -> None:
 
     from ..measure.machine import machine_facts
 
-    extras = {"pyarrow": "series: Parquet files"}
+    extras = {
+        "pyarrow": "series: Parquet files",
+        "statsmodels": "series: the baseline theta",
+        "tensorboard": "track: --track tensorboard",
+        "mlflow": "track: --track mlflow",
+    }
     facts = machine_facts()
     optional = {name: importlib.util.find_spec(name) is not None for name in extras}
     if as_json:
