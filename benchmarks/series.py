@@ -22,43 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from foveate.measure.flops import count_flops
 from foveate.measure.memory import format_bytes
-from foveate.mixers import Mixer, MixerSpec
 from foveate.models.series.aaren import AarenEncoder
 from foveate.models.series.softmax_attention import TransformerEncoder
 from foveate.models.series.step_encoder import StepEncoder
 from foveate.ops import backend
-from foveate.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "series.md"
-OURS, PEER, CONTROL = "aaren_encoder", "transformer_encoder", "series:NoAttention"
+OURS, PEER, CONTROL = "aaren_encoder", "transformer_encoder", "no_attention:NoAttention"
 #: Aaren may be worse by this factor in the number that decides: error of forecasts, accuracy of classes.
 MARGIN = 1.1
 LENGTHS = (10, 10_000)
-
-
-class Silence(Mixer):
-    """A mixer that says nothing: every token stays by itself."""
-
-    spec = MixerSpec(causal="strict")
-
-    def __init__(self, dim: int, *, num_heads: int = 8, causal: bool = True) -> None:
-        super().__init__(dim, causal=causal)
-
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
-        """Zeros like ``x``."""
-        return torch.zeros_like(x)
-
-
-class NoAttention(StepEncoder):
-    """The control: the network of the two others without attention."""
-
-    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series"))
-    mixer = Silence
 
 
 @dataclass(frozen=True)
