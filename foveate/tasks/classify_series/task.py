@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,8 +14,8 @@ from torch.nn import functional as F
 from ...errors import InvalidType, InvalidValue, unknown_name
 from ...registry import register
 from ...spec import TaskSpec
-from ..base import Batch, Evaluation, Task
-from ..io import load_tensors, save_tensors
+from ..base import Batch, Evaluation
+from ..prepared import PreparedTask, scoring
 from .embedded import read_embedded
 from .package import SeriesClassifier
 from .predict import predict
@@ -26,13 +25,11 @@ from .read import Samples, read_samples
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = 1
-_FILE = "classify_series.safetensors"
 _TENSORS = ("values", "lengths", "labels", "groups", "mean", "scale", *SPLITS)
 
 
 @register("task", "classify-series")
-class ClassifySeriesTask(Task):
+class ClassifySeriesTask(PreparedTask):
     """Classification of whole series.
 
     Make it with :meth:`prepare`. Batches are dictionaries: ``x`` float32 ``(B, lookback, channels)`` standardised by
@@ -51,6 +48,8 @@ class ClassifySeriesTask(Task):
         shortlist=("timesnet", "softmax_attention", "lightning_attention", "mamba"),
     )
     info: ClassifySeriesInfo
+    info_type = ClassifySeriesInfo
+    stem = "classify_series"
 
     def __init__(
         self, info: ClassifySeriesInfo, tensors: dict[str, Tensor], layout: dict[str, Any], facts: dict[str, Any]
@@ -63,10 +62,7 @@ class ClassifySeriesTask(Task):
             layout: names: the options of :class:`SeriesClassifier`.
             facts: what :meth:`describe` returns.
         """
-        self.info = info
-        self.layout = layout
-        self._tensors = tensors
-        self._facts = facts
+        super().__init__(info, tensors, layout, facts)
         self.sample_tokens = info.lookback
 
     @classmethod
@@ -108,10 +104,6 @@ class ClassifySeriesTask(Task):
         layout = {"columns": list(samples.columns), "classes": list(made.classes), "roles": samples.roles}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return cls(info, tensors, layout, _facts(samples, made, split_seed))
-
-    def describe(self) -> dict[str, Any]:
-        """Facts of the data on record; see ``docs/tasks/classify-series.md`` for every entry."""
-        return json.loads(json.dumps(self._facts))
 
     def size(self, split: str) -> int:
         """Number of samples of "train", "val" or "test"."""
@@ -156,18 +148,12 @@ class ClassifySeriesTask(Task):
 
         ``examples``: ``{"classes": names, "confusion": rows of counts, truth down, answers across}``.
         """
-        device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         answers, truths = [], []
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with scoring(model) as device:
             for index in torch.arange(self.size(split)).split(batch_size):
                 batch = {name: value.to(device) for name, value in self.batch(split, index).items()}
                 answers.append(self.apply(model, batch).argmax(-1).cpu())
                 truths.append(batch["y"].cpu())
-        finally:
-            for module, mode in modes:
-                module.training = mode
         answer, truth = torch.cat(answers), torch.cat(truths)
         count = self.info.classes
         confusion = torch.bincount(truth * count + answer, minlength=count * count).view(count, count)
@@ -184,26 +170,10 @@ class ClassifySeriesTask(Task):
         tensors = {**self._tensors, "values": values, "mean": mean, "scale": scale, "train": train}
         return type(self)(self.info, tensors, self.layout, self._facts)
 
-    def save(self, folder: Path) -> None:
-        """Write ``classify_series.safetensors``, whole or not at all; an existing one is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": _FORMAT, "info": asdict(self.info), "layout": self.layout, "facts": self._facts}
-        save_tensors(folder / _FILE, self._tensors, record)
-
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read back what :meth:`save` wrote, bit for bit; the user's file is not needed.
-
-        Raises:
-            InvalidValue: the folder holds no whole prepared data of this format.
-        """
-        tensors, record = load_tensors(Path(folder) / _FILE)
-        if record.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
-            raise InvalidValue(
-                f"{str(folder)!r} holds no classify-series data that this version of foveate wrote: prepare it again."
-            )
-        return cls(ClassifySeriesInfo.from_plain(record["info"]), tensors, record["layout"], record["facts"])
+    def stored(cls, info: Mapping[str, Any]) -> set[str]:
+        """Names of the tensors in the file."""
+        return set(_TENSORS)
 
     def package(self, model: nn.Module) -> SeriesClassifier:
         """The model behind the scaler of the training samples."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...registry import register
 from ...spec import TaskSpec
-from ..base import Batch, Evaluation, Task, asked_at_once
+from ..base import Batch, Evaluation, asked_at_once
 from ..forecast.protocol import SPLITS, check_count
-from ..io import load_tensors, save_tensors
+from ..prepared import PreparedTask, scoring
 from .facts import facts_of
 from .package import AnomalyDetector
 from .predict import predict
@@ -36,8 +35,6 @@ from .source import find_recording
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = 1
-_FILE = "detect_anomalies.safetensors"
 _STARTS = ("train", "fit", "val", "test")
 _TENSORS = ("values", "observed", "anomalous", "times", "mean", "scale", *_STARTS)
 #: Highest places that are told of every system's test scores.
@@ -47,7 +44,7 @@ Threshold = Literal["validation", "published"]
 
 
 @register("task", "detect-anomalies")
-class DetectAnomaliesTask(Task):
+class DetectAnomaliesTask(PreparedTask):
     """Detection of unusual steps in one series by how badly a model of its usual part reconstructs them.
 
     Make it with :meth:`prepare`. Batches are dictionaries: ``x`` float32 ``(B, lookback, channels)`` standardised by
@@ -70,6 +67,8 @@ class DetectAnomaliesTask(Task):
         shortlist=("timesnet", "softmax_attention", "lightning_attention", "mamba"),
     )
     info: DetectAnomaliesInfo
+    info_type = DetectAnomaliesInfo
+    stem = "detect_anomalies"
 
     def __init__(
         self, info: DetectAnomaliesInfo, tensors: dict[str, Tensor], layout: dict[str, Any], facts: dict[str, Any]
@@ -81,10 +80,7 @@ class DetectAnomaliesTask(Task):
             layout: ``columns`` and ``time`` column of the user's table, and whether test can be ``scored``.
             facts: what :meth:`describe` returns.
         """
-        self.info = info
-        self.layout = layout
-        self._tensors = tensors
-        self._facts = facts
+        super().__init__(info, tensors, layout, facts)
         self._steps = torch.arange(info.lookback)
         self.sample_tokens = info.lookback
         self.overlap = info.lookback  # the samples of a score are steps here, and neighbours share windows
@@ -156,10 +152,6 @@ class DetectAnomaliesTask(Task):
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return cls(info, tensors, layout, facts)
 
-    def describe(self) -> dict[str, Any]:
-        """Facts of the data on record; see ``docs/tasks/detect-anomalies.md`` for every entry."""
-        return json.loads(json.dumps(self._facts))
-
     def size(self, split: str) -> int:
         """Number of windows of "train", "val" or "test"."""
         return len(self._starts(split))
@@ -229,26 +221,10 @@ class DetectAnomaliesTask(Task):
         }
         return Evaluation(metrics, parts, examples)
 
-    def save(self, folder: Path) -> None:
-        """Write ``detect_anomalies.safetensors``, whole or not at all; an existing one is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": _FORMAT, "info": asdict(self.info), "layout": self.layout, "facts": self._facts}
-        save_tensors(folder / _FILE, self._tensors, record)
-
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read back what :meth:`save` wrote, bit for bit; the user's file is not needed.
-
-        Raises:
-            InvalidValue: the folder holds no whole prepared data of this format.
-        """
-        tensors, record = load_tensors(Path(folder) / _FILE)
-        if record.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
-            raise InvalidValue(
-                f"{str(folder)!r} holds no detect-anomalies data that this version of foveate wrote: prepare it again."
-            )
-        return cls(DetectAnomaliesInfo.from_plain(record["info"]), tensors, record["layout"], record["facts"])
+    def stored(cls, info: Mapping[str, Any]) -> set[str]:
+        """Names of the tensors in the file."""
+        return set(_TENSORS)
 
     @torch.no_grad()
     def package(self, model: nn.Module) -> AnomalyDetector:
@@ -289,10 +265,7 @@ class DetectAnomaliesTask(Task):
     def _scores(self, model: nn.Module, part: str, batch_size: int) -> Tensor:
         """The scores of the kept rows of "fit", "val" or "test", float64."""
         first, end = self._rows(part)
-        device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with scoring(model) as device:
             scores = step_scores(
                 lambda x: _reconstructed(model, x),
                 self._tensors["values"][first:end],
@@ -302,9 +275,6 @@ class DetectAnomaliesTask(Task):
                 batch_size,
                 device,
             )
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return scores[self._kept[part]]
 
     def _covered(self, part: str) -> Tensor:

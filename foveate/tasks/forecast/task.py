@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, unknown_name
+from ...errors import unknown_name
 from ...models.outlook import check_forecast
 from ...models.quantiles import ResidualQuantiles
 from ...registry import register
 from ...spec import TaskSpec
-from ..base import Batch, Evaluation, Task
-from ..io import load_tensors, save_tensors
+from ..base import Batch, Evaluation
+from ..prepared import PreparedTask, scoring
 from .examples import Examples
 from .package import Forecaster
 from .predict import predict
@@ -30,8 +29,6 @@ from .windows import WindowRows, runs, take
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = 1
-_FILE = "forecast.safetensors"
 _TENSORS = ("values", "observed", "marks", "times", "offsets", "mean", "scale", "naive_error", *SPLITS)
 _KNOWN, _STATIC = ("known", "known_mean", "known_scale"), ("static",)
 #: Training windows, at most, that the residuals of a system without gradients are taken from, and their values.
@@ -39,7 +36,7 @@ MOST_WINDOWS, MOST_VALUES = 4096, 2**25
 
 
 @register("task", "forecast")
-class ForecastTask(Task):
+class ForecastTask(PreparedTask):
     """Forecasting several steps of one or more series, measured as the Time-Series-Library measures it.
 
     Make it with :meth:`prepare`. Batches are dictionaries: ``x`` ``(B, lookback, channels)`` standardised, ``x_marks``
@@ -61,6 +58,8 @@ class ForecastTask(Task):
         shortlist=("dlinear", "timesnet", "softmax_attention", "lightning_attention", "mamba"),
     )
     info: ForecastInfo
+    info_type = ForecastInfo
+    stem = "forecast"
 
     def __init__(
         self, info: ForecastInfo, tensors: dict[str, Tensor], layout: dict[str, Any], facts: dict[str, Any]
@@ -75,11 +74,8 @@ class ForecastTask(Task):
             layout: names and time stamps of the user's table: the options of :class:`Forecaster`.
             facts: what :meth:`describe` returns.
         """
-        self.info = info
+        super().__init__(info, tensors, layout, facts)
         self.spec = replace(type(self).spec, metrics=metrics_of(info.quantiles))
-        self.layout = layout
-        self._tensors = tensors
-        self._facts = facts
         self._targets = torch.tensor(info.targets)
         self._all_targets = info.targets == tuple(range(info.channels))
         self.sample_tokens = info.lookback
@@ -140,10 +136,6 @@ class ForecastTask(Task):
         options = {"horizon": horizon, "lookback": lookback, "target": target, "time": time, "id": id, "freq": freq}
         options |= {"season": season, "split": split, "windows": windows, "stride": stride}
         return cls(*prepare_series(source, **options, known=known, static=static, quantiles=quantiles))
-
-    def describe(self) -> dict[str, Any]:
-        """Facts of the data on record; see ``docs/tasks/forecast.md`` for every entry."""
-        return json.loads(json.dumps(self._facts))
 
     def size(self, split: str) -> int:
         """Number of windows of "train", "val" or "test"."""
@@ -218,19 +210,13 @@ class ForecastTask(Task):
         examples, starts = Examples(self.size(split)), self._starts(split)
         mean, scale, naive = (self._on_targets(self._tensors[name]) for name in ("mean", "scale", "naive_error"))
         scores, axis = Scores(mean, scale, self.info.quantiles), -2 if self.info.quantiles else -1
-        device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with scoring(model) as device:
             for index in torch.arange(len(starts)).split(batch_size):
                 batch = {name: value.to(device) for name, value in self.batch(split, index).items()}
                 predicted = self.apply(model, batch)
                 truth, mask = self._on_targets(batch["y"]), self._on_targets(batch["y_mask"])
                 scores.add(self._on_targets(predicted, axis), truth, mask, self._series_of(starts[index]))
                 examples.keep(index, predicted)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         metrics, per_sample = scores.finish(naive / scale)
         return Evaluation(metrics, per_sample, examples.finish(self, split))
 
@@ -268,28 +254,11 @@ class ForecastTask(Task):
         tensors = whole_series(self._tensors, self.info.lookback, self.info.horizon, self.info.targets)
         return type(self)(self.info, tensors, self.layout, self._facts)
 
-    def save(self, folder: Path) -> None:
-        """Write ``forecast.safetensors``, whole or not at all; an existing one is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": _FORMAT, "info": asdict(self.info), "layout": self.layout, "facts": self._facts}
-        save_tensors(folder / _FILE, self._tensors, record)
-
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read back what :meth:`save` wrote, bit for bit; the user's file is not needed.
-
-        Raises:
-            InvalidValue: the folder holds no whole prepared data of this format.
-        """
-        tensors, record = load_tensors(Path(folder) / _FILE)
-        info = record.get("info", {})
-        expected = {*_TENSORS, *(_KNOWN if info.get("known") else ()), *(_STATIC if info.get("static") else ())}
-        if record.get("format") != _FORMAT or set(tensors) != expected:
-            raise InvalidValue(
-                f"{str(folder)!r} holds no forecast data that this version of foveate wrote: prepare it again."
-            )
-        return cls(ForecastInfo.from_plain(info), tensors, record["layout"], record["facts"])
+    def stored(cls, info: Mapping[str, Any]) -> set[str]:
+        """Names of the tensors in the file."""
+        known, static = _KNOWN if info.get("known") else (), _STATIC if info.get("static") else ()
+        return {*_TENSORS, *known, *static}
 
     def package(self, model: nn.Module) -> Forecaster:
         """The model between the scaler of the training rows and its inverse."""

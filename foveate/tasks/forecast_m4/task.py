@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -16,9 +14,10 @@ from torch import Tensor, nn
 from ...errors import InvalidValue, invalid, unknown_name
 from ...registry import register
 from ...spec import TaskSpec
-from ..base import Batch, Evaluation, Task
+from ..base import Batch, Evaluation
 from ..forecast.protocol import ForecastInfo, check_count
-from ..io import load_tensors, plain, save_tensors
+from ..io import plain
+from ..prepared import PreparedTask, scoring
 from .embedded import read_embedded
 from .examples import examples
 from .metrics import mase, owa, smape
@@ -30,13 +29,11 @@ from .read import Ragged, neighbour_of, read_ragged
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = 1
-_FILE = "forecast_m4.safetensors"
 _TENSORS = ("values", "offsets", "naive_error")
 
 
 @register("task", "forecast-m4")
-class ForecastM4Task(Task):
+class ForecastM4Task(PreparedTask):
     """Forecasting what follows each of many short series, by the rules of the M4 competition.
 
     Make it with :meth:`prepare`. Batches are dictionaries: ``x`` float32 ``(B, lookback, 1)`` in the scale of its own
@@ -60,6 +57,8 @@ class ForecastM4Task(Task):
         models_of="forecast",
     )
     info: ForecastInfo
+    info_type = ForecastInfo
+    stem = "forecast_m4"
 
     def __init__(
         self, info: ForecastInfo, tensors: dict[str, Tensor], layout: dict[str, Any], facts: dict[str, Any]
@@ -72,10 +71,7 @@ class ForecastM4Task(Task):
             layout: ``names`` of the series, name of the ``id`` column, ``cuts``: training windows of each series.
             facts: what :meth:`describe` returns.
         """
-        self.info = info
-        self.layout = layout
-        self._tensors = tensors
-        self._facts = facts
+        super().__init__(info, tensors, layout, facts)
         self.sample_tokens = info.lookback
         offsets = tensors["offsets"]
         self._first = offsets[:-1]
@@ -143,10 +139,6 @@ class ForecastM4Task(Task):
         made._end = {**self._end, "train": self._end["test"]}
         made._cuts = made._possible_cuts()
         return made
-
-    def describe(self) -> dict[str, Any]:
-        """Facts of the data on record; see ``docs/tasks/forecast-m4.md`` for every entry."""
-        return json.loads(json.dumps(self._facts))
 
     def size(self, split: str) -> int:
         """Number of windows: one per series in "val" and "test", in "train" one per series and cut."""
@@ -218,17 +210,11 @@ class ForecastM4Task(Task):
         if self._known(split) == "train":
             raise invalid("split", split, "val and test are scored")
         forecasts, truths = [], []
-        device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with scoring(model) as device:
             for index in torch.arange(self.size(split)).split(batch_size):
                 batch = {name: value.to(device) for name, value in self.batch(split, index).items()}
                 forecasts.append(self._in_units(model, batch)[..., 0].cpu())
                 truths.append(batch["y"][..., 0].cpu())
-        finally:
-            for module, mode in modes:
-                module.training = mode
         forecast, truth = (torch.cat(parts).numpy() for parts in (forecasts, truths))
         each = smape(truth, forecast)
         divisor = self._tensors["naive_error"][:, ("val", "test").index(split)].numpy()
@@ -242,26 +228,10 @@ class ForecastM4Task(Task):
         end = int(self._end[self._known(split)][series]) - self.info.horizon
         return self._tensors["values"][int(self._first[series]) : end].numpy()
 
-    def save(self, folder: Path) -> None:
-        """Write ``forecast_m4.safetensors``, whole or not at all; an existing one is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": _FORMAT, "info": asdict(self.info), "layout": self.layout, "facts": self._facts}
-        save_tensors(folder / _FILE, self._tensors, record)
-
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read back what :meth:`save` wrote, bit for bit; the user's file is not needed.
-
-        Raises:
-            InvalidValue: the folder holds no whole prepared data of this format.
-        """
-        tensors, record = load_tensors(Path(folder) / _FILE)
-        if record.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
-            raise InvalidValue(
-                f"{str(folder)!r} holds no forecast-m4 data that this version of foveate wrote: prepare it again."
-            )
-        return cls(ForecastInfo.from_plain(record["info"]), tensors, record["layout"], record["facts"])
+    def stored(cls, info: Mapping[str, Any]) -> set[str]:
+        """Names of the tensors in the file."""
+        return set(_TENSORS)
 
     def package(self, model: nn.Module) -> M4Forecaster:
         """The model between the scale of each window and its inverse."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,14 +13,14 @@ from torch import Tensor, nn
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...registry import register
 from ...spec import TaskSpec
-from ..base import Batch, Evaluation, Task
+from ..base import Batch, Evaluation
 from ..forecast.features import feature_names, time_features
 from ..forecast.frequency import horizon_of
 from ..forecast.protocol import SPLITS, Prepared, SplitRule, check_count, prepare_windows, split_rule
 from ..forecast.read import SeriesTable, clean
 from ..forecast.source import read_source
 from ..forecast.whole import whole_series
-from ..io import load_tensors, save_tensors
+from ..prepared import PreparedTask, scoring
 from .package import Imputer
 from .predict import predict
 from .protocol import ImputeInfo, fixed_masks, seen
@@ -30,13 +28,11 @@ from .protocol import ImputeInfo, fixed_masks, seen
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = 1
-_FILE = "impute.safetensors"
 _TENSORS = ("values", "observed", "marks", "times", "offsets", "mean", "scale", *SPLITS)
 
 
 @register("task", "impute")
-class ImputeTask(Task):
+class ImputeTask(PreparedTask):
     """Imputation of values that are missing at random from windows of one or more series.
 
     Make it with :meth:`prepare`. Batches are dictionaries: ``x`` ``(B, lookback, channels)`` standardised truth, gaps
@@ -54,6 +50,8 @@ class ImputeTask(Task):
         shortlist=("timesnet", "softmax_attention", "lightning_attention", "mamba"),
     )
     info: ImputeInfo
+    info_type = ImputeInfo
+    stem = "impute"
 
     def __init__(
         self, info: ImputeInfo, tensors: dict[str, Tensor], layout: dict[str, Any], facts: dict[str, Any]
@@ -66,10 +64,7 @@ class ImputeTask(Task):
             layout: names of the user's table: the options of :class:`Imputer`.
             facts: what :meth:`describe` returns.
         """
-        self.info = info
-        self.layout = layout
-        self._tensors = tensors
-        self._facts = facts
+        super().__init__(info, tensors, layout, facts)
         self._targets = torch.zeros(info.channels, dtype=torch.bool)
         self._targets[list(info.targets)] = True
         self._steps = torch.arange(info.lookback)
@@ -149,10 +144,6 @@ class ImputeTask(Task):
         }
         return cls(info, tensors, layout, _facts(table, made, rule, info, mask_seed))
 
-    def describe(self) -> dict[str, Any]:
-        """Facts of the data on record; see ``docs/tasks/impute.md`` for every entry."""
-        return json.loads(json.dumps(self._facts))
-
     def size(self, split: str) -> int:
         """Number of windows of "train", "val" or "test"."""
         return len(self._starts(split))
@@ -214,10 +205,7 @@ class ImputeTask(Task):
         """
         check_count("batch_size", batch_size)
         squared, absolute, count = [], 0.0, 0
-        device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with scoring(model) as device:
             for index in torch.arange(self.size(split)).split(batch_size):
                 batch = {name: value.to(device) for name, value in self.batch(split, index).items()}
                 scored = self.scored(batch)
@@ -225,9 +213,6 @@ class ImputeTask(Task):
                 squared.append(error.square().sum(dim=(1, 2)).cpu())
                 absolute += float(error.abs().sum())
                 count += int(scored.sum())
-        finally:
-            for module, mode in modes:
-                module.training = mode
         sums = torch.cat(squared)
         metrics = {"mse": float(sums.sum()) / count, "mae": absolute / count}
         return Evaluation(metrics, sums * (len(sums) / count))
@@ -237,26 +222,10 @@ class ImputeTask(Task):
         tensors = whole_series(self._tensors, 0, self.info.lookback, self.info.targets)
         return type(self)(self.info, tensors, self.layout, self._facts)
 
-    def save(self, folder: Path) -> None:
-        """Write ``impute.safetensors``, whole or not at all; an existing one is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": _FORMAT, "info": asdict(self.info), "layout": self.layout, "facts": self._facts}
-        save_tensors(folder / _FILE, self._tensors, record)
-
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read back what :meth:`save` wrote, bit for bit; the user's file is not needed.
-
-        Raises:
-            InvalidValue: the folder holds no whole prepared data of this format.
-        """
-        tensors, record = load_tensors(Path(folder) / _FILE)
-        if record.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
-            raise InvalidValue(
-                f"{str(folder)!r} holds no impute data that this version of foveate wrote: prepare it again."
-            )
-        return cls(ImputeInfo.from_plain(record["info"]), tensors, record["layout"], record["facts"])
+    def stored(cls, info: Mapping[str, Any]) -> set[str]:
+        """Names of the tensors in the file."""
+        return set(_TENSORS)
 
     def package(self, model: nn.Module) -> Imputer:
         """The model between the scaler of the training rows and its inverse."""
