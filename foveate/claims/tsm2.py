@@ -36,7 +36,7 @@ def _small(**options: Any) -> TSM2:
     says="Time is mixed causally: nothing before a patch, in any variate, changes with that patch or later ones.",
 )
 def time_is_causal() -> Measurement:
-    """Behind the embedding and before the head, each patch in turn. Seen failing (0.4) with both directions of time."""
+    """Behind the embedding and before the head, each patch in turn. Seen failing (0.5) with both directions of time."""
     model, worst, reached = _small(), 0.0, 0
     patches = torch.randn(3, 5, 9, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -133,8 +133,8 @@ def _following_error(seed: int, options: dict[str, Any]) -> float:
 def selects_variates() -> Measurement:
     """Worst of three seeds, 200 steps each. Seen failing (1.0) with the MLP on both sides.
 
-    Pilots: 0.018, 0.030 and 0.017 with the seeds 0, 1 and 2, the MLP 0.157, 0.122 and 0.156, apart 0.53. The MLP is
-    three times as quick: after 600 steps it has 0.027.
+    Pilots: 0.027, 0.024 and 0.021 with the seeds 0, 1 and 2, the MLP 0.157, 0.122 and 0.156, apart 0.53. The MLP is
+    three times as quick: after 600 steps it has 0.027 too.
     """
     ratios = []
     for seed in range(3):
@@ -171,13 +171,13 @@ def _trained_on(train: Windows, model: nn.Module, steps: int, lr: float) -> nn.M
     "repeating the last value (the paper, from a longer window: 0.375).",
 )
 def forecasts_etth1() -> Measurement:
-    """Seen failing (1.12) after 40 of the 400 steps."""
+    """300 steps; pilots 0.387 and 0.388 (seeds 0 and 1), DLinear 0.382. Seen failing without residuals (1.08)."""
     file = data_file(ETTH1[0])
     if file is None:
         return not_measured(1.05, *ETTH1)
     train, _, test = etth1(file, 96, 96)
     torch.manual_seed(0)
-    ours = _test_error(_trained_on(train, TSM2(7, 96, 96), 400, 3e-3), test)
+    ours = _test_error(_trained_on(train, TSM2(7, 96, 96), 300, 1e-3), test)
     torch.manual_seed(0)
     linear = _test_error(_trained_on(train, DLinear(96, 96, 7), 2500, 5e-3), test)
     repeated = _test_error(_LastValue(), test)
