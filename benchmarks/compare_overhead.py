@@ -70,7 +70,7 @@ def bare(settings: dict[str, Any], out: Path) -> tuple[float, float, float]:
     from foveate.compare.contestants import task_class
     from foveate.models.build import resolve
     from foveate.tasks.base import Recipe
-    from foveate.tasks.budget import learning_rate_factor
+    from foveate.tasks.schedules import learning_rate_factor
     from foveate.tasks.state import seed_everything, seed_from
 
     torch.set_num_threads(1)
