@@ -59,14 +59,17 @@ def test_a_comparison_ranks_by_smape(compared):
 
 def test_the_winner_continues_every_series(compared):
     folder, _ = compared
-    result = foveate_command("predict", "run/best", "Quarterly-train.csv", "--out", "next.csv", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    table = pd.read_csv(folder / "next.csv")
+    board = json.loads((folder / "run" / "leaderboard.json").read_text())
+    assert board["best"]["refit"]
+    for name, model in (("next.csv", "best"), ("scored.csv", board["best"]["scored"])):
+        result = foveate_command("predict", f"run/{model}", "Quarterly-train.csv", "--out", name, cwd=folder)
+        assert result.returncode == 0, result.stderr
+    assert not pd.read_csv(folder / "next.csv").equals(pd.read_csv(folder / "scored.csv")), "the refit changed nothing"
+    table = pd.read_csv(folder / "scored.csv")
     assert list(table.columns) == ["id", "step", "value"]
     assert table["id"].tolist() == [f"Q{i + 1}" for i in range(12) for _ in range(8)]
     assert table["step"].tolist() == list(range(1, 9)) * 12
     truth = np.concatenate([row[-8:] for row in quarters()])
-    board = json.loads((folder / "run" / "leaderboard.json").read_text())
     best = next(row for row in board["rows"] if row["system"] == board["best"]["system"])
     smape = (200 * np.abs(table["value"] - truth) / (np.abs(table["value"]) + np.abs(truth))).mean()
     assert smape == pytest.approx(best["test"]["smape"]["mean"], rel=1e-3)

@@ -48,7 +48,12 @@ FORECAST = {
 def start(settings: dict[str, Any], out: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, "-c", COMMAND, json.dumps({**settings, "out": str(out)})]
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment)
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment, preexec_fn=_interruptible)
+
+
+def _interruptible() -> None:
+    """Where the tests run in the background, a shell has them ignore Ctrl-C, and what they start inherits it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(out: Path) -> dict[str, Path]:
