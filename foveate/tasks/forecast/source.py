@@ -139,7 +139,7 @@ def _read_csv(raw: bytes, label: str) -> pd.DataFrame:
     header_line = sample.lstrip("\n").split("\n", 1)[0]
     separator = max(_SEPARATORS, key=header_line.count)
     header, *first_rows = _first_records(sample, separator, 50)
-    if all(_is_number(cell) for cell in header):
+    if all(is_number(cell) for cell in header):
         raise InvalidValue(
             f"{label!r} has no header: its first line holds only numbers; put the names of the columns there."
         )
@@ -204,7 +204,8 @@ def _first_records(sample: str, separator: str, count: int) -> list[list[str]]:
     return records
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell of text reads as a number."""
     try:
         float(cell)
     except ValueError:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ...errors import InvalidType, InvalidValue, unknown_name
-from ..forecast.source import read_source, read_text
+from ..forecast.source import is_number, read_source, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,20 +129,12 @@ def _id_column(header: list[str], id: str | None, label: str) -> int:
             raise unknown_name("id column", id, header, f"The file is {label!r}.")
         return header.index(id)
     cells = [cell for cell in header[1:] if cell.lower() not in _BLANK]
-    numbers = [float(cell) for cell in cells if _is_number(cell)]
+    numbers = [float(cell) for cell in cells if is_number(cell)]
     # Columns may be called 1, 2, 3, ... or 0, 1, 2, ...; any other numbers are values.
     counted = any(numbers == list(range(first, first + len(numbers))) for first in (0, 1))
     if len(numbers) == len(cells) and not counted:
         raise InvalidValue(f"{label!r} has no header: its first line is a series; put the names of the columns there.")
     return 0
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _text(cell: Any) -> str:
@@ -173,6 +165,6 @@ def _refuse(cells: Sequence[str], where: str) -> NoReturn:
             raise InvalidValue(
                 f"{where}: value {number} of {len(cells)} is missing: blanks may stand only behind the last value."
             )
-        if not _is_number(cell) or not math.isfinite(float(cell)):
+        if not is_number(cell) or not math.isfinite(float(cell)):
             raise InvalidValue(f"{where}: value {number} is {cell!r:.40}, which is not a number: correct it.")
     raise InvalidValue(f"{where} holds a cell that is not a number: write plain decimal numbers.")

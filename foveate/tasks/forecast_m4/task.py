@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid, unknown_name
+from ...errors import invalid, unknown_name
+from ...models.outlook import check_forecast
 from ...registry import register
 from ...spec import TaskSpec
 from ..base import Batch, Evaluation
@@ -174,13 +175,7 @@ class ForecastM4Task(PreparedTask):
             InvalidValue: the model returned another shape.
         """
         predicted = model(batch["x"], marks=batch["x_marks"])
-        expected = batch["y"].shape
-        if not isinstance(predicted, Tensor) or predicted.shape != expected:
-            came = tuple(predicted.shape) if isinstance(predicted, Tensor) else type(predicted).__name__
-            raise InvalidValue(
-                f"{type(model).__name__} returned {came}: a forecast is a tensor (batch, horizon, 1) = "
-                f"{tuple(expected)}."
-            )
+        check_forecast(type(model).__name__, predicted, tuple(batch["y"].shape))
         return predicted
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
