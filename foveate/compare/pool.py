@@ -60,10 +60,10 @@ class _Running:
 
 
 class Pool:
-    """Runs ``target(job, config, connection)`` in one process per job. Use it as a context manager.
+    """Runs ``target(job, config, send)`` in one process per job. Use it as a context manager.
 
     Args:
-        target: module-level function; what it sends through the connection are its events.
+        target: module-level function; what it gives to ``send`` are its events.
         workers: processes at once.
         memory_limit: MiB of resident memory that one may hold.
         on_event: called with the job and each event of its worker.
@@ -71,7 +71,7 @@ class Pool:
 
     def __init__(
         self,
-        target: Callable[[Any, dict[str, Any], Connection], None],
+        target: Callable[[Any, dict[str, Any], Callable[[Event], None]], None],
         *,
         workers: int,
         memory_limit: float,
@@ -176,7 +176,14 @@ def _work(target: Callable[..., None], job: Any, config: dict[str, Any], connect
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C in the terminal is the parent's affair; the group dies together
     threading.Thread(target=_follow_parent, name="foveate-parent", daemon=True).start()
-    target(job, config, connection)
+
+    def send(event: Event) -> None:
+        try:
+            connection.send(event)
+        except OSError:  # nobody listens any more; the thread that follows the parent may be a moment late
+            _end_now()
+
+    target(job, config, send)
 
 
 def _follow_parent() -> None:
@@ -185,6 +192,11 @@ def _follow_parent() -> None:
     if parent is None:
         return
     parent.join()
+    _end_now()
+
+
+def _end_now() -> None:
+    """End this process and what it started, and write nothing more: whoever starts again decides what was done."""
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ class Unfit(Exception):
     """The system cannot be built for this data."""
 
 
-def work(job: Job, config: Config, connection: Connection) -> None:
+def work(job: Job, config: Config, send: Send) -> None:
     """Do one job; the entry point of every worker process."""
     torch.set_num_threads(config["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -62,14 +61,12 @@ def work(job: Job, config: Config, connection: Connection) -> None:
     if job.kind not in training:
         from . import finished  # it builds systems as this module does
 
-        {"probe": finished.probe, "latency": finished.latency, "package": finished.package}[job.kind](
-            job, config, connection.send
-        )
+        {"probe": finished.probe, "latency": finished.latency, "package": finished.package}[job.kind](job, config, send)
         return
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock", timeout=LOCK_SECONDS), _output_to(folder / OUTPUT):
-        _recorded(training[job.kind], job, config, connection.send, folder)
+        _recorded(training[job.kind], job, config, send, folder)
 
 
 def _recorded(action: Callable[..., dict[str, Any]], job: Job, config: Config, send: Send, folder: Path) -> None:
