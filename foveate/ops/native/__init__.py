@@ -1,0 +1,113 @@
+"""The CPU kernels and their loader. Optional: where they are absent, every op has its torch form.
+
+The sources in ``kernels/`` are compiled once for each level of instructions (x86-64-v2, v3; ARMv8) into a plain shared
+library without Python or torch in it, so one build serves every version of both. It is loaded with ctypes, after torch,
+whose OpenMP runtime it then shares. What a kernel takes stands beside its user: see ``selective_scan.py`` here for the
+pattern (a ctypes structure, a predicate ``fits``, and two functions that :func:`foveate.ops.handwritten.handwritten`
+makes into an op).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidValue
+
+#: Choose another level than the best that this processor has, or "none".
+ENVIRONMENT_VARIABLE = "FOVEATE_NATIVE"
+#: Levels by architecture, best first, with what torch must call the processor's capability.
+_LEVELS = {
+    "x86_64": {"v4": ("AVX512",), "v3": ("AVX2", "AVX512"), "v2": ("DEFAULT", "NO AVX", "AVX2", "AVX512")},
+    "aarch64": {"armv8": ()},
+}
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+SCALARS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_STATUS = ("", "a size is not positive", "a stride is negative", "a pointer is null", "unknown scalar", "no memory")
+
+
+def levels() -> list[str]:
+    """Levels that this architecture knows, best first."""
+    machine = platform.machine().lower()
+    return list(_LEVELS.get(_ARCHITECTURES.get(machine, machine), {}))
+
+
+def built() -> dict[str, Path]:
+    """The levels that are built here, and their files."""
+    folder = Path(__file__).parent
+    return {level: file for level in levels() for file in folder.glob(f"_kernels_{level}.*")}
+
+
+def chosen() -> str:
+    """The level in use: the best that is built and that this processor runs; "" if there is none.
+
+    Raises:
+        InvalidValue: the environment variable names a level that is not built here.
+    """
+    found = built()
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if wanted == "none":
+        return ""
+    if wanted:
+        if wanted not in found:
+            legal = ", ".join([*found, "none"])
+            raise InvalidValue(f"{ENVIRONMENT_VARIABLE}={wanted!r} is not built here: legal are {legal}.")
+        return wanted
+    capability = torch.backends.cpu.get_cpu_capability()
+    for capabilities in _LEVELS.values():
+        for level, runs_on in capabilities.items():
+            if level in found and (not runs_on or capability in runs_on):
+                return level
+    return ""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels of the chosen level; None if there are none."""
+    level = chosen()
+    return ctypes.CDLL(str(built()[level])) if level else None
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether a kernel can be given these tensors: there are kernels, and all are real and on the CPU.
+
+    Under ``torch.compile`` only their descriptions are looked at; outside it they must have memory.
+    """
+    if library() is None:
+        return False
+    return all(
+        t is None or (t.device.type == "cpu" and not t.is_complex() and (torch.compiler.is_compiling() or _has_memory(t)))
+        for t in tensors
+    )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's first number lies; None (a null pointer) for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def call(name: str, arguments: ctypes.Structure, *more: int) -> None:
+    """Run a kernel.
+
+    Raises:
+        RuntimeError: it refused its arguments; a defect of ours, since ops check what users give.
+        MemoryError: it had no room for its workspace.
+    """
+    kernels = library()
+    if kernels is None:
+        raise RuntimeError(f"the kernel {name} was called although no kernels are built here.")
+    status = getattr(kernels, name)(ctypes.byref(arguments), *more)
+    if status == len(_STATUS) - 1:
+        raise MemoryError(f"the kernel {name} had no memory for its workspace.")
+    if status:
+        raise RuntimeError(f"the kernel {name} refused its arguments: {_STATUS[status]}.")
