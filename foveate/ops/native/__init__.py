@@ -10,10 +10,10 @@ makes into an op).
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import platform
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -67,11 +67,14 @@ def chosen() -> str:
     return ""
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The kernels of the chosen level; None if there are none."""
+def _load() -> ctypes.CDLL | None:
     level = chosen()
     return ctypes.CDLL(str(built()[level])) if level else None
+
+
+#: The kernels of the chosen level, None if there are none, and whether there are (what compilers can look at).
+LIBRARY = _load()
+AVAILABLE = LIBRARY is not None
 
 
 def takes(*tensors: Tensor | None) -> bool:
@@ -79,16 +82,30 @@ def takes(*tensors: Tensor | None) -> bool:
 
     Under ``torch.compile`` only their descriptions are looked at; outside it they must have memory.
     """
-    if library() is None:
-        return False
-    return all(
-        t is None or (t.device.type == "cpu" and not t.is_complex() and (torch.compiler.is_compiling() or _has_memory(t)))
-        for t in tensors
+    compiling = torch.compiler.is_compiling()
+    return AVAILABLE and all(
+        t is None or (t.device.type == "cpu" and not t.is_complex() and (compiling or _has_memory(t))) for t in tensors
     )
 
 
 def _has_memory(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+
+
+def rows(m: Tensor) -> Tensor:
+    """With neighbouring numbers along the last axis; other axes may have any stride."""
+    return m if m.stride(-1) == 1 or m.shape[-1] == 1 else m.contiguous()
+
+
+@overload
+def whole(m: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def whole(m: None, dtype: torch.dtype) -> None: ...
+@overload
+def whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
+def whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Contiguous, in another dtype; None stays None."""
+    return None if m is None else m.to(dtype).contiguous()
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -103,10 +120,7 @@ def call(name: str, arguments: ctypes.Structure, *more: int) -> None:
         RuntimeError: it refused its arguments; a defect of ours, since ops check what users give.
         MemoryError: it had no room for its workspace.
     """
-    kernels = library()
-    if kernels is None:
-        raise RuntimeError(f"the kernel {name} was called although no kernels are built here.")
-    status = getattr(kernels, name)(ctypes.byref(arguments), *more)
+    status = getattr(LIBRARY, name)(ctypes.byref(arguments), *more)
     if status == len(_STATUS) - 1:
         raise MemoryError(f"the kernel {name} had no memory for its workspace.")
     if status:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
-from . import SCALARS, address, call, library, takes
+from . import LIBRARY, SCALARS, address, call, rows, takes, whole
 
 #: Positions between saved states: the states of one block, and what belongs to them, stay in the cache.
 BLOCK = 64
@@ -60,10 +60,10 @@ class _Prepared:
         self.shape = batch, length, channels = u.shape
         variable = {"B": B.ndim == 4, "C": C.ndim == 4}
         self.inputs = {"u": u, "delta": delta, "z": z}
-        self.inputs = {k: None if m is None else _rows(m.to(u.dtype)) for k, m in self.inputs.items()}
-        maps = {k: _rows(m.to(u.dtype)) if variable[k] else _whole(m, real) for k, m in (("B", B), ("C", C))}
+        self.inputs = {k: None if m is None else rows(m.to(u.dtype)) for k, m in self.inputs.items()}
+        maps = {k: rows(m.to(u.dtype)) if variable[k] else whole(m, real) for k, m in (("B", B), ("C", C))}
         self.inputs |= maps
-        self.inputs |= {k: _whole(m, real) for k, m in (("A", A), ("D", D), ("bias", bias), ("initial", initial))}
+        self.inputs |= {k: whole(m, real) for k, m in (("A", A), ("D", D), ("bias", bias), ("initial", initial))}
         self.inputs["reset"] = None if reset is None else reset.to(torch.uint8).contiguous()
         self.arguments = arguments = _Arguments(
             scalar=SCALARS[u.dtype],
@@ -95,15 +95,6 @@ class _Prepared:
         """Point the structure at where results go, or at further contiguous inputs."""
         for name, room in rooms.items():
             setattr(self.arguments, name, address(room))
-
-
-def _rows(m: Tensor) -> Tensor:
-    """With neighbouring numbers along the last axis, and no negative strides."""
-    return m if m.stride(-1) == 1 or m.shape[-1] == 1 else m.contiguous()
-
-
-def _whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if m is None else m.to(dtype).contiguous()
 
 
 def _forward(
@@ -149,9 +140,7 @@ def _backward(
     given = _Prepared(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
     batch, length, channels = u.shape
     real, states, groups = sum_dtype(u.dtype), A.shape[1], given.groups
-    kernels = library()
-    assert kernels is not None
-    count = kernels.foveate_selective_scan_chunks(ctypes.byref(given.arguments))
+    count = getattr(LIBRARY, "foveate_selective_scan_chunks")(ctypes.byref(given.arguments))  # noqa: B009
 
     def room(*shape: int, dtype: torch.dtype = real) -> Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -165,7 +154,7 @@ def _backward(
     grad_D = None if D is None else room(batch, channels)
     grad_bias = None if bias is None else room(batch, channels)
     grad_B, grad_C = sums(B), sums(C)
-    inward = {"grad_out": grad_out.to(u.dtype).contiguous(), "grad_last": _whole(grad_last, real), "starts": starts}
+    inward = {"grad_out": grad_out.to(u.dtype).contiguous(), "grad_last": whole(grad_last, real), "starts": starts}
     given.give(**inward, grad_u=grad_u, grad_delta=grad_delta, grad_z=grad_z, grad_A=grad_A, grad_D=grad_D)
     given.give(grad_bias=grad_bias, grad_B=grad_B, grad_C=grad_C, grad_initial=grad_initial)
     call("foveate_selective_scan", given.arguments, 1)
@@ -203,9 +192,7 @@ def _shapes(
     return (
         torch.empty(batch, length, channels, dtype=u.dtype, device=u.device),
         torch.empty(batch, channels, states, dtype=real, device=u.device),
-        torch.empty(
-            -(-length // block), batch, groups, states, channels // groups, dtype=real, device=u.device
-        ),
+        torch.empty(-(-length // block), batch, groups, states, channels // groups, dtype=real, device=u.device),
     )
 
 

@@ -1,9 +1,9 @@
 // The selective scan (S6), forward and backward; the definition is _reference in foveate/ops/selective_scan.py.
 //
-// Eight channels are eight lanes. A channel's N states stay in the first-level cache while time runs, and the decays
+// Neighbouring channels are lanes. A channel's N states stay in the first-level cache while time runs, and the decays
 // exp(delta A), most of the arithmetic, are made where they are used and never stored. The forward pass keeps the states
 // before every `block` positions; the backward pass makes the states of one block again, then runs it in reverse. Sums
-// over channels (the gradients of B and C) are collected in lanes over CHUNK channels and added up once per position.
+// over channels (the gradients of B and C) are collected in lanes over CHUNK groups of channels and added up once per position.
 // What is computed in which order depends on sizes alone, so results do not change with the number of threads.
 // SPDX-License-Identifier: Apache-2.0
 #include <memory>
@@ -13,10 +13,8 @@
 
 namespace foveate {
 
-// Eight-lane groups that share one sum over channels in the backward pass.
+// Groups of lanes that share one sum over channels in the backward pass.
 constexpr int64_t CHUNK = 8;
-// Fewer updated states than this are not worth waking other threads for.
-constexpr int64_t PARALLEL_FROM = 32768;
 
 struct ScanArguments {
   int64_t scalar, batch, length, groups, per_group, states, block, softplus, variable_B, variable_C;
@@ -54,7 +52,7 @@ int check(const ScanArguments& a, bool backward) {
   return OK;
 }
 
-// One group of eight neighbouring channels of one sample: its inputs, and its constants with lanes innermost.
+// One group of neighbouring channels of one sample: its inputs, and its constants with lanes innermost.
 template <class T>
 struct Slab {
   using R = acc<T>;

@@ -10,7 +10,6 @@
 #include <cstring>
 #include <initializer_list>
 
-
 #ifdef __SSE__
 #include <immintrin.h>
 #endif
@@ -27,6 +26,9 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
+
+// Fewer numbers of work than this are not worth waking other threads for.
+constexpr int64_t PARALLEL_FROM = 32768;
 
 // Numbers of the scalar types in the arguments of every kernel.
 enum Scalar : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2 };
