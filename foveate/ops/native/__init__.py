@@ -12,8 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ _LEVELS = {
 }
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 SCALARS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_SLOWER = "runs in its torch form, several times slower on CPUs (benchmarks/results.md)"
 _STATUS = ("", "a size is not positive", "a stride is negative", "a pointer is null", "unknown scalar", "no memory")
 
 
@@ -65,6 +67,32 @@ def chosen() -> str:
             if level in found and (not runs_on or capability in runs_on):
                 return level
     return ""
+
+
+def state() -> dict[str, Any]:
+    """What is built here, for people and for records.
+
+    Returns:
+        "level" (the one in use; "" for none), "built" (all that are there), "kernels" (their names) and "advice" (what
+        is missing, what that costs and what to do; "" if nothing is).
+    """
+    level, found = chosen(), list(built())
+    if level:
+        advice = ""
+    elif os.environ.get(ENVIRONMENT_VARIABLE) == "none":
+        advice = f"they are switched off: unset {ENVIRONMENT_VARIABLE} to use them; until then every op {_SLOWER}."
+    elif not levels():
+        advice = f"there are none for {platform.machine()}: every op {_SLOWER}."
+    elif shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        advice = f"they are not built: 'pip install -v' on foveate's sources shows why; until then every op {_SLOWER}."
+    else:
+        advice = f"there is no C++ compiler: install one and install foveate again; until then every op {_SLOWER}."
+    return {"level": level, "built": found, "kernels": kernels(), "advice": advice}
+
+
+def kernels() -> list[str]:
+    """Names of the kernel families: their Python sides, beside this file."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def _load() -> ctypes.CDLL | None:
