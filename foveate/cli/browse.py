@@ -105,10 +105,11 @@ def verify(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what this installation has: versions, machine, optional packages."""
+    """Say what this installation has: versions, machine, native kernels, optional packages."""
     import importlib.util
 
     from ..measure.machine import machine_facts
+    from ..ops import native
 
     extras = {
         "pyarrow": "series: Parquet files",
@@ -116,12 +117,17 @@ def doctor(as_json: Json = False) -> None:
         "tensorboard": "track: --track tensorboard",
         "mlflow": "track: --track mlflow",
     }
-    facts = machine_facts()
+    facts, built = machine_facts(), native.state()
     optional = {name: importlib.util.find_spec(name) is not None for name in extras}
     if as_json:
-        print(json.dumps({**facts, "optional": optional}, indent=2))
+        print(json.dumps({**facts, "native": built, "optional": optional}, indent=2))
         return
     for key, value in facts.items():
         print(f"{key}: {value}")
+    if built["level"]:
+        others = ", ".join(level for level in built["built"] if level != built["level"]) or "none"
+        print(f"native kernels: {', '.join(built['kernels'])} (level {built['level']}; also built: {others})")
+    else:
+        print(f"native kernels: none; {built['advice']}")
     for name, present in optional.items():
         print(f"{name}: {'present' if present else 'missing'} ({extras[name]})")

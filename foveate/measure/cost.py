@@ -13,7 +13,8 @@ class Cost:
         flops: floating-point operations of the forward pass in matmuls, convolutions and attention products
             (2 per multiply-add), the part that :class:`torch.utils.flop_counter.FlopCounterMode` sees.
         parameters: number of learned parameters.
-        activation_bytes: bytes saved for the backward pass, parameters excluded, in float32.
+        activation_bytes: bytes saved for the backward pass, parameters excluded, in float32; of the torch forms (native
+            kernels keep as much, but their checkpoints of a recurrence lie elsewhere).
         state_bytes: bytes of the streaming state; 0 where there is none.
     """
 

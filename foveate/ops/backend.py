@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InvalidValue
+from . import native
 
 BACKENDS = ("auto", "reference", "torch", "native", "triton")
 ENVIRONMENT_VARIABLE = "FOVEATE_BACKEND"
@@ -46,9 +47,13 @@ def backend(name: str) -> Iterator[None]:
     """
     global _active
     _checked(name, "backend")
-    if name in ("native", "triton"):
+    if name == "triton":
         raise InvalidValue(
-            f"backend={name!r} is not available: this build has no {name} kernels; use 'auto' or 'torch'."
+            "backend='triton' is not available: this build has no triton kernels; use 'auto' or 'torch'."
+        )
+    if name == "native" and not native.AVAILABLE:
+        raise InvalidValue(
+            "backend='native' is not available: no kernels are built here ('foveate doctor' says why); use 'auto'."
         )
     previous, _active = _active, name
     try:
@@ -57,6 +62,14 @@ def backend(name: str) -> Iterator[None]:
         _active = previous
 
 
-def choose(reference: Callable[..., Any], torch: Callable[..., Any]) -> Callable[..., Any]:
-    """The form of an op that the current backend asks for."""
-    return reference if _active == "reference" else torch
+def choose(
+    reference: Callable[..., Any], torch: Callable[..., Any], native: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """The form of an op that the current backend asks for.
+
+    Args:
+        native: the form of the CPU kernels if they take this call's tensors, else None.
+    """
+    if _active == "reference":
+        return reference
+    return torch if native is None or _active in ("torch", "triton") else native

@@ -21,6 +21,7 @@ from ..registry import register
 from .backend import choose
 from .documents import document_numbers
 from .handwritten import Results, handwritten, planning_batch, sum_dtype
+from .native import causal_conv1d as native
 
 Activation = Literal["silu"] | None
 
@@ -61,8 +62,9 @@ def causal_conv1d(
     width = weight.shape[1]
     before = None if initial_state is None else initial_state.to(x.dtype)[:, :, 1:].transpose(1, 2)
     documents = None if seq_idx is None else document_numbers(seq_idx)
-    run = choose(_reference, _fused)
-    (y,) = run(x.transpose(1, 2), weight, bias, before, documents, activation == "silu")
+    inputs = x.transpose(1, 2), weight, bias, before, documents
+    run = choose(_reference, _fused, native.causal_conv1d_native if native.fits(*inputs) else None)
+    (y,) = run(*inputs, activation == "silu")
     y = y.transpose(1, 2)
     if not return_state:
         return y

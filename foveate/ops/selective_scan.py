@@ -23,6 +23,7 @@ from ..registry import register
 from .backend import choose
 from .documents import document_starts
 from .handwritten import sum_dtype
+from .native import selective_scan as native
 from .selective_scan_blocks import selective_scan_blocks
 
 
@@ -74,7 +75,8 @@ def selective_scan(
     groups = B.shape[1] if B.ndim == 4 else C.shape[1] if C.ndim == 4 else 1
     B, C = (_time_first(m, groups) if m.ndim > 2 else m for m in (B, C))
     reset = None if seq_idx is None else document_starts(seq_idx)
-    run = choose(_reference, selective_scan_blocks)
+    fits = native.fits(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
+    run = choose(_reference, selective_scan_blocks, native.selective_scan_native if fits else None)
     out, last = run(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus)
     return (out.transpose(1, 2), last) if return_last_state else out.transpose(1, 2)
 

@@ -254,7 +254,10 @@ def test_browsing():
     shown = foveate_command("show", "timesnet")
     assert "TimesNet" in shown.stdout
     assert "models/series/timesnet.py" in shown.stdout.replace(os.sep, "/")
-    assert foveate_command("doctor", "--json").returncode == 0
+    facts = json.loads(foveate_command("doctor", "--json").stdout)
+    assert set(facts["native"]) == {"level", "built", "kernels", "advice"}
+    assert "selective_scan" in facts["native"]["kernels"]
+    assert "native kernels: " in foveate_command("doctor").stdout
     verified = foveate_command("verify", "dlinear", "--kind", "exact")
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "holds" in verified.stdout

@@ -257,7 +257,8 @@ def test_masked_steps_are_zero_whatever_their_limit():
 @pytest.mark.parametrize(("batch", "length"), [(2, 7), (1, 1000), (3, 137)])
 def test_activation_bytes_are_those_kept(cls: type[Mixer], options: dict[str, object], batch: int, length: int):
     mixer, x = build(cls, **options), tokens(length, batch=batch).requires_grad_()
-    assert mixer.cost((length,), batch).activation_bytes == saved_bytes(mixer, x)
+    with backend("torch"):
+        assert mixer.cost((length,), batch).activation_bytes == saved_bytes(mixer, x)
 
 
 @pytest.mark.parametrize("options", [{"norm": False}, {"dt_limit": (0.0, 0.1)}])

@@ -1,0 +1,155 @@
+"""The CPU kernels and their loader. Optional: where they are absent, every op has its torch form.
+
+The sources in ``kernels/`` are compiled once for each level of instructions (x86-64-v2, v3; ARMv8) into a plain shared
+library without Python or torch in it, so one build serves every version of both. It is loaded with ctypes, after torch,
+whose OpenMP runtime it then shares. What a kernel takes stands beside its user: see ``selective_scan.py`` here for the
+pattern (a ctypes structure, a predicate ``fits``, and two functions that :func:`foveate.ops.handwritten.handwritten`
+makes into an op).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidValue
+
+#: Choose another level than the best that this processor has, or "none".
+ENVIRONMENT_VARIABLE = "FOVEATE_NATIVE"
+#: Levels by architecture, best first, with what torch must call the processor's capability.
+_LEVELS = {
+    "x86_64": {"v4": ("AVX512",), "v3": ("AVX2", "AVX512"), "v2": ("DEFAULT", "NO AVX", "AVX2", "AVX512")},
+    "aarch64": {"armv8": ()},
+}
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+SCALARS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_SLOWER = "runs in its torch form, several times slower on CPUs (benchmarks/results.md)"
+_STATUS = ("", "a size is not positive", "a stride is negative", "a pointer is null", "unknown scalar", "no memory")
+
+
+def levels() -> list[str]:
+    """Levels that this architecture knows, best first."""
+    machine = platform.machine().lower()
+    return list(_LEVELS.get(_ARCHITECTURES.get(machine, machine), {}))
+
+
+def built() -> dict[str, Path]:
+    """The levels that are built here, and their files."""
+    folder = Path(__file__).parent
+    return {level: file for level in levels() for file in folder.glob(f"_kernels_{level}.*")}
+
+
+def chosen() -> str:
+    """The level in use: the best that is built and that this processor runs; "" if there is none.
+
+    Raises:
+        InvalidValue: the environment variable names a level that is not built here.
+    """
+    found = built()
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if wanted == "none":
+        return ""
+    if wanted:
+        if wanted not in found:
+            legal = ", ".join([*found, "none"])
+            raise InvalidValue(f"{ENVIRONMENT_VARIABLE}={wanted!r} is not built here: legal are {legal}.")
+        return wanted
+    capability = torch.backends.cpu.get_cpu_capability()
+    for capabilities in _LEVELS.values():
+        for level, runs_on in capabilities.items():
+            if level in found and (not runs_on or capability in runs_on):
+                return level
+    return ""
+
+
+def state() -> dict[str, Any]:
+    """What is built here, for people and for records.
+
+    Returns:
+        "level" (the one in use; "" for none), "built" (all that are there), "kernels" (their names) and "advice" (what
+        is missing, what that costs and what to do; "" if nothing is).
+    """
+    level, found = chosen(), list(built())
+    if level:
+        advice = ""
+    elif os.environ.get(ENVIRONMENT_VARIABLE) == "none":
+        advice = f"they are switched off: unset {ENVIRONMENT_VARIABLE} to use them; until then every op {_SLOWER}."
+    elif not levels():
+        advice = f"there are none for {platform.machine()}: every op {_SLOWER}."
+    elif shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        advice = f"they are not built: 'pip install -v' on foveate's sources shows why; until then every op {_SLOWER}."
+    else:
+        advice = f"there is no C++ compiler: install one and install foveate again; until then every op {_SLOWER}."
+    return {"level": level, "built": found, "kernels": kernels(), "advice": advice}
+
+
+def kernels() -> list[str]:
+    """Names of the kernel families: their Python sides, beside this file."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def _load() -> ctypes.CDLL | None:
+    level = chosen()
+    return ctypes.CDLL(str(built()[level])) if level else None
+
+
+#: The kernels of the chosen level, None if there are none, and whether there are (what compilers can look at).
+LIBRARY = _load()
+AVAILABLE = LIBRARY is not None
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether a kernel can be given these tensors: there are kernels, and all are real and on the CPU.
+
+    Under ``torch.compile`` only their descriptions are looked at; outside it they must have memory.
+    """
+    compiling = torch.compiler.is_compiling()
+    return AVAILABLE and all(
+        t is None or (t.device.type == "cpu" and not t.is_complex() and (compiling or _has_memory(t))) for t in tensors
+    )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+
+
+def rows(m: Tensor) -> Tensor:
+    """With neighbouring numbers along the last axis; other axes may have any stride."""
+    return m if m.stride(-1) == 1 or m.shape[-1] == 1 else m.contiguous()
+
+
+@overload
+def whole(m: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def whole(m: None, dtype: torch.dtype) -> None: ...
+@overload
+def whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
+def whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Contiguous, in another dtype; None stays None."""
+    return None if m is None else m.to(dtype).contiguous()
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's first number lies; None (a null pointer) for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def call(name: str, arguments: ctypes.Structure, *more: int) -> None:
+    """Run a kernel.
+
+    Raises:
+        RuntimeError: it refused its arguments; a defect of ours, since ops check what users give.
+        MemoryError: it had no room for its workspace.
+    """
+    status = getattr(LIBRARY, name)(ctypes.byref(arguments), *more)
+    if status == len(_STATUS) - 1:
+        raise MemoryError(f"the kernel {name} had no memory for its workspace.")
+    if status:
+        raise RuntimeError(f"the kernel {name} refused its arguments: {_STATUS[status]}.")
