@@ -153,7 +153,8 @@ def main() -> None:
             "refit": False,  # training as well, but what a comparison is compared with here has none
             "out": str(Path(place) / "out"),
         }
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # As users run it: with the compiled files of every module kept.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"OMP_NUM_THREADS": "1"}
         started = time.perf_counter()
         arguments = [sys.executable, "-c", COMPARISON, json.dumps(settings)]
         ran = subprocess.run(arguments, env=environment, check=True, stdout=subprocess.PIPE)

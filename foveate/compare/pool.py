@@ -28,7 +28,14 @@ MIB = 2.0**20
 #: Seconds between two looks at the workers' memory.
 WATCH_EVERY = 0.05
 #: What the fork server imports: torch, with the parts that are otherwise loaded at the first step, and our code.
-PRELOAD = ("torch", "torch._dynamo", "numpy", "foveate.compare.worker", "foveate.compare.finished")
+PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "numpy",
+    "foveate.compare.worker",
+    "foveate.compare.finished",
+    "foveate.compare.preload",
+)
 
 Event = dict[str, Any]
 
