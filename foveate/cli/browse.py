@@ -116,6 +116,7 @@ def doctor(as_json: Json = False) -> None:
         "statsmodels": "series: the baseline theta",
         "tensorboard": "track: --track tensorboard",
         "mlflow": "track: --track mlflow",
+        "triton": "GPU kernels",
     }
     facts, built = machine_facts(), native.state()
     optional = {name: importlib.util.find_spec(name) is not None for name in extras}

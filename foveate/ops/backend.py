@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InvalidValue
 from . import native
+from . import triton as gpu
 
 BACKENDS = ("auto", "reference", "torch", "native", "triton")
 ENVIRONMENT_VARIABLE = "FOVEATE_BACKEND"
@@ -47,10 +48,9 @@ def backend(name: str) -> Iterator[None]:
     """
     global _active
     _checked(name, "backend")
-    if name == "triton":
-        raise InvalidValue(
-            "backend='triton' is not available: this build has no triton kernels; use 'auto' or 'torch'."
-        )
+    if name == "triton" and not gpu.available():
+        missing = "there is no GPU" if gpu.INSTALLED else "triton is not installed"
+        raise InvalidValue(f"backend='triton' is not available: {missing}; use 'auto' or 'torch'.")
     if name == "native" and not native.AVAILABLE:
         raise InvalidValue(
             "backend='native' is not available: no kernels are built here ('foveate doctor' says why); use 'auto'."
@@ -63,13 +63,19 @@ def backend(name: str) -> Iterator[None]:
 
 
 def choose(
-    reference: Callable[..., Any], torch: Callable[..., Any], native: Callable[..., Any] | None = None
+    reference: Callable[..., Any],
+    torch: Callable[..., Any],
+    native: Callable[..., Any] | None = None,
+    triton: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """The form of an op that the current backend asks for.
 
     Args:
-        native: the form of the CPU kernels if they take this call's tensors, else None.
+        native, triton: these forms if they take this call's tensors, else None. "auto" takes the native one, but not
+            Triton's, which nobody has timed.
     """
     if _active == "reference":
         return reference
-    return torch if native is None or _active in ("torch", "triton") else native
+    if _active == "triton":
+        return triton or torch
+    return torch if native is None or _active == "torch" else native

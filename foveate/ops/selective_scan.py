@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
+from . import triton as gpu
 from .backend import choose
 from .documents import document_starts
 from .handwritten import sum_dtype
@@ -76,8 +77,10 @@ def selective_scan(
     B, C = (_time_first(m, groups) if m.ndim > 2 else m for m in (B, C))
     reset = None if seq_idx is None else document_starts(seq_idx)
     fits = native.fits(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
-    run = choose(_reference, selective_scan_blocks, native.selective_scan_native if fits else None)
-    out, last = run(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus)
+    kernel = native.selective_scan_native if fits else None
+    inputs = u, delta, A, B, C, D, z, delta_bias, initial_state, reset
+    run = choose(_reference, selective_scan_blocks, kernel, gpu.form("selective_scan", inputs))
+    out, last = run(*inputs, delta_softplus)
     return (out.transpose(1, 2), last) if return_last_state else out.transpose(1, 2)
 
 

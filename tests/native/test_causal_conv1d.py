@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from foveate.ops import backend
 from foveate.ops.causal_conv1d import causal_conv1d
-
-from .agreement import Maker, agree, dtypes, examples, needs_kernels
+from tests.agreement import Maker, agree, dtypes, examples, needs_kernels
 
 pytestmark = needs_kernels
 

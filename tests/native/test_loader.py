@@ -13,8 +13,7 @@ import torch
 
 from foveate.errors import InvalidValue
 from foveate.ops import backend, native
-
-from .agreement import needs_kernels
+from tests.agreement import needs_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 

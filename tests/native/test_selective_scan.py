@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from foveate.ops import backend
 from foveate.ops.selective_scan import selective_scan
-
-from .agreement import Maker, agree, answers, dtypes, examples, needs_kernels
+from tests.agreement import Maker, agree, answers, dtypes, examples, needs_kernels
 
 pytestmark = needs_kernels
 

@@ -77,15 +77,18 @@ def answers(
     return [r.detach() for r in results], list(gradients)
 
 
-def agree(run: Callable[..., Sequence[Tensor | None]], given: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """The native form of an op equals its reference, in results and gradients.
+def agree(
+    run: Callable[..., Sequence[Tensor | None]], given: Mapping[str, Any], dtype: torch.dtype, form: str = "native"
+) -> None:
+    """A form of an op equals its reference, in results and gradients.
 
     Args:
         run: calls the op; returns all its results.
         given: the arguments by name.
         dtype: of the numbers, which decides how near is equal.
+        form: the backend.
     """
-    found, expected = answers(run, given, "native"), answers(run, given, "reference")
+    found, expected = answers(run, given, form), answers(run, given, "reference")
     for kind, ours, theirs in zip(("result", "gradient"), found, expected, strict=True):
         for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             assert one.shape == other.shape, (kind, place)
