@@ -51,10 +51,10 @@ def trainable(problem: Problem, contender: Contender) -> tuple[dict[str, Tensor]
 
 def answers(problem: Problem, contender: Contender, backward: bool) -> list[Tensor]:
     """The output, and with ``backward`` the gradients of the inputs (zeros where there is none)."""
-    inputs, _ = trainable(problem, contender)
     if not backward:
         with torch.no_grad():
-            return [contender.call(**inputs)]
+            return [contender.call(**problem.inputs)]
+    inputs, _ = trainable(problem, contender)
     y = contender.call(**inputs)
     weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
     leaves = [m for m in inputs.values() if m.requires_grad]
@@ -71,6 +71,12 @@ def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
         scale = float(b.abs().max()) or 1.0
         worst = max(worst, float((a - b).abs().max()) / scale)
     return worst
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line: compilers write pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def disagreements(
@@ -95,7 +101,9 @@ def disagreements(
                 wanted[deep] = answers(problem, Contender(definition(problem)), deep)
             result = answers(problem, contender, deep)
         except Exception as error:  # whatever goes wrong in a form or a foreign library is the reason it is not timed
-            found[name] = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            found[name] = (
+                f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            )
             continue
         if same.get(name, True):
             worst = difference(result, wanted[deep])

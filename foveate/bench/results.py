@@ -57,7 +57,8 @@ def slower_than_a_peer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             continue
         times = mine["median_ms"] / row["median_ms"]
         if times > NOISE:
-            found.append({**{k: row[k] for k in (*_PLACE, "unit", "contender", "same_function")}, "times": times})
+            kept = {k: row[k] for k in (*_PLACE, "unit", "contender", "same_function", "ratio_high")}
+            found.append({**kept, "times": times})
     return sorted(found, key=lambda f: -f["times"])
 
 
@@ -72,7 +73,8 @@ def sentence(found: Mapping[str, Any]) -> str:
     """One finding of :func:`slower_than_a_peer` in words."""
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     other = "" if found["same_function"] else ", which computes something else,"
+    unsure = ", within the noise of this run" if found["ratio_high"] >= 1 else ""
     return (
         f"{found['case']} at {found['size']:,} {found['unit']}, {found['pass']}, {threads}: "
-        f"{found['contender']}{other} is {found['times']:.2f} times as fast."
+        f"{found['contender']}{other} is {found['times']:.2f} times as fast{unsure}."
     )

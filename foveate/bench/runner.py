@@ -1,7 +1,7 @@
 """Run a benchmark: test, then time everything interleaved, and leave a record of numbers.
 
 At each size, all contenders of a pass take turns in short slices (:func:`foveate.measure.latency.measure_times`), so
-that a drift of the machine hits all alike and ratios hold. Thread counts are runs of their own, one pinned thread first.
+that a drift of the machine hits all alike and ratios hold. Thread counts are runs of their own, one after the other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -77,9 +78,14 @@ def run_benchmark(
         "command": command,
         "machine": machine_facts() | {"kernels": native.chosen() or "none", "pinned_to": _by_text(run.pins)},
         "versions": versions() | _peer_versions(peers),
-        "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
-        "busy": {"before": load, "during": others.percent(), "measured_anyway": settings.busy and load > BUSY},
-        "peaks": {str(t): {k: getattr(p, k) for k in p.__dataclass_fields__} for t, p in run.peaks.items()},
+        "settings": asdict(settings),
+        "busy": {
+            "before": load,
+            "during": others.percent(),
+            "allowed": BUSY,
+            "measured_anyway": settings.busy and load > BUSY,
+        },
+        "peaks": {str(threads): asdict(peaks) for threads, peaks in run.peaks.items()},
         "cases": [
             {k: getattr(c, k) for k in ("name", "kind", "about", "unit")} | {"sizes": list(settings.sizes_of(c))}
             for c in cases
@@ -124,7 +130,7 @@ class _Run:
         try:
             problem = _problem(case, size)
         except Exception as error:  # a case that cannot even be built is told, and the others go on
-            self.refused[case.name] = {OURS: f"it cannot be built: {type(error).__name__}: {error}"}
+            self.refused[case.name] = {OURS: f"it cannot be built: {agreement.first_line(error)}"}
             self._leave_out(case, OURS, self.refused[case.name][OURS])
             return
         contenders, same, unfit = self._contenders(case, problem)
@@ -143,7 +149,8 @@ class _Run:
             problem = _problem(case, size)
             contenders, same, unfit = self._contenders(case, problem)
             for name, reason in unfit.items():
-                self._leave_out(case, name, f"{reason} ({size:,} {case.unit})")
+                here = "" if reason == self.absent.get(name) else f" ({size:,} {case.unit})"
+                self._leave_out(case, name, reason + here)
             if size > case.reference_up_to:
                 contenders.pop(f"{OURS}, reference form", None)
             contenders = {name: c for name, c in contenders.items() if name not in refused}
@@ -211,9 +218,7 @@ class _Run:
                 row |= _on_the_roofline(problem, self.peaks[threads], figures["median_ms"] / 1e3)
             self.rows.append(row)
 
-    def _contenders(
-        self, case: Case, problem: Problem
-    ) -> tuple[dict[str, Contender], dict[str, bool], dict[str, str]]:
+    def _contenders(self, case: Case, problem: Problem) -> tuple[dict[str, Contender], dict[str, bool], dict[str, str]]:
         """All contenders by name, whether each computes the same, and why others cannot do this problem."""
         contenders, same, unfit = agreement.our_contenders(problem, case.forms), {}, {}
         for peer in self.peers:
@@ -228,7 +233,7 @@ class _Run:
             except Unfit as error:
                 unfit[peer.name] = str(error)
             except Exception as error:  # a foreign library may fail in any way; the others go on
-                unfit[peer.name] = f"it fails: {type(error).__name__}: {error}"
+                unfit[peer.name] = f"it fails: {agreement.first_line(error)}"
             same[peer.name] = peer.same
         return contenders, same, unfit
 
@@ -248,7 +253,7 @@ def _problem(case: Case, size: int) -> Problem:
 
 
 def _timed(problem: Problem, contender: Contender, which: str) -> Callable[[], Any]:
-    """One call, as it is timed: gradients are those of a fixed direction, not of a sum, whose gradient is one number."""
+    """One call, as it is timed. Gradients are those of a fixed direction; of a sum, they would be one number."""
     if which == "forward":
         return lambda: contender.call(**problem.inputs)
     inputs, leaves = agreement.trainable(problem, contender)

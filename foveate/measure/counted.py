@@ -93,7 +93,7 @@ def count_cost(module: nn.Module, *args: Any, **kwargs: Any) -> Cost:
     state = 0
     if hasattr(module, "init_state"):
         try:
-            state = module.init_state(len(args[0])).nbytes  # type: ignore[operator]
+            state = module.init_state(len(tensors_of((args, kwargs))[0])).nbytes  # type: ignore[operator]
         except FoveateError:  # it has no streaming form
             state = 0
     return Cost(

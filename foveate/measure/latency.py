@@ -112,9 +112,7 @@ def measure_times(
             gc.enable()
 
 
-def _take_turns(
-    calls: Mapping[str, Callable[[], Any]], seconds: float, minimum: int
-) -> dict[str, list[float]]:
+def _take_turns(calls: Mapping[str, Callable[[], Any]], seconds: float, minimum: int) -> dict[str, list[float]]:
     """Seconds of every timed call by name."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     used = dict.fromkeys(calls, 0.0)

@@ -200,9 +200,7 @@ def selective_state_update(*, channels: int, states: int, batch: int = 1) -> Cos
     """One token of the scan: the state is read and written."""
     one = selective_scan(length=1, channels=channels, states=states, batch=batch)
     state = one.state_bytes
-    return Cost(
-        elementwise=one.elementwise, exps=one.exps, state_bytes=state, moved_bytes=one.moved_bytes + 2 * state
-    )
+    return Cost(elementwise=one.elementwise, exps=one.exps, state_bytes=state, moved_bytes=one.moved_bytes + 2 * state)
 
 
 @formula("s4d")

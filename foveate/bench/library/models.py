@@ -31,6 +31,6 @@ def forecaster(entry: Entry, lookback: int) -> Problem:
 
 for _entry in entries("model"):
     if "forecast" in _entry.spec.tasks and _entry.spec.trains:
-        case(
-            _entry.name, kind="model", about="forecast of 7 channels, batch 8", sizes=LOOKBACKS, unit="steps"
-        )(functools.partial(forecaster, _entry))
+        case(_entry.name, kind="model", about="forecast of 7 channels, batch 8", sizes=LOOKBACKS, unit="steps")(
+            functools.partial(forecaster, _entry)
+        )

@@ -16,13 +16,13 @@ from . import Contender, Unfit, peer
 LARGEST_MASK = 2**31
 
 
-@peer("torch SDPA", of=("softmax_core", "softmax_causal_core"))
+@peer("SDPA", of=("softmax_core", "softmax_causal_core"))
 def sdpa(problem: Problem) -> Contender:
     causal = bool(problem.sizes.get("causal"))
     return Contender(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
 
-@peer("torch causal SDPA (softmax)", of=("linear_attention",), same=False)
+@peer("causal SDPA (softmax)", of=("linear_attention",), same=False)
 def sdpa_for_linear(problem: Problem) -> Contender:
     return Contender(lambda q, k, v, slope: F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
@@ -44,7 +44,7 @@ def _flex(mask_mod: Any, tokens: int, block: int) -> Contender:
     return Contender(call, no_backward="flex attention has no backward pass on CPUs")
 
 
-@peer("torch flex attention, compiled", of=("softmax_core", "softmax_causal_core"))
+@peer("flex attention", of=("softmax_core", "softmax_causal_core"))
 def flex(problem: Problem) -> Contender:
     causal = (lambda b, h, i, j: i >= j) if problem.sizes["causal"] else None
     return _flex(causal, problem.sizes["length"], 64)
@@ -101,17 +101,17 @@ def _neighborhood_flex(problem: Problem, block: int) -> Contender:
     return _flex(lambda b, h, i, j: sees(i, j), math.prod(problem.sizes["grid"]), block)
 
 
-@peer("torch flex attention, block 32", of=("neighborhood_attention_*",))
+@peer("flex attention, block 32", of=("neighborhood_attention_*",))
 def neighborhood_flex_32(problem: Problem) -> Contender:
     return _neighborhood_flex(problem, 32)
 
 
-@peer("torch flex attention, block 64", of=("neighborhood_attention_*",))
+@peer("flex attention, block 64", of=("neighborhood_attention_*",))
 def neighborhood_flex_64(problem: Problem) -> Contender:
     return _neighborhood_flex(problem, 64)
 
 
-@peer("torch SDPA with a dense mask", of=("neighborhood_attention_*",))
+@peer("SDPA, dense mask", of=("neighborhood_attention_*",))
 def neighborhood_sdpa(problem: Problem) -> Contender:
     # As numbers: from a bool mask SDPA makes these at every call.
     mask = torch.where(_visible(problem), 0.0, -math.inf)
@@ -124,7 +124,7 @@ def neighborhood_sdpa(problem: Problem) -> Contender:
     return Contender(call)
 
 
-@peer("torch gather", of=("neighborhood_attention_*",))
+@peer("gather", of=("neighborhood_attention_*",))
 def neighborhood_gather(problem: Problem) -> Contender:
     if any(problem.sizes.get("causal", ())):
         raise Unfit("causal windows differ in size: there is nothing even to gather")

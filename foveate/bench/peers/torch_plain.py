@@ -13,7 +13,7 @@ from . import Contender, peer
 CHUNK = 64
 
 
-@peer("one torch.exp over (length, channels, states)", of=("selective_scan*",), same=False)
+@peer("one torch.exp per state", of=("selective_scan*",), same=False)
 def exponential(problem: Problem) -> Contender:
     shape = [problem.sizes[name] for name in ("length", "channels", "states")]
     numbers = -torch.rand(shape)
@@ -21,7 +21,7 @@ def exponential(problem: Problem) -> Contender:
     return Contender(lambda **_: torch.exp(numbers, out=room), no_backward="an output room takes no gradient")
 
 
-@peer("torch conv1d and SiLU", of=("causal_conv1d",))
+@peer("conv1d and SiLU", of=("causal_conv1d",))
 def convolution(problem: Problem) -> Contender:
     def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         taps, length = weight.shape[1], x.shape[2]
@@ -31,7 +31,7 @@ def convolution(problem: Problem) -> Contender:
     return Contender(call)
 
 
-@peer("torch, chunk 64", of=("linear_attention",))
+@peer("plain torch, chunk 64", of=("linear_attention",))
 def chunked(problem: Problem) -> Contender:
     return Contender(_linear_attention)
 
@@ -53,4 +53,3 @@ def _linear_attention(q: Tensor, k: Tensor, v: Tensor, slope: Tensor) -> Tensor:
         to_end = torch.exp(-rate * (n - 1 - t[:n, None]))
         state = torch.exp(-rate * n) * state + (k_c * to_end).transpose(-1, -2) @ v_c
     return torch.cat(out, dim=2)
-
