@@ -86,8 +86,8 @@ def profile(
     unattributed = max(0.0, statistics.median(outside))
     if unattributed > UNATTRIBUTED and not any(p.is_meta for p in model.parameters()):
         warnings.warn(
-            f"{100 * unattributed:.0f} % of the time was spent outside of PyTorch's operators (Python, native kernels): "
-            "shares are of the rest.",
+            f"{100 * unattributed:.0f} % of the time was spent outside of PyTorch's operators (Python, native "
+            "kernels): shares are of the rest.",
             stacklevel=2,
         )
     parameters = sum(p.numel() for p in model.parameters())

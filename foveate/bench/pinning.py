@@ -14,6 +14,8 @@ from ..errors import InvalidValue, invalid
 
 #: Percent of the machine that others may use before times mean nothing.
 BUSY = 20.0
+#: Seconds of looking before that is decided.
+LOOK_SECONDS = 1.0
 _TASKS = Path("/proc/self/task")
 
 
@@ -35,7 +37,7 @@ def pinned(threads: int) -> Iterator[list[int]]:
     before = os.sched_getaffinity(0)
     if threads > len(before):
         raise invalid("threads", threads, f"this process may use {len(before)} cores")
-    load = psutil.cpu_percent(interval=0.2, percpu=True)
+    load = psutil.cpu_percent(interval=LOOK_SECONDS / 5, percpu=True)
     cores = sorted(sorted(before), key=lambda core: load[core] if core < len(load) else 0.0)[:threads]
     _move(set(cores))
     try:
@@ -74,18 +76,17 @@ class Others:
         return time.perf_counter(), sum(system) - idle - guests, own
 
 
-def refuse_if_busy(seconds: float = 1.0, allowed: float = BUSY) -> float:
+def refuse_if_busy(allowed: float = BUSY) -> float:
     """Percent of the machine that others use now.
 
     Args:
-        seconds: how long to look.
         allowed: more than this is refused.
 
     Raises:
         InvalidValue: the machine is busy.
     """
     others = Others()
-    time.sleep(seconds)
+    time.sleep(LOOK_SECONDS)
     load = others.percent()
     if load > allowed:
         raise InvalidValue(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -68,7 +69,7 @@ def run_benchmark(
     for case in cases:
         run.check(case)
     for threads in settings.threads:
-        with pinned(threads) as cores:
+        with pinned(threads) as cores, _threads(threads):
             run.pins[threads] = cores
             run.peaks[threads] = measure_peaks(threads, seconds=min(0.4, settings.seconds))
             for case in cases:
@@ -78,7 +79,7 @@ def run_benchmark(
         "command": command,
         "machine": machine_facts() | {"kernels": native.chosen() or "none", "pinned_to": _by_text(run.pins)},
         "versions": versions() | _peer_versions(peers),
-        "settings": asdict(settings),
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
         "busy": {
             "before": load,
             "during": others.percent(),
@@ -175,7 +176,7 @@ class _Run:
                 self._leave_out(case, name, f"forward only: {contender.no_backward}")
                 continue
             call = _timed(problem, contender, which)
-            seconds = _one_call(call, threads)
+            seconds = _one_call(call)
             if seconds > self.settings.limit:
                 reason = f"one call takes {seconds:.0f} s ({size:,} {case.unit}, {which})"
                 if name == OURS:
@@ -266,18 +267,23 @@ def _timed(problem: Problem, contender: Contender, which: str) -> Callable[[], A
     return call
 
 
-def _one_call(call: Callable[[], Any], threads: int) -> float:
+def _one_call(call: Callable[[], Any]) -> float:
     """Seconds of the second call; the first one compiles and warms up."""
-    before_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        call()
+        before = time.perf_counter()
+        call()
+        return time.perf_counter() - before
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        with torch.inference_mode():
-            call()
-            before = time.perf_counter()
-            call()
-            return time.perf_counter() - before
+        yield
     finally:
-        torch.set_num_threads(before_threads)
+        torch.set_num_threads(before)
 
 
 def _peak_bytes(call: Callable[[], Any]) -> int:

@@ -7,8 +7,10 @@ the signs of its findings, on small networks of the same shapes.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,12 +21,18 @@ from . import Measurement, claim
 from ._generators import Decoder, UNet, VideoAttention
 
 
+def _quietly(model: nn.Module, *inputs: Tensor, fused: bool = True, repeats: int = 1) -> Report:
+    """A profile; these networks are so small that most of their time may be Python's, which is a claim of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return profile(model, inputs, fused_attention=fused, repeats=repeats)
+
+
 def _report(edge: int, fused: bool = True, levels: int = 3, repeats: int = 1) -> Report:
     """A U-Net on a latent image."""
     torch.manual_seed(0)
     model = UNet(levels).eval()
-    x = torch.randn(1, 32, edge, edge)
-    return profile(model, (x,), fused_attention=fused, warmup=1, repeats=repeats)
+    return _quietly(model, torch.randn(1, 32, edge, edge), fused=fused, repeats=repeats)
 
 
 @claim(
@@ -34,7 +42,7 @@ def _report(edge: int, fused: bool = True, levels: int = 3, repeats: int = 1) ->
     "without fused attention.",
 )
 def kinds_account_for_all_flops() -> Measurement:
-    """A U-Net. Seen failing (0.39) with torch's own formulas, which leave out fused attention on CPUs."""
+    """A U-Net. Seen failing (0.80) with torch's own formulas, which leave out fused attention on CPUs."""
     torch.manual_seed(0)
     model, x = UNet(3).eval(), torch.randn(1, 32, 32, 32)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -51,8 +59,8 @@ def kinds_account_for_all_flops() -> Measurement:
     says="Of the time of a call, at least 95 % is attributed to an operator.",
 )
 def operators_account_for_the_time() -> Measurement:
-    """A U-Net of 64 x 64, the better of two profiles. Seen failing (0.71) with convolutions not recorded."""
-    best = max(1 - _report(64, repeats=3).unattributed for _ in range(2))
+    """A U-Net of 96 x 96, the best of three profiles. Seen failing (0.03) with fused attention not recorded."""
+    best = max(1 - _report(96).unattributed for _ in range(3))
     return Measurement.at_least(best, 0.95, "share of the call's time that is in operators; at least")
 
 
@@ -62,7 +70,7 @@ def operators_account_for_the_time() -> Measurement:
     says="What a faster attention leaves follows Amdahl's law: a share of 0.6 made ten times as fast becomes 0.1304.",
 )
 def shares_follow_amdahl() -> Measurement:
-    """And the shares sum to 1 again. Seen failing (0.079) without dividing by the new whole."""
+    """And the shares sum to 1 again. Seen failing (0.54) without dividing by the new whole."""
     shares = amdahl({"attention": 0.6, "convolution": 0.3, "norm": 0.1}, "attention", 10)
     wrong = max(abs(shares["attention"] - 0.06 / 0.46), abs(sum(shares.values()) - 1))
     return Measurement.at_most(wrong, 1e-12, "largest difference from the example and from a sum of 1; at most")
@@ -75,7 +83,7 @@ def shares_follow_amdahl() -> Measurement:
     "4096, 1024, 256, 64, 256, 1024, 4096 for 512 pixels, 1024 to 16 for 256.",
 )
 def lengths_follow_the_levels() -> Measurement:
-    """Traced in a network, held against the formula and the numbers. Seen failing (6) with a level left out."""
+    """Traced in a network, held against the formula and the numbers. Seen failing (2) with a level left out."""
     wanted = {64: [4096, 1024, 256, 64, 256, 1024, 4096], 32: [1024, 256, 64, 16, 64, 256, 1024]}
     wrong = 0
     for edge, lengths in wanted.items():
@@ -105,8 +113,7 @@ def similarity_grows_with_the_fourth_power() -> Measurement:
 def _video(frames: int, edge: int, temporal: bool, channels: int = 64, repeats: int = 1) -> Report:
     torch.manual_seed(0)
     model = VideoAttention(channels, temporal).eval()
-    x = torch.randn(1, channels, frames, edge, edge)
-    return profile(model, (x,), warmup=1, repeats=repeats)
+    return _quietly(model, torch.randn(1, channels, frames, edge, edge), repeats=repeats)
 
 
 @claim(
@@ -116,7 +123,7 @@ def _video(frames: int, edge: int, temporal: bool, channels: int = 64, repeats: 
     "where there are as many frames as pixels.",
 )
 def temporal_flops_cross_spatial() -> Measurement:
-    """Traced below, at and above the crossover. Seen failing (3) with frames and pixels exchanged."""
+    """Traced below, at and above the crossover. Seen failing (3.75) with frames and pixels exchanged."""
     worst = 0.0
     for frames, edge in ((4, 4), (16, 4), (32, 4)):
         pixels = edge * edge
@@ -135,12 +142,12 @@ def temporal_flops_cross_spatial() -> Measurement:
     "fewer than 2 FLOPs per byte and sample, prefill more than 100.",
 )
 def decoding_is_bound_by_memory() -> Measurement:
-    """One layer of width 768, batch 1. Seen failing (0.3) with the parameters' bytes left out."""
+    """One layer of width 768, batch 1. Seen failing (0.74) with the parameters' bytes left out."""
     torch.manual_seed(0)
     model, heads, length = Decoder(768, 12).eval(), 12, 1024
     cache = torch.randn(2, 1, heads, length, 64)
-    decode = profile(model, (torch.randn(1, 1, 768), *cache), repeats=1)
-    prefill = profile(model, (torch.randn(1, length, 768),), repeats=1)
+    decode = _quietly(model, torch.randn(1, 1, 768), *cache)
+    prefill = _quietly(model, torch.randn(1, length, 768))
     if (decode.phase, prefill.phase) != ("decode", "prefill"):
         return Measurement.at_least(math.nan, 1.0, f"phases are told as {decode.phase} and {prefill.phase}")
     margin = min(2 / decode.intensity(), prefill.intensity() / 100)
@@ -155,14 +162,14 @@ def decoding_is_bound_by_memory() -> Measurement:
     "attention overtakes.",
 )
 def attention_outgrows_convolution() -> Measurement:
-    """One level, sides 24 and 64, median of three. Seen failing (0.2) with a window of fixed length."""
+    """One level, sides 24 and 64, median of three. Seen failing (0.81) with windows of 64 pixels."""
     differences = []
     for _ in range(3):
         small, large = (_report(edge, fused=False, levels=1, repeats=3).totals() for edge in (24, 64))
         grows = {k: math.log(large[k] / small[k]) / math.log(64 / 24) for k in ("convolution", "attention")}
         differences.append(grows["attention"] - grows["convolution"])
     return Measurement.at_least(
-        sorted(differences)[1], 1.0, "exponent of attention less that of convolution, 2 expected; at least"
+        sorted(differences)[1], 1.3, "exponent of attention less that of convolution, 2 expected; at least"
     )
 
 
@@ -172,7 +179,7 @@ def attention_outgrows_convolution() -> Measurement:
     says="Fused attention moves the bottleneck: the share of convolution in a diffusion U-Net's time rises.",
 )
 def fused_attention_leaves_convolution() -> Measurement:
-    """Median of three pairs. Seen failing (1.0) with the fused form measured twice."""
+    """Median of three pairs. Seen failing (0.69) with the fused form measured twice."""
     gains = []
     for _ in range(3):
         before, after = (_report(48, fused, repeats=3).breakdown()["convolution"] for fused in (False, True))
@@ -188,7 +195,10 @@ def fused_attention_leaves_convolution() -> Measurement:
     says="Temporal attention is slower for its FLOPs than spatial attention, the reordering of the video counted.",
 )
 def temporal_attention_is_slower_per_flop() -> Measurement:
-    """16 frames of 1,024 pixels, 64 channels, without the projections; median of three pairs."""
+    """16 frames of 1,024 pixels, 64 channels, without the projections; median of three pairs.
+
+    Seen failing (0.70) with spatial attention measured twice.
+    """
     ratios = []
     for _ in range(3):
         cost = []
