@@ -27,7 +27,7 @@ slow: $(VENV)/.installed-dev
 bench: $(BENCH_VENV)/.peers
 	$(THREADS) $(BENCH_VENV)/bin/python -m foveate bench $(BENCH)
 
-$(BENCH_VENV)/.peers: pyproject.toml constraints.txt benchmarks/peers.txt
+$(BENCH_VENV)/.peers: pyproject.toml constraints.txt benchmarks/peers.txt $(KERNELS)
 	@$(MAKE) --no-print-directory VENV=$(BENCH_VENV) $(BENCH_VENV)/.installed
 	@grep -v '^#' benchmarks/peers.txt | while read -r peer; do \
 		$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$peer" || \

@@ -39,6 +39,7 @@ def profile(
     repeats: int = 3,
     fused_attention: bool = True,
     kinds: Mapping[type[nn.Module], str] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Report:
     """Run a model without gradients and record its operators.
 
@@ -50,6 +51,7 @@ def profile(
         repeats: each step is timed so often; times are medians.
         fused_attention: False: ``scaled_dot_product_attention`` runs as products and a softmax.
         kinds: classes of modules whose operators all count as one kind of :data:`~foveate.analysis.operators.KINDS`.
+        clock: seconds; ``time.process_time`` counts no waiting for other processes.
 
     Returns:
         The :class:`~foveate.analysis.report.Report`.
@@ -72,12 +74,12 @@ def profile(
     records: list[Record] = []
     outside: list[float] = []
     wall = 0.0
-    with torch.no_grad(), chosen:
+    with torch.no_grad(), chosen, _layers_in_parts():
         for _ in range(warmup):
             model(*given(0))
         for step in range(steps):
             arguments = given(step)
-            runs = [_trace(model, arguments, kinds or {}) for _ in range(repeats)]
+            runs = [_trace(model, arguments, kinds or {}, clock) for _ in range(repeats)]
             records += _shifted(_medians([run for run, _ in runs]), len(records))
             wall += statistics.median(seconds for _, seconds in runs)
             outside += [1 - sum(r.seconds for r in run) / seconds for run, seconds in runs]
@@ -92,6 +94,17 @@ def profile(
         )
     parameters = sum(p.numel() for p in model.parameters())
     return Report(tuple(records), wall, unattributed, parameters, steps)
+
+
+@contextmanager
+def _layers_in_parts() -> Iterator[None]:
+    """Torch's transformer layers otherwise run as one operator each, of no kind."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _medians(runs: Sequence[Sequence[Record]]) -> list[Record]:
@@ -111,13 +124,13 @@ def _shifted(records: list[Record], by: int) -> list[Record]:
 
 
 def _trace(
-    model: nn.Module, arguments: Sequence[Any], kinds: Mapping[type[nn.Module], str]
+    model: nn.Module, arguments: Sequence[Any], kinds: Mapping[type[nn.Module], str], clock: Callable[[], float]
 ) -> tuple[list[Record], float]:
     """The operators of a call, and the call's seconds less those of recording."""
-    with _followed(model) as stack, _Tracer(model, stack, kinds) as tracer:
-        before = time.perf_counter()
+    with _followed(model) as stack, _Tracer(model, stack, kinds, clock) as tracer:
+        before = clock()
         model(*arguments)
-        seconds = time.perf_counter() - before - tracer.own_seconds
+        seconds = clock() - before - tracer.own_seconds
     find_attention(tracer.records)
     return tracer.records, seconds
 
@@ -148,20 +161,24 @@ class _Tracer(TorchDispatchMode):
     """
 
     def __init__(
-        self, model: nn.Module, stack: list[tuple[str, nn.Module]], kinds: Mapping[type[nn.Module], str]
+        self,
+        model: nn.Module,
+        stack: list[tuple[str, nn.Module]],
+        kinds: Mapping[type[nn.Module], str],
+        clock: Callable[[], float],
     ) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.own_seconds = 0.0
-        self._stack, self._kinds = stack, kinds
+        self._stack, self._kinds, self._clock = stack, kinds, clock
         self._parameters = {p.untyped_storage()._cdata for p in model.parameters()}
         self._maker: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = time.perf_counter()
+        before = self._clock()
         out = func(*args, **kwargs)
-        after = time.perf_counter()
+        after = self._clock()
         read, written = tensors_of((args, kwargs)), tensors_of(out)
         name, module = self._stack[-1] if self._stack else ("", None)
         keys = [t.untyped_storage()._cdata for t in read]
@@ -187,5 +204,5 @@ class _Tracer(TorchDispatchMode):
         for tensor in written:
             self._maker[tensor.untyped_storage()._cdata] = len(self.records)
         self.records.append(record)
-        self.own_seconds += time.perf_counter() - after
+        self.own_seconds += self._clock() - after
         return out

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import unknown_name
-from .lengths import amdahl
+from .beyond_llms import amdahl
 from .operators import Record
 
 By = Literal["kind", "module", "operator"]
@@ -128,7 +128,7 @@ class Report:
         return "decode" if own and all(a.queries == 1 for a in own) else "prefill"
 
     def accelerated(self, kind: str, times: float) -> dict[str, float]:
-        """Shares of the time if one kind were so many times as fast, see :func:`~foveate.analysis.lengths.amdahl`."""
+        """Shares of the time if one kind were so many times as fast, see :func:`~foveate.analysis.beyond_llms.amdahl`."""
         return amdahl(self.breakdown(), kind, times)
 
     def compare(self, other: Report) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the signs of its findings, on small networks of the same shapes.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..analysis.lengths import amdahl, attention_flops, crossover_frames, similarity_bytes, unet_lengths
+from ..analysis.beyond_llms import amdahl, attention_flops, crossover_frames, similarity_bytes, unet_lengths
 from ..analysis.profile import profile
 from ..analysis.report import Report
 from . import Measurement, claim
@@ -22,10 +23,18 @@ from ._generators import Decoder, UNet, VideoAttention
 
 
 def _quietly(model: nn.Module, *inputs: Tensor, fused: bool = True, repeats: int = 1) -> Report:
-    """A profile; these networks are so small that most of their time may be Python's, which is a claim of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return profile(model, inputs, fused_attention=fused, repeats=repeats)
+    """A profile in processor time, on one thread.
+
+    These networks are so small that most of their time may be Python's: that it is told is a test of its own.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return profile(model, inputs, fused_attention=fused, repeats=repeats, clock=time.process_time)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _report(edge: int, fused: bool = True, levels: int = 3, repeats: int = 1) -> Report:
@@ -59,7 +68,7 @@ def kinds_account_for_all_flops() -> Measurement:
     says="Of the time of a call, at least 95 % is attributed to an operator.",
 )
 def operators_account_for_the_time() -> Measurement:
-    """A U-Net of 96 x 96, the best of three profiles. Seen failing (0.03) with fused attention not recorded."""
+    """A U-Net of 96 x 96, the best of three profiles. Seen failing (0.04) with fused attention not recorded."""
     best = max(1 - _report(96).unattributed for _ in range(3))
     return Measurement.at_least(best, 0.95, "share of the call's time that is in operators; at least")
 
@@ -162,7 +171,7 @@ def decoding_is_bound_by_memory() -> Measurement:
     "attention overtakes.",
 )
 def attention_outgrows_convolution() -> Measurement:
-    """One level, sides 24 and 64, median of three. Seen failing (0.81) with windows of 64 pixels."""
+    """One level, sides 24 and 64, median of three. Seen failing (0.36) with windows of 64 pixels."""
     differences = []
     for _ in range(3):
         small, large = (_report(edge, fused=False, levels=1, repeats=3).totals() for edge in (24, 64))
@@ -179,13 +188,13 @@ def attention_outgrows_convolution() -> Measurement:
     says="Fused attention moves the bottleneck: the share of convolution in a diffusion U-Net's time rises.",
 )
 def fused_attention_leaves_convolution() -> Measurement:
-    """Median of three pairs. Seen failing (0.69) with the fused form measured twice."""
+    """Median of three pairs. Seen failing (1.02) with the fused form measured twice."""
     gains = []
     for _ in range(3):
         before, after = (_report(48, fused, repeats=3).breakdown()["convolution"] for fused in (False, True))
         gains.append(after / before)
     return Measurement.at_least(
-        sorted(gains)[1], 1.05, "share of convolution with fused attention over that without; at least"
+        sorted(gains)[1], 1.2, "share of convolution with fused attention over that without; at least"
     )
 
 
@@ -197,7 +206,7 @@ def fused_attention_leaves_convolution() -> Measurement:
 def temporal_attention_is_slower_per_flop() -> Measurement:
     """16 frames of 1,024 pixels, 64 channels, without the projections; median of three pairs.
 
-    Seen failing (0.70) with spatial attention measured twice.
+    Seen failing (1.01) with spatial attention measured twice.
     """
     ratios = []
     for _ in range(3):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.analysis.lengths import amdahl, attention_flops, crossover_frames, similarity_bytes, unet_lengths
+from foveate.analysis.beyond_llms import amdahl, attention_flops, crossover_frames, similarity_bytes, unet_lengths
 from foveate.analysis.profile import profile
 from foveate.analysis.report import Report
 from foveate.claims._generators import Decoder, SelfAttention, UNet, VideoAttention

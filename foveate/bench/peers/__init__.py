@@ -1,7 +1,7 @@
 """Peers: one small adapter for each other way of doing what a case does.
 
-An adapter is a function from a problem to a contender, imported with its module here and registered by :func:`peer`. It
-imports its library inside: what is absent, or does not import, is told and left out.
+An adapter is a function from a problem to a contender, registered by :func:`peer`. It imports its library inside, by
+:func:`library`: what is absent, or does not import, is told and left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import Tensor
 
@@ -70,6 +71,11 @@ class Peer:
         except Exception as error:  # whatever a foreign library does while it is imported, the others go on
             return f"{self.package} does not import here: {type(error).__name__}: {str(error).splitlines()[0]}"
         return ""
+
+
+def library(module: str) -> Any:
+    """A module of a peer's library: none of them is needed to install, check or test foveate."""
+    return importlib.import_module(module)
 
 
 _peers: list[Peer] = []

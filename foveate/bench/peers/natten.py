@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..cases import Problem
-from . import Contender, peer
+from . import Contender, library, peer
 
 
 @peer("natten", of=("neighborhood_attention_*",), package="natten")
 def neighborhood(problem: Problem) -> Contender:
-    import natten
-
-    run: Any = (natten.na1d, natten.na2d, natten.na3d)[len(problem.sizes["grid"]) - 1]
+    run = getattr(library("natten"), f"na{len(problem.sizes['grid'])}d")
     names = {"window": "kernel_size", "dilation": "dilation", "stride": "stride", "causal": "is_causal"}
     options = {theirs: problem.sizes[name] for name, theirs in names.items() if name in problem.sizes}
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from ..cases import Problem
-from . import Contender, peer
+from . import Contender, library, peer
 
 
 @peer("titans-pytorch NeuralMemory", of=("titans*",), package="titans_pytorch", same=False)
 def memory(problem: Problem) -> Contender:
-    from titans_pytorch import NeuralMemory
-
     x = problem.inputs["x"]
-    module = NeuralMemory(dim=x.shape[-1], chunk_size=64).eval()
+    module = library("titans_pytorch").NeuralMemory(dim=x.shape[-1], chunk_size=64).eval()
     return Contender(lambda x: module(x)[0], tuple(module.parameters()))

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..cases import Problem
-from . import Contender, peer
+from . import Contender, library, peer
 
 
 @peer("transformers MambaMixer", of=("mamba",), package="transformers")
 def mamba(problem: Problem) -> Contender:
-    from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
-
-    ours = _module(problem)
-    config = MambaConfig(hidden_size=ours.dim, state_size=ours.d_state, num_hidden_layers=1)
-    layer = MambaMixer(config, layer_idx=0).eval()
+    theirs, ours = library("transformers.models.mamba.modeling_mamba"), _module(problem)
+    config = theirs.MambaConfig(hidden_size=ours.dim, state_size=ours.d_state, num_hidden_layers=1)
+    layer = theirs.MambaMixer(config, layer_idx=0).eval()
     layer.load_state_dict(ours.state_dict())
     return Contender(
         lambda x: layer(x), tuple(layer.parameters()), no_backward="its loop's backward pass takes minutes"
@@ -23,10 +21,8 @@ def mamba(problem: Problem) -> Contender:
 
 @peer("transformers Mamba2Mixer", of=("mamba2", "mamba2_state64"), package="transformers")
 def mamba2(problem: Problem) -> Contender:
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
-
-    ours = _module(problem)
-    config = Mamba2Config(
+    theirs, ours = library("transformers.models.mamba2.modeling_mamba2"), _module(problem)
+    config = theirs.Mamba2Config(
         hidden_size=ours.dim,
         state_size=ours.d_state,
         num_heads=ours.num_heads,
@@ -35,7 +31,7 @@ def mamba2(problem: Problem) -> Contender:
         n_groups=ours.num_groups,
         num_hidden_layers=1,
     )
-    layer = Mamba2Mixer(config, layer_idx=0).eval()
+    layer = theirs.Mamba2Mixer(config, layer_idx=0).eval()
     layer.load_state_dict(ours.state_dict())
     return Contender(lambda x: layer(x), tuple(layer.parameters()))
 

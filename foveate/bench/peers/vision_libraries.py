@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 
 from ..cases import Problem
-from . import Contender, peer
+from . import Contender, library, peer
 
 _OF = ("softmax_attention",)
 
 
 @peer("monai SABlock", of=_OF, package="monai")
 def monai(problem: Problem) -> Contender:
-    from monai.networks.blocks.selfattention import SABlock
-
     ours: Any = problem.module
-    block: Any = SABlock(ours.dim, ours.num_heads, qkv_bias=True, use_flash_attention=True).eval()
+    block = (
+        library("monai.networks.blocks.selfattention")
+        .SABlock(ours.dim, ours.num_heads, qkv_bias=True, use_flash_attention=True)
+        .eval()
+    )
     return _with_our_weights(block, ours, block.out_proj)
 
 
 @peer("timm Attention", of=_OF, package="timm")
 def timm(problem: Problem) -> Contender:
-    from timm.layers import Attention
-
     ours: Any = problem.module
-    block: Any = Attention(ours.dim, ours.num_heads, qkv_bias=True).eval()
+    block = library("timm.layers").Attention(ours.dim, ours.num_heads, qkv_bias=True).eval()
     return _with_our_weights(block, ours, block.proj)
 
 
