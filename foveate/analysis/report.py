@@ -128,7 +128,7 @@ class Report:
         return "decode" if own and all(a.queries == 1 for a in own) else "prefill"
 
     def accelerated(self, kind: str, times: float) -> dict[str, float]:
-        """Shares of the time if one kind were so many times as fast, see :func:`~foveate.analysis.beyond_llms.amdahl`."""
+        """Shares of the time if one kind were so many times as fast, by Amdahl's law."""
         return amdahl(self.breakdown(), kind, times)
 
     def compare(self, other: Report) -> dict[str, Any]:
