@@ -119,6 +119,7 @@ if any(e.name == "neighborhood_attention" for e in entries("op")):
         about="frames of 28 x 28, window 5 x 7 x 7, 4 heads of 32",
         sizes=(8, 16),
         unit="frames",
+        reference_up_to=8,
     )
     def video(frames: int) -> Problem:
         return _neighborhood((frames, 28, 28), (5, 7, 7))
