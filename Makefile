@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # What the native kernels are built from: a change installs, and so compiles, again.
 KERNELS := setup.py $(wildcard foveate/ops/native/kernels/*)
+BENCH_VENV := .venv-bench
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foveate compare forecast --out foveate-runs/demo
@@ -21,6 +22,20 @@ lint: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# Peers live in an environment of their own. Options: make bench BENCH="selective_scan --threads 1".
+bench: $(BENCH_VENV)/.peers
+	$(THREADS) $(BENCH_VENV)/bin/python -m foveate bench $(BENCH)
+
+$(BENCH_VENV)/.peers: pyproject.toml constraints.txt benchmarks/peers.txt $(KERNELS)
+	@$(MAKE) --no-print-directory VENV=$(BENCH_VENV) $(BENCH_VENV)/.installed
+	@grep -v '^#' benchmarks/peers.txt | while read -r peer; do \
+		$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$peer" || \
+		echo "$$peer does not install here: the benchmark goes on without it."; done
+	@# A torchvision made for another torch does not import, and takes transformers with it.
+	@$(BENCH_VENV)/bin/python -c "import torchvision" 2>/dev/null || \
+		$(BENCH_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
 
 # Where the venv module or its ensurepip is missing (Debian splits them off), virtualenv does the same.
 $(BIN)/python:
@@ -38,4 +53,4 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info

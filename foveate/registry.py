@@ -307,9 +307,10 @@ class System:
 
     @property
     def files(self) -> list[Path]:
-        """Source files of what it provides, its claims and its record, those that exist."""
+        """Source files of what it provides, its analysis, its claims and its record, those that exist."""
         here = Path(__file__).parent
-        extra = [here / "claims" / f"{self.slug}.py", here / "catalog" / f"{self.slug}.toml"]
+        extra = [here / folder / f"{self.slug}.py" for folder in ("analysis", "claims")]
+        extra.append(here / "catalog" / f"{self.slug}.toml")
         return sorted({e.file for e in self.provides}) + [f for f in extra if f.exists()]
 
 

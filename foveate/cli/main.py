@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import FoveateError
-from . import browse, compare, predict
+from . import bench, browse, compare, predict
 from .group import Verbs
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("leaderboard")(compare.leaderboard)
 app.command("list")(browse.list_)
 app.command("show")(browse.show)
 app.command("verify")(browse.verify)
+app.command("bench")(bench.bench)
 app.command("doctor")(browse.doctor)
 
 

@@ -30,6 +30,14 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         raise InvalidValue(f"{option}={text!r} is not a list of numbers: write them as 0.001,0.003.") from None
 
 
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """A comma-separated list of whole numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidValue(f"{option}={text!r} is not a list of whole numbers: write them as 1,2.") from None
+
+
 def names(text: str) -> tuple[str, ...]:
     """A comma-separated list of names; empty parts are dropped."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

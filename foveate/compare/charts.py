@@ -133,12 +133,20 @@ def wants_log(values: Sequence[float]) -> bool:
 
 
 def line_chart(
-    lines: Sequence[Line], *, title: str, description: str, x_label: str, y_label: str, log: bool | None = None
+    lines: Sequence[Line],
+    *,
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+    log: bool | None = None,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
 ) -> str:
     """Lines over a common axis, named at their ends; "" if there is nothing to draw.
 
     Args:
         log: logarithmic y axis; None decides by the range of the values.
+        x_ticks: positive places on a logarithmic x axis with their texts; None: an axis from 0 on.
     """
     values = [y for _, y in _visible(lines, log=False)]
     if not values:
@@ -148,9 +156,13 @@ def line_chart(
     named = [line for line in lines if line.name and _visible([line], log)]
     room = 1.1 * max([text_width(line.name, FONT) for line in named], default=0.0)
     left, right = 54.0, WIDTH - min(room, 190.0) - 22
-    x = Scale(0.0, max(max(place for place, _ in shown), 1e-9), left, right)
+    if x_ticks is None:
+        x = Scale(0.0, max(max(place for place, _ in shown), 1e-9), left, right)
+    else:
+        x = fit_scale([place for place, _ in shown], left, right, log=True, margin=0.02)
     y = fit_scale([v for _, v in shown], HEIGHT - 48, 30, log=log)
-    body = _axes(x, y, x_label, f"{y_label}, log scale" if log else y_label)
+    ticks = None if x_ticks is None else list(x_ticks)
+    body = _axes(x, y, x_label, f"{y_label}, log scale" if log else y_label, ticks)
     # Background and faint lines first, so that the others lie on top.
     for line in sorted(lines, key=lambda line: (line.tone != 0, not line.faint)):
         kind = f"line tone-{line.tone}" + (" faint" if line.faint else "") + (" dashed" if line.dashed else "")

@@ -1,34 +1,20 @@
-"""The report: one HTML file that needs nothing else, no network, no fonts, no libraries.
-
-Charts are inline SVG that follows light and dark. The page forbids itself every request by its content security
-policy, and every text is escaped by jinja2: names of files, columns and contestants come from users.
-"""
+"""The report of a comparison: what stands on its page."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 import math
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from ..measure.memory import format_bytes
 from . import figures, pictures
 from .charts import strip
+from .page import charts_of, date, facts, machine_lines, render_page
 from .tables import quality_cells, shared_ranks
 from .wording import method, tracked, verdict
-
-#: A time to the full minute in ISO 8601: its seconds need not be shown.
-_ISO_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:\.0+)?")
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(leaderboard: Mapping[str, Any]) -> str:
@@ -37,62 +23,38 @@ def render(leaderboard: Mapping[str, Any]) -> str:
     Args:
         leaderboard: the content of ``leaderboard.json``; nothing else is read.
     """
-    environment, script = _environment()
     rows = leaderboard["rows"]
     done = [row for row in rows if row["status"] == "done"]
     galleries = pictures.forecast_galleries(leaderboard)
-    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
         board=leaderboard,
-        policy=policy,
-        script=Markup(script),
+        version=leaderboard["versions"]["foveate"],
         verdict=verdict(leaderboard),
         tiles=_tiles(leaderboard),
         columns=_columns(leaderboard),
         rows=_table_rows(leaderboard),
         unfinished=[_unfinished(row) for row in rows if row["reason"] or row["status"] != "done"],
-        costs=_charts(pictures.quality_against(leaderboard, cost) for cost in _costs(done)),
-        curves=_charts(pictures.learning_curves(leaderboard, what) for what in ("val", "train")),
-        galleries=[(pictures.class_name(g.system), g.tone, _charts(g.panels)) for g in galleries],
+        costs=charts_of(pictures.quality_against(leaderboard, cost) for cost in _costs(done)),
+        curves=charts_of(pictures.learning_curves(leaderboard, what) for what in ("val", "train")),
+        galleries=[(pictures.class_name(g.system), g.tone, charts_of(g.panels)) for g in galleries],
         sweep=_sweep(leaderboard),
-        data_facts=_facts(leaderboard["data"], skip=("notes",)),
+        data_facts=facts(leaderboard["data"], skip=("notes",)),
         notes=[str(note) for note in leaderboard["data"].get("notes") or []],
-        settings=_facts(leaderboard["settings"]),
+        settings=facts(leaderboard["settings"]),
         tracked=tracked(leaderboard),
-        machine=_machine(leaderboard),
-        versions=_facts(leaderboard["versions"]),
+        machine=machine_lines(leaderboard["machine"]),
+        versions=facts(leaderboard["versions"]),
         method=method(leaderboard),
         commands=_commands(leaderboard),
-        created=_date(leaderboard["created"]),
+        created=date(leaderboard["created"]),
         many=len(done) > 1,
     )
-
-
-@functools.cache
-def _environment() -> tuple[jinja2.Environment, str]:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment, (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-
-
-def _charts(drawings: Iterable[str]) -> list[Markup]:
-    """Drawings as safe markup (they escape their own texts), empty ones left out."""
-    return [Markup(drawing) for drawing in drawings if drawing]
 
 
 def _costs(done: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """The costs that quality is drawn against."""
     return "latency", "memory" if all(figures.finite(row["peak_memory_mb"]) for row in done) else "parameters"
-
-
-def _date(iso: str) -> str:
-    moment = datetime.fromisoformat(iso)
-    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
 def _tiles(leaderboard: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -249,51 +211,6 @@ def _sweep(leaderboard: Mapping[str, Any]) -> dict[str, Any] | None:
 def _sweep_value(val: Any, primary: str) -> float | None:
     value = val.get(primary) if isinstance(val, Mapping) else val
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-# ----- facts
-
-
-def _facts(values: Mapping[str, Any], skip: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(name, value) in words; what is unknown is left out, records of records get a line for each inner one."""
-    told: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = key.replace("_", " ")
-        if key in skip or value in (None, "", [], {}):
-            continue
-        if isinstance(value, Mapping) and all(isinstance(inner, Mapping) for inner in value.values()):
-            told += [(f"{name}: {inner}", _fact(facts, 1)) for inner, facts in value.items()]
-        else:
-            told.append((name, _fact(value)))
-    return told
-
-
-def _fact(value: Any, depth: int = 0) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        counts = all(isinstance(v, int) for v in value.values())  # counts by name: only those that are not 0
-        parts = [f"{k} {_fact(v, depth + 1)}" for k, v in value.items() if v is not None and (v or not counts)]
-        return _few(parts, 12, ", " if depth else "; ") or "none"
-    if isinstance(value, list | tuple):
-        return _few([_fact(v, depth + 1) for v in value], 16, ", ")
-    return _ISO_TIME.sub(r"\1 \2", str(value))
-
-
-def _few(parts: Sequence[str], most: int, separator: str) -> str:
-    tail = f"{separator}… ({len(parts)} in all)" if len(parts) > most else ""
-    return separator.join(parts[:most]) + tail
-
-
-def _machine(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
-    machine = dict(leaderboard["machine"])
-    if figures.finite(machine.get("memory_bytes")):
-        machine["memory"] = format_bytes(machine.pop("memory_bytes"))
-    return _facts(machine)
 
 
 def _commands(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:

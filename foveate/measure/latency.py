@@ -58,26 +58,42 @@ def measure_latency(
     seconds: float = 0.3,
     threads: int = 1,
     warmup: int = 3,
+    minimum: int = MINIMUM_CALLS,
 ) -> dict[str, Latency]:
+    """Time the calls interleaved, without gradients: :func:`measure_times`, summarised."""
+    times = measure_times(calls, seconds=seconds, threads=threads, warmup=warmup, minimum=minimum)
+    return {name: _summary(durations) for name, durations in times.items()}
+
+
+def measure_times(
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 0.3,
+    threads: int = 1,
+    warmup: int = 3,
+    minimum: int = MINIMUM_CALLS,
+) -> dict[str, list[float]]:
     """Time the calls interleaved, without gradients.
 
     Args:
         calls: name to a function of no arguments that runs one sample through one system (in eval mode).
-        seconds: time given to each system; a system slower than a third of it takes longer, for it is called three
-            times in any case.
+        seconds: time given to each system; a system that is too slow for ``minimum`` calls in it takes longer.
         threads: torch threads during the measurement; the number before is restored.
         warmup: calls of each system before anything is timed.
+        minimum: every system is timed at least this often, however slow it is.
 
     Returns:
-        The same names with their :class:`Latency`, times in milliseconds of wall clock.
+        The same names with the seconds of wall clock of each timed call, in order.
 
     Raises:
-        InvalidValue: ``seconds`` or ``threads`` is not positive, or ``warmup`` is negative.
+        InvalidValue: ``seconds``, ``threads`` or ``minimum`` is not positive, or ``warmup`` is negative.
     """
     if seconds <= 0:
         raise invalid("seconds", seconds, "the time for each system must be positive")
     if threads < 1:
         raise invalid("threads", threads, "at least one thread is needed")
+    if minimum < 1:
+        raise invalid("minimum", minimum, "every system is called at least once")
     if warmup < 0:
         raise invalid("warmup", warmup, "the number of calls before timing cannot be negative")
     threads_before, collecting = torch.get_num_threads(), gc.isenabled()
@@ -89,22 +105,21 @@ def measure_latency(
             for call in calls.values():
                 for _ in range(warmup):
                     call()
-            times = _take_turns(calls, seconds)
+            return _take_turns(calls, seconds, minimum)
     finally:
         torch.set_num_threads(threads_before)
         if collecting:
             gc.enable()
-    return {name: _summary(durations) for name, durations in times.items()}
 
 
-def _take_turns(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+def _take_turns(calls: Mapping[str, Callable[[], Any]], seconds: float, minimum: int) -> dict[str, list[float]]:
     """Seconds of every timed call by name."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     used = dict.fromkeys(calls, 0.0)
     for turn in range(ROUNDS):
         allowed = seconds * (turn + 1) / ROUNDS
         for name in times:
-            if used[name] >= allowed and len(times[name]) >= MINIMUM_CALLS:
+            if used[name] >= allowed and len(times[name]) >= minimum:
                 continue  # a slow system has already used the time of this slice
             slice_times = _slice(calls[name], allowed - used[name])
             used[name] += sum(slice_times)

@@ -32,6 +32,7 @@ MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IM
 MAY_IMPORT["scorers"] = MAY_IMPORT["tasks"] | {"control"}
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
+MAY_IMPORT["bench"] = MAY_IMPORT["compare"] | {"compare"}
 # A claim may be about anything below the main job, never the other way round.
 MAY_IMPORT["claims"] = MAY_IMPORT["checkpoint"] | {"control", "analysis", "parallel"}
 MAY_IMPORT["cli"] = MAY_IMPORT["web"] = set(MAY_IMPORT) | {"cli", "web"}

@@ -153,7 +153,8 @@ def test_every_task_has_a_page(name: str) -> None:
 @pytest.mark.parametrize("slug", list_systems())
 def test_every_record_is_of_something(slug: str) -> None:
     system = get_system(slug)
-    assert system.provides, "nothing registered belongs to this record"
+    analysed = (PACKAGE / "analysis" / f"{slug}.py").is_file()  # a way of looking at models registers nothing
+    assert system.provides or analysed, "nothing registered belongs to this record"
     if system.arxiv:
         assert re.fullmatch(r"\d{4}\.\d{4,5}", system.arxiv), (
             f"arxiv = {system.arxiv!r} is not a number like 2405.17381"

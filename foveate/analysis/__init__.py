@@ -1,0 +1,1 @@
+"""Understanding models: what their operators cost, and over which lengths they attend."""

@@ -1,0 +1,237 @@
+"""What each op must do at least, by its sizes: one formula for each registered op.
+
+A formula counts the definition, not a form: visible pairs of an attention, a rank-one update and a read of the state
+for each token of a recurrence. A form that does more (a dense product under a causal mask, the products inside a chunk)
+is then less efficient, which is what a place on the roofline should tell. Batch and heads multiply everything, so that
+sizes are plain whole numbers; everything is in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import starmap
+
+from ..errors import InvalidType, unknown_name
+from .cost import Cost
+
+Formula = Callable[..., Cost]
+_FORMULAS: dict[str, Formula] = {}
+
+
+def formula(name: str) -> Callable[[Formula], Formula]:
+    """Register the decorated function as the cost of the op ``name``; its parameters are the op's sizes."""
+
+    def mark(function: Formula) -> Formula:
+        _FORMULAS[name] = function
+        return function
+
+    return mark
+
+
+def known_ops() -> list[str]:
+    """Names of the ops that have a formula, sorted."""
+    return sorted(_FORMULAS)
+
+
+def op_cost(name: str, **sizes: int | bool | Sequence[int] | Sequence[bool]) -> Cost:
+    """The cost of one forward call of an op.
+
+    Args:
+        name: as registered.
+        sizes: what the op's formula here asks for, by name.
+
+    Raises:
+        UnknownName: no formula has this name.
+        InvalidType: a size is missing, or is not one of the formula's.
+    """
+    if name not in _FORMULAS:
+        raise unknown_name("op", name, _FORMULAS)
+    try:
+        return _FORMULAS[name](**sizes)
+    except TypeError as error:
+        said = str(error).replace(f"{_FORMULAS[name].__name__}()", f"the cost of {name!r}")
+        raise InvalidType(f"{said}.") from None
+
+
+def visible_pairs(length: int, key_length: int, causal: bool) -> int:
+    """Pairs of query and key that see each other; with ``causal`` the last query sees every key."""
+    return length * key_length - length * (length - 1) // 2 if causal else length * key_length
+
+
+def _attention(pairs: int, rows: int, keys: int, d: int, e: int, kept: int) -> Cost:
+    """Any attention by pairs: products with keys and values, an exponential for each pair."""
+    moved = rows * (d + e) + keys * (d + e)
+    return Cost(
+        flops=2 * pairs * (d + e),
+        activation_bytes=4 * (moved + kept),
+        elementwise=3 * pairs,
+        exps=pairs,
+        moved_bytes=4 * moved,
+    )
+
+
+@formula("softmax_attention")
+def softmax_attention(
+    *,
+    length: int,
+    d: int,
+    batch: int = 1,
+    heads: int = 1,
+    key_length: int | None = None,
+    e: int | None = None,
+    causal: bool = False,
+) -> Cost:
+    """Kept: inputs, output and one number for each row."""
+    many, m = batch * heads, key_length or length
+    return _attention(
+        many * visible_pairs(length, m, causal), many * length, many * m, d, d if e is None else e, many * length
+    )
+
+
+@formula("sigmoid_attention")
+def sigmoid_attention(
+    *,
+    length: int,
+    d: int,
+    batch: int = 1,
+    heads: int = 1,
+    key_length: int | None = None,
+    e: int | None = None,
+    causal: bool = False,
+) -> Cost:
+    """Kept: the inputs alone, for the weights are computed again."""
+    many, m, width = batch * heads, key_length or length, d if e is None else e
+    pairs = many * visible_pairs(length, m, causal)
+    return _attention(pairs, many * length, many * m, d, width, -many * length * width)
+
+
+@formula("neighborhood_attention")
+def neighborhood_attention(
+    *,
+    grid: Sequence[int],
+    window: Sequence[int],
+    d: int,
+    batch: int = 1,
+    heads: int = 1,
+    dilation: Sequence[int] | None = None,
+    causal: Sequence[bool] | None = None,
+) -> Cost:
+    """Every token sees a window of its grid, whole along every axis unless that is causal."""
+    rank = len(grid)
+    axes = zip(grid, window, dilation or (1,) * rank, causal or (False,) * rank, strict=True)
+    tokens, many = math.prod(grid), batch * heads
+    pairs = many * math.prod(starmap(_neighbours, axes))
+    return _attention(pairs, many * tokens, many * tokens, d, d, many * tokens)
+
+
+def _neighbours(size: int, window: int, dilation: int, causal: bool) -> int:
+    """Visible pairs along one axis."""
+    return sum(min(i // dilation + 1, window) for i in range(size)) if causal else size * window
+
+
+@formula("prefix_attention")
+def prefix_attention(*, length: int, width: int, batch: int = 1, heads: int = 1) -> Cost:
+    """A running maximum, sum and weighted sum: two exponentials and a rescaled row for each token."""
+    tokens = batch * heads * length
+    return Cost(
+        elementwise=tokens * (4 * width + 6),
+        exps=2 * tokens,
+        activation_bytes=4 * tokens * (width + 1),
+        state_bytes=4 * batch * heads * (width + 2),
+        moved_bytes=4 * tokens * (2 * width + 1),
+    )
+
+
+@formula("lightning_attention")
+def lightning_attention(*, length: int, d: int, batch: int = 1, heads: int = 1, e: int | None = None) -> Cost:
+    """For each token one rank-one update of a ``d x e`` state and one product with it."""
+    tokens, width = batch * heads * length, d if e is None else e
+    return Cost(
+        flops=4 * tokens * d * width,
+        elementwise=tokens * d * width,
+        activation_bytes=4 * tokens * (2 * d + width),
+        state_bytes=4 * batch * heads * d * width,
+        moved_bytes=4 * tokens * (2 * d + 2 * width),
+    )
+
+
+@formula("ssd")
+def ssd(*, length: int, heads: int, width: int, states: int, batch: int = 1, groups: int = 1) -> Cost:
+    """As linear attention with a decay for each token and head; B and C are shared by the heads of a group."""
+    tokens = batch * length
+    read = tokens * (heads * width + heads + 2 * groups * states)
+    return Cost(
+        flops=4 * tokens * heads * width * states,
+        elementwise=tokens * heads * width * (states + 1),
+        exps=tokens * heads,
+        activation_bytes=4 * read,
+        state_bytes=4 * batch * heads * width * states,
+        moved_bytes=4 * (read + tokens * heads * width),
+    )
+
+
+@formula("selective_scan")
+def selective_scan(
+    *,
+    length: int,
+    channels: int,
+    states: int,
+    batch: int = 1,
+    groups: int = 1,
+    gate: bool = False,
+    softplus: bool = False,
+) -> Cost:
+    """An exponential for each token, channel and state; everything else is elementwise."""
+    tokens = batch * length
+    wide, deep = tokens * channels, tokens * channels * states
+    read = wide * (2 + gate) + 2 * tokens * groups * states + channels * (states + 1)
+    return Cost(
+        elementwise=6 * deep + wide * (3 + 2 * gate + softplus),
+        exps=deep + wide * (gate + 2 * softplus),
+        activation_bytes=4 * read,
+        state_bytes=4 * batch * channels * states,
+        moved_bytes=4 * (read + wide),
+    )
+
+
+@formula("selective_state_update")
+def selective_state_update(*, channels: int, states: int, batch: int = 1) -> Cost:
+    """One token of the scan: the state is read and written."""
+    one = selective_scan(length=1, channels=channels, states=states, batch=batch)
+    state = one.state_bytes
+    return Cost(elementwise=one.elementwise, exps=one.exps, state_bytes=state, moved_bytes=one.moved_bytes + 2 * state)
+
+
+@formula("s4d")
+def s4d(*, length: int, channels: int, states: int, batch: int = 1) -> Cost:
+    """A complex multiply-add for each token, channel and state, and the real part of one product."""
+    wide = batch * length * channels
+    return Cost(
+        elementwise=wide * states * 12,
+        exps=channels * states,
+        activation_bytes=4 * (wide + 4 * channels * states),
+        state_bytes=8 * batch * channels * states,
+        moved_bytes=4 * (2 * wide + 4 * channels * states),
+    )
+
+
+@formula("causal_conv1d")
+def causal_conv1d(*, length: int, channels: int, taps: int, batch: int = 1, silu: bool = False) -> Cost:
+    """A filter for each channel."""
+    wide = batch * length * channels
+    return Cost(
+        flops=2 * wide * taps,
+        elementwise=2 * wide * silu,
+        exps=wide * silu,
+        activation_bytes=4 * wide,
+        state_bytes=4 * batch * channels * taps,
+        moved_bytes=4 * (2 * wide + channels * (taps + 1)),
+    )
+
+
+@formula("gated_rms_norm")
+def gated_rms_norm(*, tokens: int, channels: int) -> Cost:
+    """A gate, a mean square and a scale."""
+    wide = tokens * channels
+    return Cost(elementwise=6 * wide, exps=wide, activation_bytes=8 * wide, moved_bytes=4 * (3 * wide + channels))
