@@ -70,8 +70,7 @@ inline void transpose(V* square) {
   for (int round = 1; round < LANES; round *= 2) {
     V next[LANES];
 #pragma GCC unroll 8
-    for (int i = 0; i < LANES / 2; ++i)
-      interleave(square[i], square[i + LANES / 2], next[2 * i], next[2 * i + 1]);
+    for (int i = 0; i < LANES / 2; ++i) interleave(square[i], square[i + LANES / 2], next[2 * i], next[2 * i + 1]);
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) square[i] = next[i];
   }
@@ -79,7 +78,8 @@ inline void transpose(V* square) {
 
 // Up to LANES tokens to lanes: to[d * width + i] = scale * tokens[i][d], zero for further lanes and up to `padded`.
 template <class T>
-void pack(const T* const* tokens, int count, int64_t numbers, int64_t padded, acc<T> scale, acc<T>* to, int64_t width) {
+void pack(const T* const* tokens, int count, int64_t numbers, int64_t padded, acc<T> scale, acc<T>* to,
+          int64_t width) {
   using R = acc<T>;
   for (int64_t d = 0; d < padded; d += LANES, to += LANES * width) {
     vec<R> square[LANES];
@@ -130,8 +130,7 @@ struct Pair {
 
   vec<R> take(vec_mask<R> index) const {
 #if defined(__AVX512F__)
-    if constexpr (in_registers)
-      return _mm512_permutex2var_ps(low, reinterpret_cast<__m512i>(index), high);
+    if constexpr (in_registers) return _mm512_permutex2var_ps(low, reinterpret_cast<__m512i>(index), high);
 #elif defined(__AVX2__)
     if constexpr (in_registers) {
       const __m256i i = reinterpret_cast<__m256i>(index);
@@ -159,8 +158,8 @@ struct Choice {
   }
 };
 
-// to[r][a - first] = start[r][a] + sum over d of fixed[r][d] row[d][the position at step a], for `steps` steps from `from`;
-// NEVER where a lane does not see so many. Without start: zero. `row` begins at the group's base.
+// to[r][a - first] = start[r][a] + sum over d of fixed[r][d] row[d][the position at step a], for `steps` steps from
+// `from`; NEVER where a lane does not see so many. Without start: zero. `row` begins at the group's base.
 template <class R, bool even, int rows, int steps>
 void products_of(const vec<R>* fixed, int64_t numbers, int64_t padded, const R* row, int64_t width, const Group<R>& g,
                  int64_t first, int64_t from, const vec<R>* const* start, vec<R>* const* to) {
@@ -199,8 +198,8 @@ void products_of(const vec<R>* fixed, int64_t numbers, int64_t padded, const R* 
 
 // to[r][d] += sum over steps of weights[r][a - first] row[d][the position at step a].
 template <class R, bool even, int rows, int steps>
-void weigh_of(const vec<R>* const* weights, const R* row, int64_t width, const Group<R>& g, int64_t first, int64_t from,
-              int64_t padded, vec<R>* to) {
+void weigh_of(const vec<R>* const* weights, const R* row, int64_t width, const Group<R>& g, int64_t first,
+              int64_t from, int64_t padded, vec<R>* to) {
   using V = vec<R>;
   constexpr int numbers = most_numbers(rows);
   const R* at = row + from;

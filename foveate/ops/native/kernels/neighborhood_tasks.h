@@ -1,7 +1,8 @@
 // How neighborhood attention is cut into tasks, and what a task reads and writes.
 //
-// A task is a box of positions of a few heads and one residue per axis; it packs what the box sees and writes nothing that
-// another task writes. How much is cut depends on sizes alone, so results do not change with the number of threads.
+// A task is a box of positions of a few heads and one residue per axis; it packs what the box sees and writes nothing
+// that another task writes. How much is cut depends on sizes alone, so results do not change with the number of
+// threads.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -19,13 +20,13 @@ struct NeighborhoodArguments {
   Axis axis[3];  // time, height, width; axes that are not there have size 1
   Place q, k, v, out, grad_out;
   double scale;
-  const void *q_data, *k_data, *v_data;     // storage type
-  const void* bias;                         // accumulator type, (heads, distances of each axis), contiguous, or null
-  void *out_data, *lse;                     // lse: accumulator type, (batch, heads, grid), contiguous
+  const void *q_data, *k_data, *v_data;  // storage type
+  const void* bias;                      // accumulator type, (heads, distances of each axis), contiguous, or null
+  void *out_data, *lse;                  // lse: accumulator type, (batch, heads, grid), contiguous
   // Backward only. lse and out are read then, gradients of q, k, v are contiguous, heads first.
-  const void *grad_out_data, *grad_lse;     // storage type; accumulator type
-  void *delta, *grad_q, *grad_k, *grad_v;   // delta: room for as many numbers as lse has
-  void* grad_bias;                          // (parts, batch, heads, distances of each axis), zeros, or null
+  const void *grad_out_data, *grad_lse;    // storage type; accumulator type
+  void *delta, *grad_q, *grad_k, *grad_v;  // delta: room for as many numbers as lse has
+  void* grad_bias;                         // (parts, batch, heads, distances of each axis), zeros, or null
 };
 
 // Heads that are laid side by side in lanes.
@@ -83,7 +84,8 @@ struct Problem {
 
   Problem(const NeighborhoodArguments& a, Direction direction) : a(a), direction(direction), cut(a, direction) {
     for (int i = 0; i < 2; ++i)
-      for (int more = 0; more < 2; ++more) outer[i][more] = windows(a.axis[i], a.axis[i].size / a.axis[i].dilation + more, direction);
+      for (int more = 0; more < 2; ++more)
+        outer[i][more] = windows(a.axis[i], a.axis[i].size / a.axis[i].dilation + more, direction);
     members = direction == QUERIES ? 1 : a.heads / a.key_heads;
     padded = (a.width + PADDING - 1) / PADDING * PADDING;
     value_padded = (a.value_width + PADDING - 1) / PADDING * PADDING;
@@ -104,8 +106,8 @@ struct Task {
   const Strip<R>& lanes;
   int64_t part, first_instance, residue[2];
   const Windows* seen[2];
-  Range t, y, groups;              // the box
-  Range other_t, other_y, other_x; // what it sees
+  Range t, y, groups;               // the box
+  Range other_t, other_y, other_x;  // what it sees
 
   Task(const Problem<T>& p, int64_t index) : p(p), lanes(p.cut.lanes) {
     const NeighborhoodArguments& a = p.a;
@@ -180,10 +182,12 @@ struct View {
     }
   }
 
-  // Where `count` lanes from `start` begin; how many there are (without slots that have no instance, if to be written).
+  // Where `count` lanes from `start` begin; how many there are (without slots that have no instance, if to be
+  // written).
   int tokens(int64_t t, int64_t y, int64_t start, int count, X** found, bool written = false) const {
     int many = 0;
-    for (; many < count && (!written || task.has(task.lanes.slot[start + many])); ++many) found[many] = at(t, y, start + many);
+    for (; many < count && (!written || task.has(task.lanes.slot[start + many])); ++many)
+      found[many] = at(t, y, start + many);
     return many;
   }
 };
@@ -241,7 +245,8 @@ struct Area {
         for (int64_t lane = x.begin; lane < x.end; lane += LANES, to += LANES)
           work(i, j, lane, static_cast<int>(x.end - lane < LANES ? x.end - lane : LANES), to);
         // The last registers are read, though nothing of them is used.
-        for (int64_t d = 0; d < numbers; ++d) std::memset(row(i, j) + (d + 1) * width - 2 * LANES, 0, 2 * LANES * sizeof(R));
+        for (int64_t d = 0; d < numbers; ++d)
+          std::memset(row(i, j) + (d + 1) * width - 2 * LANES, 0, 2 * LANES * sizeof(R));
       }
   }
 };

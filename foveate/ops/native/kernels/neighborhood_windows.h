@@ -73,9 +73,9 @@ inline Windows windows(const Axis& axis, int64_t count, Direction direction) {
 
 // Neighbouring lanes of the last axis that are computed together.
 //
-// At step a, lane i meets position base + first[i] + a of the other side if a < seen[i]. Where the group is even, first[i]
-// is i and all lanes have `steps` steps: plain loads do. Elsewhere lanes choose from two neighbouring registers, which
-// reach `reach` steps at a time.
+// At step a, lane i meets position base + first[i] + a of the other side if a < seen[i]. Where the group is even,
+// first[i] is i and all lanes have `steps` steps: plain loads do. Elsewhere lanes choose from two neighbouring
+// registers, which reach `reach` steps at a time.
 template <class R>
 struct Group {
   vec_mask<R> first, seen;
