@@ -4,9 +4,10 @@
     python benchmarks/neighborhood_attention.py --threads 2
 
 Two sizes: a feature map of 56 x 56 with a window of 7 x 7, as in DiNAT's first stage, and a clip of 16 x 28 x 28 with a
-window of 5 x 7 x 7; 4 heads of 32. Peers: dense attention under the same mask (PyTorch's SDPA, the mask made beforehand),
-compiled flex attention with the rule as its mask function (no backward pass on CPUs), every window gathered, and natten
-where it is installed. Calls take turns. Refuses to measure on a busy machine, or when two answers disagree.
+window of 5 x 7 x 7; 4 heads of 32. Peers: dense attention under the same mask (PyTorch's SDPA, the mask made
+beforehand), compiled flex attention with the rule as its mask function (no backward pass on CPUs), every window
+gathered, and natten where it is installed. Calls take turns. Refuses to measure on a busy machine, or
+when two answers disagree.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _check(
 ) -> tuple[Axis, ...]:
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim) or q.ndim not in (4, 5, 6):
-        raise InvalidValue(f"q, k and v must be (batch, heads, *grid, width) with 1, 2 or 3 axes of grid, not {shapes}.")
+        raise InvalidValue(f"q, k and v must be (batch, heads, *grid, width), the grid of 1 to 3 axes, not {shapes}.")
     if q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape[:-1] != v.shape[:-1]:
         raise InvalidValue(f"q, k and v must agree in batch and grid, q and k in width, k and v in heads: {shapes}.")
     if not all(q.shape) or not all(v.shape) or q.shape[1] % k.shape[1]:
@@ -168,7 +168,7 @@ def _check(
     axes = axes_of(tuple(q.shape[2:-1]), window, dilation, stride, causal)
     if bias is not None:
         if any(axis.window % 2 == 0 or axis.causal for axis in axes):
-            raise InvalidValue("a bias is for odd windows without causal axes only: here distances have no fixed range.")
+            raise InvalidValue("a bias is for odd windows without causal axes only.")
         shape = (q.shape[1], *(2 * axis.window - 1 for axis in axes))
         if tuple(bias.shape) != shape:
             raise InvalidValue(f"bias has shape {tuple(bias.shape)}: it must be {shape}, (heads, 2 window - 1, ...).")

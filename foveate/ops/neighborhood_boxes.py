@@ -17,6 +17,10 @@ from torch import Tensor
 from .handwritten import Results, handwritten, sum_dtype
 from .neighborhood_windows import Axis, Box, boxes
 
+#: The arguments of the fast forms, native or not.
+ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, int[] window, int[] dilation, int[] stride, bool[] causal, float scale"
+)
 #: Positions of a box along each axis, by the rank of the grid.
 EDGE = {1: 64, 2: 8, 3: 4}
 
@@ -45,7 +49,7 @@ def _scores(lines: Tensor, keys: Tensor, bias: Tensor | None, box: Box, scale: f
     if bias is not None:
         here = bias.to(scores.dtype).flatten(1)[:, box.distance]
         scores = scores + here.unflatten(0, (scores.shape[1], scores.shape[2]))
-    return scores if box.seen is None else scores.masked_fill(~box.seen, -math.inf)
+    return scores.masked_fill(~box.seen, -math.inf)
 
 
 def _forward(
@@ -126,7 +130,7 @@ def shapes_of(
 #: dilation, stride and causality are lists with an entry per axis.
 neighborhood_boxes = handwritten(
     "neighborhood_attention",
-    "Tensor q, Tensor k, Tensor v, Tensor? bias, int[] window, int[] dilation, int[] stride, bool[] causal, float scale",
+    ARGUMENTS,
     outputs=2,
     extras=0,
     forward=_forward,

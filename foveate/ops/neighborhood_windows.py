@@ -19,7 +19,6 @@ A key is seen if it is seen along every axis. A query always sees itself.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -154,13 +153,13 @@ class Box(NamedTuple):
 
     Attributes:
         queries, keys: one slice per axis of the grid.
-        seen: bool ``(queries, keys)``; None if all pairs are.
+        seen: bool ``(queries, keys)``.
         distance: int64 ``(queries, keys)``: the number of a pair's bias, the last axis fastest; any where not seen.
     """
 
     queries: tuple[slice, ...]
     keys: tuple[slice, ...]
-    seen: Tensor | None
+    seen: Tensor
     distance: Tensor
 
 
@@ -169,27 +168,20 @@ def boxes(axes: tuple[Axis, ...], edge: int, device: torch.device | str | None =
     for pieces in itertools.product(*(list(_pieces(axis, edge)) for axis in axes)):
         seen = torch.ones(1, 1, dtype=torch.bool, device=device)
         distance = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        queries, keys = [], []
         for axis, (residue, start, stop) in zip(axes, pieces, strict=True):
-            length = axis.length(residue)
-            low, high = axis.bounds(start, length)[0], axis.bounds(stop - 1, length)[1]
             first, end = (t[start:stop, None] for t in axis.table(residue, device))
+            length, step = axis.length(residue), axis.dilation
+            low, high = axis.bounds(start, length)[0], axis.bounds(stop - 1, length)[1]
+            queries.append(slice(residue + step * start, residue + step * (stop - 1) + 1, step))
+            keys.append(slice(residue + step * low, residue + step * (high - 1) + 1, step))
             key, query = torch.arange(low, high, device=device), torch.arange(start, stop, device=device)
             away = (key - query[:, None] + axis.window - 1).clamp(0, 2 * axis.window - 2)
             size = (len(seen) * (stop - start), seen.shape[1] * (high - low))
             here = (key >= first) & (key < end)
             seen = (seen[:, None, :, None] & here[None, :, None, :]).reshape(size)
             distance = (distance[:, None, :, None] * (2 * axis.window - 1) + away[None, :, None, :]).reshape(size)
-        places = tuple(
-            tuple(slice(r + d * a, r + d * (b - 1) + 1, d) for d, r, a, b in side)
-            for side in (
-                [(axis.dilation, r, a, b) for axis, (r, a, b) in zip(axes, pieces, strict=True)],
-                [
-                    (axis.dilation, r, axis.bounds(a, axis.length(r))[0], axis.bounds(b - 1, axis.length(r))[1])
-                    for axis, (r, a, b) in zip(axes, pieces, strict=True)
-                ],
-            )
-        )
-        yield Box(*places, seen, distance)
+        yield Box(tuple(queries), tuple(keys), seen, distance)
 
 
 def _pieces(axis: Axis, edge: int) -> Iterator[tuple[int, int, int]]:
@@ -201,7 +193,8 @@ def _pieces(axis: Axis, edge: int) -> Iterator[tuple[int, int, int]]:
 
 def neighborhood_pairs(axes: tuple[Axis, ...]) -> int:
     """How many pairs of query and key see each other."""
-    return math.prod(
-        sum(end - first for r in range(a.dilation) for first, end in (a.bounds(p, a.length(r)) for p in range(a.length(r))))
-        for a in axes
-    )
+    pairs = 1
+    for axis in axes:
+        bounds = [axis.bounds(p, n) for n in map(axis.length, range(axis.dilation)) for p in range(n)]
+        pairs *= sum(end - first for first, end in bounds)
+    return pairs

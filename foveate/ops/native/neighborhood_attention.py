@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
-from ..neighborhood_boxes import shapes_of
+from ..neighborhood_boxes import ARGUMENTS, shapes_of
 from . import LIBRARY, SCALARS, address, call, rows, takes, whole
 
 #: The grid's axes as the kernel counts them; those that a grid has not, from the first on, have one position.
@@ -19,7 +19,7 @@ AXES = ("t", "y", "x")
 class _Arguments(ctypes.Structure):
     """``NeighborhoodArguments`` of kernels/neighborhood_tasks.h, field for field."""
 
-    _numbers = "scalar batch heads key_heads width value_width".split()
+    _numbers = ["scalar", "batch", "heads", "key_heads", "width", "value_width"]
     _numbers += [f"{axis}_{n}" for axis in AXES for n in ("size", "window", "dilation", "stride", "causal")]
     _numbers += [f"{m}_{n}" for m in ("q", "k", "v", "out", "grad_out") for n in ("batch", "head", *AXES)]
     _pointers = "q k v bias out lse grad_out grad_lse delta grad_q grad_k grad_v grad_bias"
@@ -132,7 +132,7 @@ def _backward(
 #: As :func:`foveate.ops.neighborhood_boxes.neighborhood_boxes`, for what :func:`fits`.
 neighborhood_attention_native = handwritten(
     "neighborhood_attention_native",
-    "Tensor q, Tensor k, Tensor v, Tensor? bias, int[] window, int[] dilation, int[] stride, bool[] causal, float scale",
+    ARGUMENTS,
     outputs=2,
     extras=0,
     forward=_forward,
