@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.measure.isolated import peak_bytes_of
 from foveate.ops import backend
 from foveate.ops.neighborhood_attention import neighborhood_attention
 
@@ -87,6 +88,19 @@ def test_what_is_not_seen_may_be_anything(grid: tuple[int, ...]):
     assert torch.equal(found[:, :, :last], expected[:, :, :last])  # type: ignore[index]
     for gradient in gradients:
         assert gradient[:, :, : last - 6].isfinite().all()
+
+
+def test_memory_does_not_grow_with_the_window():
+    setup = """
+from foveate.ops.neighborhood_attention import neighborhood_attention
+given = [torch.randn(1, 2, 96, 96, 16, requires_grad=True) for _ in range(3)]
+def run(window):
+    torch.autograd.grad(neighborhood_attention(*given, window).sum(), given)
+run(3)
+"""
+    small, large = (peak_bytes_of(f"run({window})", setup) for window in (9, 33))
+    weights = 2 * 96**2 * (33**2 - 9**2) * 4
+    assert large - small < weights / 10
 
 
 CODE = """

@@ -14,6 +14,8 @@ from . import LIBRARY, SCALARS, address, call, rows, takes, whole
 
 #: The grid's axes as the kernel counts them; those that a grid has not, from the first on, have one position.
 AXES = ("t", "y", "x")
+#: Positions along an axis are 32-bit numbers in the kernel.
+LONGEST_AXIS = 2**24
 
 
 class _Arguments(ctypes.Structure):
@@ -30,7 +32,7 @@ class _Arguments(ctypes.Structure):
 
 def fits(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernel takes these: real numbers on the CPU, in a storage type that it knows."""
-    return q.dtype in SCALARS and takes(q, k, v, bias)
+    return q.dtype in SCALARS and takes(q, k, v, bias) and max(q.shape[2:-1]) <= LONGEST_AXIS
 
 
 class _Prepared:

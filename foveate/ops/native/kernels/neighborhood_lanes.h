@@ -158,6 +158,26 @@ struct Choice {
   }
 };
 
+// What lanes read of a row: at step s of an even group its neighbours from s on, otherwise what they choose.
+template <class R, bool even>
+struct Neighbours {
+  Pair<R> pair;
+  explicit Neighbours(const R* row) : pair(row) {}
+  template <int steps>
+  vec<R> at(int s, const Choice<R, steps>& choice) const {
+    return pair.take(choice.index[s]);
+  }
+};
+template <class R>
+struct Neighbours<R, true> {
+  const R* row;
+  explicit Neighbours(const R* row) : row(row) {}
+  template <int steps>
+  vec<R> at(int s, const Choice<R, steps>&) const {
+    return load_all(row + s);
+  }
+};
+
 // to[r][a - first] = start[r][a] + sum over d of fixed[r][d] row[d][the position at step a], for `steps` steps from
 // `from`; NEVER where a lane does not see so many. Without start: zero. `row` begins at the group's base.
 template <class R, bool even, int rows, int steps>
@@ -172,17 +192,13 @@ void products_of(const vec<R>* fixed, int64_t numbers, int64_t padded, const R* 
   const R* at = row + from;
   const Choice<R, even ? 1 : steps> choice(g, from);
   for (int64_t d = 0; d < numbers; ++d, at += width) {
-    const Pair<R> pair = even ? Pair<R>(row) : Pair<R>(at);
+    const Neighbours<R, even> neighbours(at);
     V line[rows];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) line[r] = fixed[r * padded + d];
 #pragma GCC unroll 8
     for (int s = 0; s < steps; ++s) {
-      V other;
-      if constexpr (even)
-        other = load_all(at + s);
-      else
-        other = pair.take(choice.index[s]);
+      const V other = neighbours.at(s, choice);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) sum[r][s] += line[r] * other;
     }
@@ -217,11 +233,9 @@ void weigh_of(const vec<R>* const* weights, const R* row, int64_t width, const G
       for (int r = 0; r < rows; ++r) weight[r] = weights[r][from - first + s];
 #pragma GCC unroll 8
       for (int i = 0; i < numbers; ++i) {
-        V other;
-        if constexpr (even)
-          other = load_all(at + i * width + s);
-        else  // what is not seen may be NaN, which a weight of zero would not silence
-          other = select<R>(choice.seen[s], Pair<R>(at + i * width).take(choice.index[s]), V{});
+        V other = Neighbours<R, even>(at + i * width).at(s, choice);
+        // What is not seen may be NaN, which a weight of zero would not silence.
+        if constexpr (!even) other = select<R>(choice.seen[s], other, V{});
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) sum[r][i] += weight[r] * other;
       }
