@@ -2,5 +2,6 @@
 
 from .attachment import Attachment, attachments
 from .base import Adapter, Control, Editor
+from .dinat import enable_dinat
 
-__all__ = ["Adapter", "Attachment", "Control", "Editor", "attachments"]
+__all__ = ["Adapter", "Attachment", "Control", "Editor", "attachments", "enable_dinat"]

@@ -30,6 +30,7 @@ def handwritten(
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., Results],
     shapes: Callable[..., tuple[Tensor, ...]],
+    reads_outputs: bool = False,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Make an op of a forward and a backward function.
 
@@ -42,6 +43,7 @@ def handwritten(
         backward: ``(*gradients of the outputs, *arguments, *extras)`` -> one gradient per tensor argument, in its
             shape; None where the argument is None or has no gradient.
         shapes: ``(*arguments) -> outputs + extras``, empty, with the shapes and dtypes that ``forward`` returns.
+        reads_outputs: ``backward`` gets the outputs too, before the extras.
 
     Returns:
         The op, differentiable once: ``(*arguments) -> outputs`` (a tuple).
@@ -49,7 +51,8 @@ def handwritten(
     kinds = [argument.split()[0] for argument in arguments.split(", ")]
     is_tensor = [kind.startswith("Tensor") for kind in kinds]
     incoming = [f"Tensor grad_{i}" for i in range(outputs)]
-    kept = [f"Tensor extra_{i}" for i in range(extras)]
+    first_kept = 0 if reads_outputs else outputs
+    kept = [f"Tensor kept_{i}" for i in range(outputs - first_kept + extras)]
 
     def run_forward(*values: Any) -> tuple[Tensor, ...]:
         with _full_precision(values[0]):
@@ -90,7 +93,7 @@ def handwritten(
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         output = _as_tuple(output)
         tensors = [v if tensor else None for v, tensor in zip(inputs, is_tensor, strict=True)]
-        ctx.save_for_backward(*tensors, *output[outputs:])
+        ctx.save_for_backward(*tensors, *output[first_kept:])
         ctx.constants = [None if tensor else v for v, tensor in zip(inputs, is_tensor, strict=True)]
 
     def differentiate(ctx: Any, gradients: Sequence[Tensor], run: Callable[..., Any]) -> tuple[Any, ...]:
