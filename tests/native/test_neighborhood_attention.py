@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from foveate.measure.isolated import peak_bytes_of
 from foveate.ops import backend
 from foveate.ops.neighborhood_attention import neighborhood_attention
-
-from .agreement import Maker, agree, dtypes, examples, needs_kernels
+from tests.agreement import Maker, agree, dtypes, examples, needs_kernels
 
 pytestmark = needs_kernels
 
