@@ -47,7 +47,7 @@ def enable_dinat() -> None:
 def _modeling() -> Any:
     """The module with transformers' DiNAT; its import fails where natten is installed without the old functions."""
     try:
-        utils = importlib.import_module("transformers.utils")
+        utils: Any = importlib.import_module("transformers.utils")
     except ImportError as error:
         raise MissingExtra("enable_dinat needs transformers: pip install transformers.") from error
     asked, utils.is_natten_available = utils.is_natten_available, lambda: False
@@ -81,8 +81,8 @@ def _forward(self: Any, hidden_states: Tensor, output_attentions: bool | None = 
     )
     dropping = self.training and self.dropout.p > 0
     if not (output_attentions or dropping):
-        out = neighborhood_attention(q, k, v, self.kernel_size, dilation=self.dilation, bias=self.rpb.to(q.dtype))
-        return (_joined(out),)
+        options = {"dilation": self.dilation, "bias": self.rpb.to(q.dtype)}
+        return (_joined(neighborhood_attention(q, k, v, self.kernel_size, **options)),)  # type: ignore[arg-type]
     weights, seen = _weights(self, q, k)
     values = v.flatten(2, 3)[:, :, seen]  # (batch, heads, queries, keys, head_dim)
     out = (self.dropout(weights)[..., None, :] @ values)[..., 0, :].unflatten(2, hidden_states.shape[1:3])
