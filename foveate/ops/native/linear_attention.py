@@ -17,7 +17,7 @@ from ..linear_attention_chunks import backward
 from . import SCALARS, address, call, fresh, rows, takes, whole
 
 #: Positions of a chunk, and chunks between the states that the forward pass leaves for the backward pass.
-BLOCK, EVERY = 64, 8
+BLOCK, EVERY = 48, 10
 #: Heads that share keys and queries are taken together up to this number.
 MOST_HEADS = 8
 #: Value columns are shared out in multiples of these, and nothing is shared out below this many numbers.

@@ -6,6 +6,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
+#include <type_traits>
 #include <utility>
 
 #include "vector.h"
@@ -52,79 +54,134 @@ inline void write(R* to, vec<R> lanes) {
   std::memcpy(to, &lanes, sizeof(lanes));
 }
 
-template <bool across, class R, int M, int N>
-inline void multiply_tile(R* c, int64_t c_row, const R* a, int64_t a_row, const R* b, int64_t b_row, int64_t from,
-                          int64_t to, const Keep<R>* keep) {
-  vec<R> sums[M][N] = {};
+// Rows of numbers: where the first lies, and how far it is from row to row.
+template <class R>
+struct View {
+  const R* from;
+  int64_t row;
+  const R* at(int64_t i, int64_t j = 0) const { return from + i * row + j; }
+};
+template <class R>
+struct Block {
+  R* from;
+  int64_t row;
+  R* at(int64_t i, int64_t j = 0) const { return from + i * row + j; }
+  operator View<R>() const { return {from, row}; }
+};
+// A factor, whose R is known from the result.
+template <class R>
+using Factor = std::common_type_t<View<R>>;
+
+// sums += A B for one tile; A is given across as (inner, rows).
+template <bool across, int M, int N, class R>
+inline void accumulate(vec<R> (&sums)[M][N], View<R> a, View<R> b, int64_t from, int64_t to) {
   for (int64_t k = from; k < to; ++k) {
     vec<R> right[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) right[n] = read(b + k * b_row + n * LANES);
+    for (int n = 0; n < N; ++n) right[n] = read(b.at(k, n * LANES));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      vec<R> left = splat<R>(across ? a[k * a_row + m] : a[m * a_row + k]);
+      const vec<R> left = splat<R>(across ? *a.at(k, m) : *a.at(m, k));
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) sums[m][n] += left * right[n];
     }
   }
+}
+
+template <bool across, class R, int M, int N>
+void multiply_tile(Block<R> c, View<R> a, View<R> b, int64_t from, int64_t to, const Keep<R>* keep) {
+  vec<R> sums[M][N] = {};
+  accumulate<across, M, N, R>(sums, a, b, from, to);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      R* place = c + m * c_row + n * LANES;
       if (keep) {
-        vec<R> there = read(place);
+        const vec<R> there = read<R>(c.at(m, n * LANES));
         sums[m][n] = keep->base * there + (keep->extra * there + sums[m][n]);
       }
-      write(place, sums[m][n]);
+      write(c.at(m, n * LANES), sums[m][n]);
     }
 }
 
-// One tile of every height and width up to the largest.
-template <bool across, class R>
-struct Tiles {
-  using Run = void (*)(R*, int64_t, const R*, int64_t, const R*, int64_t, int64_t, int64_t, const Keep<R>*);
-  template <int... I>
-  static Run pick(int rows, int vectors, std::integer_sequence<int, I...>) {
-    static constexpr Run all[] = {multiply_tile<across, R, I / VECTORS<R> + 1, I % VECTORS<R> + 1>...};
-    return all[(rows - 1) * VECTORS<R> + vectors - 1];
-  }
-  static Run pick(int rows, int vectors) {
-    return pick(rows, vectors, std::make_integer_sequence<int, ROWS * VECTORS<R>>{});
-  }
-};
+template <class R, int M, int N>
+void two_tile(Block<R> c, const R* scale, View<R> a, View<R> b, int64_t inner, View<R> a2,
+              View<R> b2, int64_t to) {
+  vec<R> sums[M][N] = {};
+  accumulate<false, M, N, R>(sums, a, b, 0, inner);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sums[m][n] *= scale[m];
+  accumulate<false, M, N, R>(sums, a2, b2, 0, to);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) write(c.at(m, n * LANES), sums[m][n]);
+}
 
-// C = A B, or what `keep` says. A is (rows, inner), given across as (inner, rows); B is (inner, columns), C (rows,
-// columns), both padded to whole registers and `*_row` numbers from row to row.
+// The tiles of every height and width, in one table each.
+template <bool across, class R, int... I>
+constexpr auto tiles(std::integer_sequence<int, I...>) {
+  return std::array{&multiply_tile<across, R, I / VECTORS<R> + 1, I % VECTORS<R> + 1>...};
+}
+template <class R, int... I>
+constexpr auto two_tiles(std::integer_sequence<int, I...>) {
+  return std::array{&two_tile<R, I / VECTORS<R> + 1, I % VECTORS<R> + 1>...};
+}
+template <class R>
+using Sizes = std::make_integer_sequence<int, ROWS * VECTORS<R>>;
+
+// Run `tile(first row, height, first column, width in registers, place in a table)` over rows and columns.
+template <class R, class Tile>
+inline void over_tiles(int64_t rows, int64_t columns, bool lower, Tile tile) {
+  for (int64_t m = 0; m < rows; m += ROWS) {
+    const int64_t height = rows - m < ROWS ? rows - m : ROWS, behind = m + height;
+    const int64_t vectors = ((lower && behind < columns ? behind : columns) + LANES - 1) / LANES;
+    for (int64_t n = 0; n < vectors; n += VECTORS<R>) {
+      const int64_t width = vectors - n < VECTORS<R> ? vectors - n : VECTORS<R>;
+      tile(m, behind, n * LANES, (height - 1) * VECTORS<R> + width - 1);
+    }
+  }
+}
+
+// What a product does between its tiles, unless it is told: nothing.
 struct Nothing {
   void operator()() const {}
 };
+
+// C = A B, or what `keep` says. A is (rows, inner), given across as (inner, rows); B is (inner, columns), C (rows,
+// columns), both padded to whole registers.
 template <bool across = false, class R, class Between = Nothing>
-void multiply(R* c, int64_t c_row, const R* a, int64_t a_row, const R* b, int64_t b_row, int64_t rows, int64_t inner,
-              int64_t columns, Part part = Part::WHOLE, const Keep<R>* keep = nullptr, Between between = {}) {
-  for (int64_t m = 0; m < rows; m += ROWS) {
+void multiply(Block<R> c, Factor<R> a, Factor<R> b, int64_t rows, int64_t inner, int64_t columns,
+              Part part = Part::WHOLE, const Keep<R>* keep = nullptr, Between between = {}) {
+  static constexpr auto table = tiles<across, R>(Sizes<R>{});
+  over_tiles<R>(rows, columns, part == Part::RESULT, [&](int64_t m, int64_t behind, int64_t n, int64_t which) {
     between();
-    const int height = static_cast<int>(rows - m < ROWS ? rows - m : ROWS);
-    const int64_t behind = m + height;
-    const int64_t vectors = (part == Part::RESULT && behind < columns ? behind + LANES - 1 : columns + LANES - 1) / LANES;
-    const int64_t from = part == Part::LEFT_ACROSS ? m : 0;
-    const int64_t to = part == Part::LEFT && behind < inner ? behind : inner;
-    const R* left = across ? a + m : a + m * a_row;
-    for (int64_t n = 0; n < vectors; n += VECTORS<R>) {
-      const int width = static_cast<int>(vectors - n < VECTORS<R> ? vectors - n : VECTORS<R>);
-      auto run = Tiles<across, R>::pick(height, width);
-      run(c + m * c_row + n * LANES, c_row, left, a_row, b + n * LANES, b_row, from, to, keep);
-    }
-  }
+    const int64_t from = part == Part::LEFT_ACROSS ? m : 0, to = part == Part::LEFT && behind < inner ? behind : inner;
+    table[which]({c.at(m, n), c.row}, {across ? a.at(0, m) : a.at(m), a.row}, {b.at(0, n), b.row}, from, to, keep);
+  });
+}
+
+// C = A B, its rows scaled, plus L V with a lower triangular square L.
+template <class R, class Between = Nothing>
+void multiply_two(Block<R> c, const R* scale, Factor<R> a, Factor<R> b, int64_t inner, Factor<R> left, Factor<R> v,
+                  int64_t rows, int64_t columns, Between between = {}) {
+  static constexpr auto table = two_tiles<R>(Sizes<R>{});
+  over_tiles<R>(rows, columns, false, [&](int64_t m, int64_t behind, int64_t n, int64_t which) {
+    between();
+    table[which]({c.at(m, n), c.row}, scale + m, {a.at(m), a.row}, {b.at(0, n), b.row}, inner, {left.at(m), left.row},
+                 {v.at(0, n), v.row}, behind);
+  });
 }
 
 // Rows of storage to a block; zeros behind the columns, and in further rows up to a whole number of registers.
 template <class T>
-void pack(acc<T>* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows, int64_t columns) {
+void pack(Block<acc<T>> to, const T* from, int64_t from_row, int64_t rows, int64_t columns) {
   for (int64_t r = 0; r < padded(rows); ++r)
     for (int64_t c = 0; c < columns; c += LANES) {
       const int count = static_cast<int>(columns - c < LANES ? columns - c : LANES);
-      write(to + r * to_row + c, r < rows ? load(from + r * from_row + c, count) : vec<acc<T>>{});
+      write(to.at(r, c), r < rows ? load(from + r * from_row + c, count) : vec<acc<T>>{});
     }
 }
 
@@ -160,16 +217,16 @@ inline void exchange(vec<R>* rows) {
 
 // The transpose of a block: (columns, rows) with rows padded to whole registers. Reads padded rows and columns.
 template <class R>
-void transpose(R* to, int64_t to_row, const R* from, int64_t from_row, int64_t rows, int64_t columns) {
+void transpose(Block<R> to, Factor<R> from, int64_t rows, int64_t columns) {
   for (int64_t r = 0; r < rows; r += LANES)
     for (int64_t c = 0; c < columns; c += LANES) {
       vec<R> square[LANES];
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; ++i) square[i] = read(from + (r + i) * from_row + c);
+      for (int i = 0; i < LANES; ++i) square[i] = read(from.at(r + i, c));
       exchange<R, LANES / 2>(square);
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; ++i)
-        if (c + i < columns) write(to + (c + i) * to_row + r, square[i]);
+        if (c + i < columns) write(to.at(c + i, r), square[i]);
     }
 }
 
