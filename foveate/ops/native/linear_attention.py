@@ -20,8 +20,13 @@ from . import SCALARS, address, call, fresh, rows, takes, whole
 BLOCK, EVERY = 48, 10
 #: Heads that share keys and queries are taken together up to this number.
 MOST_HEADS = 8
-#: Value columns are shared out in multiples of these, and nothing is shared out below this many numbers.
-COLUMNS, PARALLEL_FROM = 16, 32768
+#: Value columns are divided in multiples of these.
+COLUMNS = 32
+#: Units of work that the backward pass is divided into where there are fewer heads. Their sums are added up afterwards,
+#: so that the number must not depend on the threads: results would.
+UNITS = 4
+#: Fewer numbers than these are not divided.
+DIVIDED_FROM = 32768
 
 
 class _Arguments(ctypes.Structure):
@@ -52,6 +57,7 @@ class Prepared:
         skip: ``(heads, e)``.
         initial: states ``(batch, heads, d, e)``.
         reset: bool ``(batch, n)``, True where nothing is seen of what came before.
+        backward: which of the two passes it is for.
     """
 
     def __init__(
@@ -64,9 +70,10 @@ class Prepared:
         skip: Tensor | None,
         initial: Tensor | None,
         reset: Tensor | None,
+        backward: bool,
     ) -> None:
         self.real = real = sum_dtype(v.dtype)
-        self.dtype = v.dtype
+        self.backward = backward
         batch, length, groups, keys = q.shape
         heads, values = v.shape[2:]
         self.sizes = batch, length, groups, heads, keys, values
@@ -74,7 +81,8 @@ class Prepared:
         decay, dt = decay.to(real), None if dt is None else dt.to(real)
         self.inputs = {"q": q, "k": k, "v": v, "decay": decay, "dt": dt, "skip": whole(skip, real)}
         self.inputs["reset"] = None if reset is None else reset.to(torch.uint8).contiguous()
-        self.span, self.slice = _shared_out(batch * groups, heads // groups, values, v.numel())
+        wanted = 1 if v.numel() < DIVIDED_FROM else UNITS if backward else torch.get_num_threads()
+        self.span, self.slice = _divided(batch * groups, heads // groups, values, wanted)
         self.arguments = arguments = _Arguments(
             scalar=SCALARS[v.dtype],
             batch=batch,
@@ -146,9 +154,9 @@ class Prepared:
         """Memory for sums."""
         return fresh(torch.empty(shape, dtype=self.real))
 
-    def run(self, backward: bool) -> None:
+    def run(self) -> None:
         """Call the kernel."""
-        call("foveate_linear_attention", self.arguments, int(backward))
+        call("foveate_linear_attention", self.arguments, int(self.backward))
 
 
 def total(shares: Tensor) -> Tensor:
@@ -161,13 +169,12 @@ def pieces(length: int) -> int:
     return -(-length // (BLOCK * EVERY))
 
 
-def _shared_out(groups: int, per_group: int, values: int, numbers: int) -> tuple[int, int]:
-    """Heads and value columns of a unit of work, so that all threads have some."""
-    threads = torch.get_num_threads() if numbers > PARALLEL_FROM else 1
-    span = min(MOST_HEADS, -(-per_group // min(per_group, -(-threads // groups))))
+def _divided(groups: int, per_group: int, values: int, wanted: int) -> tuple[int, int]:
+    """Heads and value columns of a unit of work, so that there are as many as wanted; columns are divided last."""
+    span = min(MOST_HEADS, -(-per_group // min(per_group, -(-wanted // groups))))
     units = groups * -(-per_group // span)
     columns = -(-values // COLUMNS)
-    return span, min(values, COLUMNS * -(-columns // min(columns, -(-threads // units))))
+    return span, min(values, COLUMNS * -(-columns // min(columns, -(-wanted // units))))
 
 
 def fits(q: Tensor, *others: Tensor | None) -> bool:
@@ -175,10 +182,12 @@ def fits(q: Tensor, *others: Tensor | None) -> bool:
     return q.dtype in SCALARS and takes(q, *others)
 
 
-def _prepared(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None, run: Tensor | None) -> Prepared:
+def _prepared(
+    q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None, run: Tensor | None, *, backward: bool
+) -> Prepared:
     reset = None if run is None else torch.diff(run, dim=1, prepend=run[:, :1]) != 0
     q, k, v = (m.transpose(1, 2) for m in (q, k, v))
-    return Prepared(q, k, v, -slope, None, None, whole(state, slope.dtype), reset)
+    return Prepared(q, k, v, -slope, None, None, whole(state, slope.dtype), reset, backward)
 
 
 def _forward(
@@ -193,10 +202,10 @@ def _forward(
     learn_slope: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     o, after, starts = map(fresh, _shapes(q, k, v, slope, state, run, block, return_state, learn_slope))
-    given = _prepared(q, k, v, slope, state, run)
+    given = _prepared(q, k, v, slope, state, run, backward=False)
     given.outputs(out=o.transpose(1, 2))
     given.states(last=after if return_state else None, starts=starts)
-    given.run(backward=False)
+    given.run()
     return o, after, starts
 
 
@@ -216,7 +225,7 @@ def _backward(
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
         return backward(do, dstate, q, k, v, slope, state, run, block, return_state, learn_slope)
-    given = _prepared(q, k, v, slope, state, run)
+    given = _prepared(q, k, v, slope, state, run, backward=True)
     batch, heads, n, d = q.shape
     dv = fresh(torch.empty(v.shape, dtype=v.dtype))
     given.outputs(grad_out=do.to(v.dtype).contiguous().transpose(1, 2), grad_v=dv.transpose(1, 2))
@@ -226,7 +235,7 @@ def _backward(
     given.states(starts=starts, grad_last=whole(dstate, given.real) if return_state else None, grad_initial=dpast)
     decays = given.room(given.slices, batch, n, heads) if learn_slope else None
     given.give(grad_decay=decays)
-    given.run(backward=True)
+    given.run()
     dslope = torch.zeros_like(slope) if decays is None else -decays.sum((0, 1, 2))
     return total(dq), total(dk), dv, dslope, dpast, None
 

@@ -27,9 +27,11 @@ def _prepared(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
+    *,
+    backward: bool,
 ) -> Prepared:
     initial = whole(initial, sum_dtype(x.dtype))
-    return Prepared(C, B, x, log_decay, dt, D, None if initial is None else initial.mT, reset)
+    return Prepared(C, B, x, log_decay, dt, D, None if initial is None else initial.mT, reset, backward)
 
 
 def _forward(
@@ -44,10 +46,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and states between the kernel's pieces ``(pieces, batch, H, P, N)``."""
     out, final, starts = map(fresh, _shapes(x, dt, log_decay, B, C, D, initial, reset))
-    given = _prepared(x, dt, log_decay, B, C, D, initial, reset)
+    given = _prepared(x, dt, log_decay, B, C, D, initial, reset, backward=False)
     given.outputs(out=out)
     given.states(last=final.mT, starts=starts.mT)
-    given.run(backward=False)
+    given.run()
     return out, final, starts
 
 
@@ -64,7 +66,7 @@ def _backward(
     reset: Tensor | None,
     starts: Tensor,
 ) -> Results:
-    given = _prepared(x, dt, log_decay, B, C, D, initial, reset)
+    given = _prepared(x, dt, log_decay, B, C, D, initial, reset, backward=True)
     batch, length, heads, width = x.shape
     grad_x = fresh(torch.empty(x.shape, dtype=x.dtype))
     given.outputs(grad_out=grad_out.to(x.dtype).contiguous(), grad_v=grad_x)
@@ -79,7 +81,7 @@ def _backward(
     grad_dt = None if dt is None else given.room(given.slices, batch, length, heads)
     grad_D = None if D is None else given.room(batch, heads, width)
     given.give(grad_decay=grad_log_decay, grad_dt=grad_dt, grad_skip=grad_D)
-    given.run(backward=True)
+    given.run()
     return (
         grad_x,
         None if grad_dt is None else total(grad_dt),
