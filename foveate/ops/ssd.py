@@ -115,7 +115,7 @@ def ssd_discrete(
         D = D.unsqueeze(-1).expand(-1, x.shape[3])
     reset = None if seq_idx is None else document_starts(seq_idx)
     fits = native.fits(x, B, C, dt, log_decay, D, initial_states, reset)
-    run = choose(_reference, ssd_chunks, native.ssd_native if fits else None)
+    run = choose(reference, ssd_chunks, native.ssd_native if fits else None)
     y, final = run(x, dt, log_decay, B, C, D, initial_states, reset, chunk_size)
     return y, final
 
@@ -127,7 +127,7 @@ def check_step_limit(dt_limit: tuple[float, float]) -> tuple[float, float]:
     return float(dt_limit[0]), float(dt_limit[1])
 
 
-def _reference(
+def reference(
     x: Tensor,
     dt: Tensor | None,
     log_decay: Tensor,

@@ -151,6 +151,20 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(call, list(given.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("form", ["native"], indirect=True)
+def test_the_kernel_gives_way_where_it_is_differentiated_twice():
+    given = make(5, 2, 1)
+    del given["D"]
+    names = list(given)
+    fixed = make(5, 2, 1)["D"].detach()
+
+    def call(*values: Tensor) -> tuple[Tensor, Tensor]:
+        named = dict(zip(names, values, strict=True))
+        return ssd(**named, D=fixed, dt_softplus=True, return_final_states=True)  # type: ignore[return-value]
+
+    assert torch.autograd.gradgradcheck(call, list(given.values()), fast_mode=True)
+
+
 def test_skip_per_head_and_per_channel():
     given = make(9)
     wide = given | {"D": given["D"].detach()[:, None].expand(-1, 3).contiguous().requires_grad_()}

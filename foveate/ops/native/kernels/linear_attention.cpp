@@ -1,5 +1,5 @@
 // Causal linear attention with decays, forward and backward: the definitions are `reference` in
-// foveate/ops/linear_attention.py (a constant decay for each head) and _reference in foveate/ops/ssd.py (a decay for
+// foveate/ops/linear_attention.py (a constant decay for each head) and `reference` in foveate/ops/ssd.py (a decay for
 // each position; k, q and v are B, C and x there, and heads of a group share k and q).
 //
 // Time is cut into chunks. A chunk sees itself through a triangular product and all before it through one state, which
@@ -203,17 +203,17 @@ struct Backward : Reader<T> {
     multiply(dk, scaled, grad_t(h), m, at.columns, a.keys, Part::WHOLE, &ADD<R>, between);
     multiply(result, K, grad(h), m, a.keys, at.columns, Part::WHOLE, static_cast<const Keep<R>*>(nullptr), between);
     for (int64_t t = 0; t < m; ++t) {
-      scale_row(result.at(t), result.at(t), E, d.leave[t]);
-      if (a.grad_decay) writes[t] = dot(result.at(t), values.at(t), E);
+      scale_row(result.at(t), result.at(t), at.columns, d.leave[t]);
+      if (a.grad_decay) writes[t] = dot(result.at(t), values.at(t), at.columns);
     }
     multiply<true>(result, weights, G, m, m, at.columns, Part::LEFT_ACROSS, &ADD<R>, between);
     write_values(h, from, m, G);
 
     // Queries through the state that the chunk finds; the gradient of that state.
-    for (int64_t t = 0; t < m; ++t) scale_row(scaled.at(t), G.at(t), E, d.enter[t]);
+    for (int64_t t = 0; t < m; ++t) scale_row(scaled.at(t), G.at(t), at.columns, d.enter[t]);
     multiply(from_state, scaled, before, m, at.columns, a.keys, Part::WHOLE, static_cast<const Keep<R>*>(nullptr), between);
     for (int64_t t = 0; t < m; ++t) {
-      if (a.grad_decay) reads[t] = dot(from_state.at(t), Q.at(t), D);
+      if (a.grad_decay) reads[t] = dot(from_state.at(t), Q.at(t), a.keys);
       for (int64_t c = 0; c < D; c += LANES) write(dq.at(t, c), read(dq.at(t, c)) + read(from_state.at(t, c)));
     }
     if (a.grad_decay) decay_gradients(h, from, m, d.through * dot(before.from, grad_t(h).from, at.columns * D));

@@ -82,6 +82,7 @@ inline void exponentials(R* numbers, int64_t count) {
   }
 }
 
+// Rows of blocks, whose numbers behind the last are zeros up to whole registers.
 template <class R>
 inline void scale_row(R* to, const R* from, int64_t numbers, R by) {
   for (int64_t c = 0; c < numbers; c += LANES) write(to + c, read(from + c) * by);
@@ -243,9 +244,9 @@ struct Reader {
     const View<R> values = a.dt ? View<R>(v) : block(v, rows, a.v_time, m, at.columns);
     if (a.dt) {
       pack(v, rows, a.v_time, m, at.columns);
-      for (int64_t t = 0; t < m; ++t) scale_row(v.at(t), v.at(t), E, dt(h, from + t));
+      for (int64_t t = 0; t < m; ++t) scale_row(v.at(t), v.at(t), at.columns, dt(h, from + t));
     }
-    for (int64_t t = 0; t < m; ++t) scale_row(scaled.at(t), values.at(t), E, leave[t]);
+    for (int64_t t = 0; t < m; ++t) scale_row(scaled.at(t), values.at(t), at.columns, leave[t]);
     return values;
   }
 
