@@ -72,8 +72,7 @@ def test_chunks_equal_the_definition_with_all_gradients(n: int, slope: float | N
     for with_state, block in itertools.product((False, True), (BLOCK, 16)):
         state = torch.randn(2, 3, 5, 7, dtype=torch.float64).requires_grad_() if with_state else None
         found, expected = (
-            values_and_gradients(name, q, k, v, slopes(slope), block=block, state=state)
-            for name in (form, "reference")
+            values_and_gradients(name, q, k, v, slopes(slope), block=block, state=state) for name in (form, "reference")
         )
         for index, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert deviation(one, other) < 1e-8, (index, with_state, block)

@@ -1,7 +1,7 @@
-"""Linear attention with decays through its CPU kernel: the op of :mod:`foveate.ops.linear_attention`, and what SSD shares.
+"""Linear attention with decays through its CPU kernel.
 
-The kernel knows one recurrence, ``S <- exp(a_t) S + k_t^T v_t``, ``o_t = q_t S``. Here ``a`` is constant for each head; in
-``ssd.py`` it differs from position to position.
+The op is that of :mod:`foveate.ops.linear_attention`. The kernel knows one recurrence, ``S <- exp(a_t) S + k_t^T v_t``
+and ``o_t = q_t S``. Here ``a`` is constant for each head; in ``ssd.py`` it differs from position to position.
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ def _shapes(
     )
 
 
-#: As :func:`foveate.ops.linear_attention_chunks.chunked`, for what :func:`fits`; ``block`` is read only where the result
-#: is differentiated twice.
+#: As :data:`foveate.ops.linear_attention_chunks.chunked`, for what :func:`fits`; ``block`` is read only where the
+#: result is differentiated twice.
 linear_attention_native = handwritten(
     "lightning_attention_native",
     "Tensor q, Tensor k, Tensor v, Tensor slope, Tensor? state, Tensor? run, "

@@ -1,6 +1,6 @@
 """SSD through the CPU kernel of linear attention; what it computes stands in :mod:`foveate.ops.ssd`.
 
-``C``, ``B`` and ``x`` are the queries, keys and values of ``linear_attention.py``, the step sizes weights of the values.
+``C``, ``B`` and ``x`` are the queries, keys and values of ``linear_attention.py``, and step sizes weigh the values.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _differentiable(
 
     # Views, so that nothing is asked about how the inputs themselves came to be.
     own = [None if m is None else m.view_as(m) for m in inputs]
-    results = reference(*own, reset, chunk_size=1)
+    x, dt, log_decay, B, C, D, initial = own
+    results = reference(x, dt, log_decay, B, C, D, initial, reset, chunk_size=1)  # type: ignore[arg-type]
     asked = [m for m in own if m is not None and m.requires_grad]
     found = iter(torch.autograd.grad(results, asked, (grad_out, grad_final), create_graph=True, materialize_grads=True))
     return (*(next(found) if m is not None and m.requires_grad else None for m in own), None)

@@ -3,8 +3,8 @@
 // each position; k, q and v are B, C and x there, and heads of a group share k and q).
 //
 // Time is cut into chunks. A chunk sees itself through a triangular product and all before it through one state, which
-// stays in the cache. Logarithms of decays are only ever added, never subtracted, and a decay from j to i is the product
-// of those between them: nothing overflows, nothing cancels. The forward pass keeps the states before every `every`
+// stays in the cache. Logarithms of decays are only ever added, never subtracted, and a decay from j to i is the
+// product of those between them: nothing overflows, nothing cancels. The forward pass keeps the states before every `every`
 // chunks; the backward pass makes the others again, then goes back in time with the gradient of the state.
 // A unit of work is some heads of one group and some columns of their values, so that there can be as many as threads;
 // units that share k and q each leave a share of their gradients, which the caller adds up.
@@ -189,7 +189,8 @@ struct Backward : Reader<T> {
   void head(int64_t h, int64_t from, int64_t m, View<R> before) {
     const Decays<R> d = this->decays(h, from, m);
     const View<R> values = this->read_values(h, from, m, d.leave);
-    const View<R> G = this->block(g, static_cast<const T*>(a.grad_out) + this->out_at(at, h, from), a.out_time, m, at.columns);
+    const T* gradients = static_cast<const T*>(a.grad_out) + this->out_at(at, h, from);
+    const View<R> G = this->block(g, gradients, a.out_time, m, at.columns);
     ahead.begin(h);
     auto between = [&] { ahead(1); };
     this->weigh(d, m);
@@ -201,7 +202,7 @@ struct Backward : Reader<T> {
 
     // Keys and values through the state that the chunk leaves, values through the chunk.
     multiply(dk, scaled, grad_t(h), m, at.columns, a.keys, Part::WHOLE, &ADD<R>, between);
-    multiply(result, K, grad(h), m, a.keys, at.columns, Part::WHOLE, static_cast<const Keep<R>*>(nullptr), between);
+    multiply(result, K, grad(h), m, a.keys, at.columns, Part::WHOLE, OVERWRITE<R>, between);
     for (int64_t t = 0; t < m; ++t) {
       scale_row(result.at(t), result.at(t), at.columns, d.leave[t]);
       if (a.grad_decay) writes[t] = dot(result.at(t), values.at(t), at.columns);
@@ -211,7 +212,7 @@ struct Backward : Reader<T> {
 
     // Queries through the state that the chunk finds; the gradient of that state.
     for (int64_t t = 0; t < m; ++t) scale_row(scaled.at(t), G.at(t), at.columns, d.enter[t]);
-    multiply(from_state, scaled, before, m, at.columns, a.keys, Part::WHOLE, static_cast<const Keep<R>*>(nullptr), between);
+    multiply(from_state, scaled, before, m, at.columns, a.keys, Part::WHOLE, OVERWRITE<R>, between);
     for (int64_t t = 0; t < m; ++t) {
       if (a.grad_decay) reads[t] = dot(from_state.at(t), Q.at(t), a.keys);
       for (int64_t c = 0; c < D; c += LANES) write(dq.at(t, c), read(dq.at(t, c)) + read(from_state.at(t, c)));

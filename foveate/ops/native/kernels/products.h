@@ -1,8 +1,8 @@
 // Matrix products of blocks that lie in the first two cache levels, and what brings blocks there.
 //
-// A block is row after row, its rows padded with zeros to whole registers, so that products have no edges but their row
-// count. Register tiles of ROWS rows hold as many sums as the processor can keep; each sum is one chain over `inner`, so
-// a number does not depend on the size of the block it is computed in.
+// A block is row after row, its rows padded with zeros to whole registers, so that products have no edges but their
+// row count. Register tiles of ROWS rows hold as many sums as the processor can keep; each sum is one chain over
+// `inner`, so a number does not depend on the size of the block it is computed in.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -41,6 +41,8 @@ struct Keep {
 
 template <class R>
 constexpr Keep<R> ADD{0, 1};
+template <class R>
+constexpr const Keep<R>* OVERWRITE = nullptr;
 
 template <class R>
 inline vec<R> read(const R* from) {
