@@ -29,28 +29,33 @@ int check(const LinearArguments& a, bool backward) {
   return OK;
 }
 
-// Asks for the rows of the chunk that comes next, a few at a time, while this one is computed.
+// Asks for the rows of the chunk that comes next, a few at a time, while this one is computed: those to be read, and
+// those to be written, which a processor reads first.
 template <class T>
 struct Ahead {
   const Reader<T>& r;
   const LinearArguments& a;
   Unit unit;
+  const T* written;             // where results like v begin
   const T* gradient = nullptr;  // where the gradients of outputs begin, backward
   int64_t from = 0, rows = 0, head = 0, row = 0;
 
-  explicit Ahead(const Reader<T>& r) : r(r), a(r.a), unit(r.at) {}
+  Ahead(const Reader<T>& r, const void* results)
+      : r(r), a(r.a), unit(r.at), written(static_cast<const T*>(results)) {}
 
   void expect(const Unit& of, int64_t start, int64_t count) { unit = of, from = start, rows = count; }
 
   void begin(int64_t h) { head = least(h, unit.heads - 1), row = 0; }
 
+  template <int write = 0>
   static void line(const T* numbers, int64_t count) {
-    for (int64_t c = 0; c < count; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(numbers + c, 0, 2);
+    for (int64_t c = 0; c < count; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(numbers + c, write, 2);
   }
 
   void operator()(int64_t some) {
     for (const int64_t stop = least(rows, row + some); row < stop; ++row) {
       line(r.v_at(unit, head, from + row), unit.columns);
+      line<1>(written + r.out_at(unit, head, from + row), unit.columns);
       if (gradient) line(gradient + r.out_at(unit, head, from + row), unit.columns);
       if (head == 0) line(r.q_at(unit, from + row), a.keys), line(r.k_at(unit, from + row), a.keys);
     }
@@ -67,7 +72,7 @@ struct Forward : Reader<T> {
   Block<R> states;  // of every head
   Ahead<T> ahead;
 
-  explicit Forward(const LinearArguments& a) : Reader<T>(a), states{nullptr, padded(a.slice)}, ahead(*this) {
+  explicit Forward(const LinearArguments& a) : Reader<T>(a), states{nullptr, padded(a.slice)}, ahead(*this, a.out) {
     this->room({{&states.from, a.span * D * E}});
   }
 
@@ -126,7 +131,7 @@ struct Backward : Reader<T> {
   R *open, *cross, *reads, *writes, *past, *grads, *grads_t, *skips;
   Ahead<T> ahead;
 
-  explicit Backward(const LinearArguments& a) : Reader<T>(a), ahead(*this) {
+  explicit Backward(const LinearArguments& a) : Reader<T>(a), ahead(*this, a.grad_v) {
     const int64_t states = a.span * D * E;
     g.row = E, vt.row = inner.row = sums.row = P, dq.row = dk.row = from_state.row = D;
     this->room({{&g.from, P * E}, {&vt.from, E * P}, {&inner.from, P * P}, {&sums.from, P * P}, {&dq.from, P * D},
