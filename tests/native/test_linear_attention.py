@@ -14,7 +14,7 @@ from foveate.ops import backend
 from foveate.ops.linear_attention import build_slopes, lightning_attention
 from foveate.ops.native import linear_attention as kernel
 
-from .agreement import Maker, agree, answers, dtypes, examples, needs_kernels
+from tests.agreement import Maker, agree, answers, dtypes, examples, needs_kernels
 
 pytestmark = needs_kernels
 
