@@ -8,8 +8,8 @@ Qin et al., "Lightning Attention-2" (2024, arXiv 2401.04658) and "Various Length
 
 No scaling, no feature map, no normaliser: callers apply those. Unlike the published kernels, the slope may be learned.
 
-:func:`reference` is this definition as a masked n x n product; the fast form, exact and O(n), is in
-:mod:`foveate.ops.linear_attention_chunks`.
+:func:`reference` is this definition as a masked n x n product; the fast forms, exact and O(n), are in
+:mod:`foveate.ops.linear_attention_chunks` and, for CPUs, :mod:`foveate.ops.native.linear_attention`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
-from .backend import current_backend
+from .backend import choose, current_backend
 from .documents import document_numbers
 from .handwritten import sum_dtype
 from .linear_attention_chunks import chunked, decay
+from .native import linear_attention as native
 from .positions import slope_values
 
 
@@ -65,7 +66,7 @@ def layer_rates(heads: int, layer: int, num_layers: int, rule: str = "official")
 
 
 def default_block(width: int) -> int:
-    """The chunk length that was fastest on CPU for this query width."""
+    """The chunk length of the torch form that was fastest on CPU for this query width."""
     return 32 if width <= 32 else 64
 
 
@@ -87,7 +88,8 @@ def lightning_attention(
         q, k: ``(batch, heads, n, d)``.
         v: ``(batch, heads, n, e)``, same dtype as ``q`` and ``k``.
         slope: decay rates per step, ``(heads,)`` or ``(heads, 1, 1)``, finite and >= 0; None: no decay. Differentiable.
-        block: chunk length of the fast form, any length >= 1; None: :func:`default_block`. Changes speed only.
+        block: chunk length of the torch form, any length >= 1; None: :func:`default_block`. Changes speed only; the CPU
+            kernel has its own.
         state: ``(batch, heads, d, e)``: what earlier tokens left, decayed to the last of them.
         return_state: also return the state after the last token.
         segments: int64 ``(batch, n)``: a token reads only tokens of its own run of equal segment numbers, and the
@@ -111,8 +113,10 @@ def lightning_attention(
         with _full_precision(q.device.type):
             o, after = reference(q, k, v, rates, state, run)
     else:
-        o, after = chunked(
-            q, k, v, rates, state, run, block or default_block(q.shape[-1]), return_state, rates.requires_grad
+        kernel = native.linear_attention_native if native.fits(q, k, v, rates, state, run) else None
+        block = block or default_block(q.shape[-1])
+        o, after = choose(chunked, chunked, kernel)(
+            q, k, v, rates, state, run, block, return_state, rates.requires_grad
         )
     return (o, after) if return_state else o
 

@@ -174,7 +174,7 @@ def _forward(
     return torch.cat(outputs, 2), past.clone() if return_state else past.new_empty(0)
 
 
-def _backward(
+def backward(
     do: Tensor,
     dstate: Tensor,
     q: Tensor,
@@ -187,6 +187,7 @@ def _backward(
     return_state: bool,
     learn_slope: bool,
 ) -> tuple[Tensor | None, ...]:
+    """The gradients of :data:`chunked`; made of operations that autograd sees through."""
     plan = _Plan(q, v, slope, run, block, state is not None, return_state)
     states = [_first_state(q, v, slope, state)]  # before each piece, and after the last where it is needed
     for piece in plan.pieces if return_state and learn_slope else plan.pieces[:-1]:
@@ -247,6 +248,6 @@ chunked = handwritten(
     2,
     0,
     _forward,
-    _backward,
+    backward,
     _shapes,
 )

@@ -6,7 +6,7 @@ Mamba-2: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060 (section 6). A he
 
 which over a whole sequence is attention without softmax, ``Y = (L * C B^T) X``, with the mask
 ``L_ij = exp(sum of dt_k A over j < k <= i)`` for j <= i. The loop over positions below is the definition; the chunked
-form, linear in the length, is in :mod:`foveate.ops.ssd_chunks`.
+form, linear in the length, is in :mod:`foveate.ops.ssd_chunks`, its CPU kernel in :mod:`foveate.ops.native.ssd`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..registry import register
 from .backend import choose
 from .documents import document_starts
 from .handwritten import sum_dtype
+from .native import ssd as native
 from .ssd_chunks import ssd_chunks
 
 
@@ -50,7 +51,8 @@ def ssd(
             ``dt_limit`` forbids it), which leaves the state as it is.
         A: ``(H,)``, negative.
         B, C: ``(batch, L, G, N)``; group g serves heads ``g H / G`` and following.
-        chunk_size: largest number of positions of a chunk. Memory and time grow with the length times this.
+        chunk_size: largest number of positions of a chunk of the torch form, whose memory and time grow with the length
+            times this. The CPU kernel has its own.
         D: skip weights ``(H,)`` or ``(H, P)``.
         z: gate ``(batch, L, H, P)``; the output, skip included, is multiplied by ``silu(z)``.
         dt_bias: ``(H,)``, added to ``dt``.
@@ -112,7 +114,8 @@ def ssd_discrete(
     if D is not None and D.ndim == 1:
         D = D.unsqueeze(-1).expand(-1, x.shape[3])
     reset = None if seq_idx is None else document_starts(seq_idx)
-    run = choose(_reference, ssd_chunks)
+    fits = native.fits(x, B, C, dt, log_decay, D, initial_states, reset)
+    run = choose(reference, ssd_chunks, native.ssd_native if fits else None)
     y, final = run(x, dt, log_decay, B, C, D, initial_states, reset, chunk_size)
     return y, final
 
@@ -124,7 +127,7 @@ def check_step_limit(dt_limit: tuple[float, float]) -> tuple[float, float]:
     return float(dt_limit[0]), float(dt_limit[1])
 
 
-def _reference(
+def reference(
     x: Tensor,
     dt: Tensor | None,
     log_decay: Tensor,

@@ -61,7 +61,7 @@ def test_an_unknown_level_is_refused_by_name():
 def test_every_level_that_runs_here_agrees(level: str):
     if level == "v4" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         pytest.skip("this processor has no AVX-512")
-    tests = [str(ROOT / "tests" / "native" / f"test_{name}.py") for name in ("selective_scan", "causal_conv1d")]
+    tests = [str(ROOT / "tests" / "native" / f"test_{name}.py") for name in native.kernels()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FOVEATE_NATIVE": level, "FOVEATE_EXAMPLES": "15"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "equals", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)

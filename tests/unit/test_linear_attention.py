@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from foveate.errors import InvalidType, InvalidValue
 from foveate.measure.flops import count_flops
 from foveate.measure.isolated import peak_bytes_of
-from foveate.ops import backend, linear_attention_chunks
+from foveate.ops import backend, linear_attention_chunks, native
 from foveate.ops.linear_attention import (
     build_slopes,
     layer_slopes,
@@ -25,6 +26,15 @@ from foveate.ops.linear_attention_chunks import chunked_flops, chunks_per_piece
 BLOCK = 64
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 150, 913)
 SLOPES = (None, 0.0, 1e-6, 0.05, 2.0, 50.0)
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with each of the fast forms."""
+    if request.param == "native" and not native.AVAILABLE:
+        pytest.skip("the native kernels are not built here")
+    with backend(request.param):
+        yield request.param
 
 
 def inputs(
@@ -57,25 +67,25 @@ def values_and_gradients(name: str, q: Tensor, k: Tensor, v: Tensor, slope: Tens
 
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("slope", SLOPES)
-def test_chunks_equal_the_definition_with_all_gradients(n: int, slope: float | None) -> None:
+def test_chunks_equal_the_definition_with_all_gradients(n: int, slope: float | None, form: str) -> None:
     q, k, v = inputs(n)
     for with_state, block in itertools.product((False, True), (BLOCK, 16)):
         state = torch.randn(2, 3, 5, 7, dtype=torch.float64).requires_grad_() if with_state else None
         found, expected = (
-            values_and_gradients(name, q, k, v, slopes(slope), block=block, state=state)
-            for name in ("torch", "reference")
+            values_and_gradients(name, q, k, v, slopes(slope), block=block, state=state) for name in (form, "reference")
         )
         for index, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert deviation(one, other) < 1e-8, (index, with_state, block)
 
 
 @pytest.mark.parametrize("block", [1, 7, 40, 41, 1000])
-def test_any_block_gives_the_same(block: int) -> None:
+def test_any_block_gives_the_same(block: int, form: str) -> None:
     q, k, v = inputs(40)
-    found, expected = (values_and_gradients(b, q, k, v, slopes(0.3), block=block) for b in ("torch", "reference"))
+    found, expected = (values_and_gradients(b, q, k, v, slopes(0.3), block=block) for b in (form, "reference"))
     assert max(map(deviation, found, expected)) < 1e-9
 
 
+@pytest.mark.parametrize("form", ["torch"], indirect=True)
 @pytest.mark.parametrize("most", [1, 2, 3, 16])
 @pytest.mark.parametrize("n", [16, 47, 48, 49, 160])
 def test_any_number_of_chunks_in_a_piece_gives_the_same(n: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +101,7 @@ def test_any_number_of_chunks_in_a_piece_gives_the_same(n: int, most: int, monke
         assert max(map(deviation, found, expected)) < 1e-9
 
 
+@pytest.mark.parametrize("form", ["torch"], indirect=True)
 def test_pieces_fit_the_cache_and_are_constant_in_a_graph() -> None:
     sizes = [chunks_per_piece(batch, 8, 32, 16) for batch in (1, 2, 8, 32, 256)]
     assert sizes == [16, 16, 4, 1, 1]
@@ -99,11 +110,11 @@ def test_pieces_fit_the_cache_and_are_constant_in_a_graph() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 63, 65, 600])
-def test_float32_is_near_float64(n: int) -> None:
+def test_float32_is_near_float64(n: int, form: str) -> None:
     q, k, v = inputs(n)
     exact = values_and_gradients("reference", q, k, v, slopes(0.3))
     single = [t.detach().float().requires_grad_() for t in (q, k, v, slopes(0.3))]
-    found = values_and_gradients("torch", *single)
+    found = values_and_gradients(form, *single)
     assert max(map(deviation, found, exact)) < 1e-4
     assert all(t.dtype == torch.float32 for t in found)
 
@@ -123,13 +134,13 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("runs", [[913], [1, 912], [64, 64, 785], [100, 1, 1, 500, 311]])
-def test_segments_equal_documents_alone(runs: list[int]) -> None:
+def test_segments_equal_documents_alone(runs: list[int], form: str) -> None:
     q, k, v = inputs(sum(runs), batch=1)
     segments = torch.repeat_interleave(torch.arange(len(runs)), torch.tensor(runs))[None]
     # The state belongs to the first run, and what is returned to the last one.
     state = torch.randn(1, 3, 5, 7, dtype=torch.float64).requires_grad_()
     slope = slopes(0.05)
-    packed = values_and_gradients("torch", q, k, v, slope, block=BLOCK, state=state, segments=segments)
+    packed = values_and_gradients(form, q, k, v, slope, block=BLOCK, state=state, segments=segments)
     again = values_and_gradients("reference", q, k, v, slope, state=state, segments=segments)
     assert max(map(deviation, packed, again)) < 1e-9
     outputs, after = [], None
@@ -217,24 +228,26 @@ def test_it_is_differentiable_twice() -> None:
     assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
 
 
-def test_autocast_does_not_reach_the_sums() -> None:
+def test_autocast_does_not_reach_the_sums(form: str) -> None:
     q, k, v = inputs(100, dtype=torch.float32)
     plain = lightning_attention(q, k, v, slopes(0.1))
-    for name in ("torch", "reference"):
+    for name in (form, "reference"):
         with torch.autocast("cpu", dtype=torch.bfloat16), backend(name):
             o = lightning_attention(q, k, v, slopes(0.1))
         assert o.dtype == torch.float32
         assert deviation(o, plain) < 1e-5
 
 
-def test_memory_at_65536_tokens_is_below_a_gibibyte() -> None:
+def test_memory_at_65536_tokens_is_below_a_gibibyte(form: str) -> None:
     # Heads of width 64, the wide reading of "width 64, 4 heads"; inputs, outputs and gradients are 512 MiB of it.
     setup = (
+        "from foveate.ops import backend\n"
         "from foveate.ops.linear_attention import build_slopes, lightning_attention\n"
         "def train(n):\n"
         "    q, k, v = (torch.randn(1, 4, n, 64).requires_grad_() for _ in range(3))\n"
-        "    o = lightning_attention(q, k, v, build_slopes(4))\n"
-        "    o.backward(torch.ones_like(o))\n"
+        f"    with backend({form!r}):\n"
+        "        o = lightning_attention(q, k, v, build_slopes(4))\n"
+        "        o.backward(torch.ones_like(o))\n"
         "train(64)"
     )
     assert peak_bytes_of("train(65_536)", setup) < 2**30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,14 +13,24 @@ from torch.library import opcheck
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.measure.flops import count_flops
-from foveate.ops import backend, ssd_chunks
+from foveate.ops import backend, native, ssd_chunks
 from foveate.ops import gated_rms_norm as norm_module
+from foveate.ops.backend import current_backend
 from foveate.ops.gated_rms_norm import gated_rms_norm
 from foveate.ops.selective_scan import selective_scan, selective_state_update
 from foveate.ops.ssd import ssd, ssd_discrete
 
 Q = 8
 LENGTHS = (1, Q - 1, Q, Q + 1, 3 * Q + 5)
+
+
+@pytest.fixture(params=["torch", "native"], autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with each of the fast forms."""
+    if request.param == "native" and not native.AVAILABLE:
+        pytest.skip("the native kernels are not built here")
+    with backend(request.param):
+        yield request.param
 
 
 def make(
@@ -44,10 +55,10 @@ def make(
     return {name: value.requires_grad_() for name, value in given.items()}
 
 
-def answer(given: dict[str, Tensor], name: str = "torch", **options: object) -> dict[str, Tensor]:
+def answer(given: dict[str, Tensor], name: str = "", **options: object) -> dict[str, Tensor]:
     """Output, final states, and the gradient of every argument of a loss that reads both."""
     options = {"chunk_size": Q, "dt_softplus": True, **options}
-    with backend(name):
+    with backend(name or current_backend()):
         y, last = ssd(**given, return_final_states=True, **options)  # type: ignore[arg-type]
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
     loss = (y * weights).sum() + last.square().sum()
@@ -78,8 +89,8 @@ def test_is_the_dense_masked_product():
     y = torch.einsum("bhij,bjhp->bihp", scores, given["x"] * dt[..., None])
     start = torch.exp(a.cumsum(1))[..., None] * torch.einsum("bihn,bhpn->bihp", C, given["initial_states"])
     y = (y + start + given["D"][:, None] * given["x"]) * F.silu(given["z"])
-    for form in ("reference", "torch"):
-        torch.testing.assert_close(answer(given, form)["y"], y, rtol=1e-10, atol=1e-10)
+    for name in ("reference", ""):
+        torch.testing.assert_close(answer(given, name)["y"], y, rtol=1e-10, atol=1e-10)
 
 
 def test_is_the_selective_scan_with_shared_decays():
@@ -140,6 +151,20 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(call, list(given.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("form", ["native"], indirect=True)
+def test_the_kernel_gives_way_where_it_is_differentiated_twice():
+    given = make(5, 2, 1)
+    del given["D"]
+    names = list(given)
+    fixed = make(5, 2, 1)["D"].detach()
+
+    def call(*values: Tensor) -> tuple[Tensor, Tensor]:
+        named = dict(zip(names, values, strict=True))
+        return ssd(**named, D=fixed, dt_softplus=True, return_final_states=True)  # type: ignore[return-value]
+
+    assert torch.autograd.gradgradcheck(call, list(given.values()), fast_mode=True)
+
+
 def test_skip_per_head_and_per_channel():
     given = make(9)
     wide = given | {"D": given["D"].detach()[:, None].expand(-1, 3).contiguous().requires_grad_()}
@@ -190,14 +215,14 @@ def test_steps_of_zero_leave_the_state():
     assert not torch.allclose(last_longer, last)
 
 
-@pytest.mark.parametrize("form", ["reference", "torch"])
-def test_documents_are_apart(form: str):
+@pytest.mark.parametrize("name", ["reference", ""])
+def test_documents_are_apart(name: str):
     # Borders inside a chunk, at a chunk's start, and one position after the other.
     borders, given = (0, 5, Q, Q + 1, Q + 2, 3 * Q + 3, 4 * Q), make(4 * Q)
     seq_idx = torch.zeros(2, 4 * Q, dtype=torch.long)
     for index, (start, stop) in enumerate(itertools.pairwise(borders)):
         seq_idx[:, start:stop] = index % 2
-    packed, parts = answer(given, form, seq_idx=seq_idx), []
+    packed, parts = answer(given, name, seq_idx=seq_idx), []
     for start, stop in itertools.pairwise(borders):
         part = {name: value.detach() for name, value in given.items()}
         part |= {name: part[name][:, start:stop] for name in ("x", "dt", "B", "C", "z")}
@@ -259,11 +284,12 @@ def test_half_precision_keeps_float32_states():
         torch.testing.assert_close(ssd(**full, dt_softplus=True), y)
 
 
-def test_the_compiled_op_is_sound():
+def test_the_compiled_op_is_sound(form: str):
     given = make(20, dtype=torch.float32)
-    values = (*(given[n] for n in ("x", "dt", "dt", "B", "C")), None, given["initial_states"], None, 8, 2)
+    values = (*(given[n] for n in ("x", "dt", "dt", "B", "C")), None, given["initial_states"], None)
+    values = values if form == "native" else (*values, 8, 2)
     opcheck(
-        torch.ops.foveate.ssd.default,
+        torch.ops.foveate.ssd_native.default if form == "native" else torch.ops.foveate.ssd.default,
         tuple(v.detach().requires_grad_() if isinstance(v, Tensor) else v for v in values),
     )
 

@@ -10,6 +10,7 @@ makes into an op).
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import shutil
@@ -134,6 +135,25 @@ def whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
 def whole(m: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Contiguous, in another dtype; None stays None."""
     return None if m is None else m.to(dtype).contiguous()
+
+
+#: New tensors of at least this many bytes are asked to lie in large pages.
+LARGE = 2**22
+_HUGE_PAGE = 2**21
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
+
+
+def fresh(tensor: Tensor) -> Tensor:
+    """The same new, unwritten tensor, in large pages where it is large and the system has them.
+
+    The first write to a page of new memory is a fault: with small pages those take as long as a kernel itself.
+    """
+    if _madvise is not None and tensor.nbytes >= LARGE:
+        start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+        stop = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
+        # A hint: where it is not taken, pages stay small.
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -102,3 +102,4 @@ inline int64_t accumulator(int64_t scalar) { return scalar == 2 ? 2 : 0; }
 void fuzz_selective_scan(Random& chance);
 void fuzz_causal_conv1d(Random& chance);
 void fuzz_neighborhood_attention(Random& chance);
+void fuzz_linear_attention(Random& chance);
