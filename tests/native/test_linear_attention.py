@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from foveate.ops import backend
 from foveate.ops.linear_attention import build_slopes, lightning_attention
 from foveate.ops.native import linear_attention as kernel
-
 from tests.agreement import Maker, agree, answers, dtypes, examples, needs_kernels
 
 pytestmark = needs_kernels

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from foveate.ops import backend
 from foveate.ops.ssd import ssd, ssd_discrete
-
 from tests.agreement import Maker, agree, answers, dtypes, examples, needs_kernels
 
 pytestmark = needs_kernels
