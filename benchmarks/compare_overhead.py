@@ -1,9 +1,9 @@
 """What a comparison costs beyond its training: its wall time against bare training loops plus evaluation.
 
-``python benchmarks/compare_overhead.py`` runs a comparison with one worker in a process of its own, from starting
-Python to the finished report, then the same training once more as plain loops (batch, loss, backward, clip, step) with
-the same number of evaluations, and prints the difference and where it went. The promise is 5 % for a comparison of
-minutes; what does not grow with it (importing torch twice, latencies, the report) is shown apart.
+``python benchmarks/compare_overhead.py`` runs a comparison, with one worker unless told, in a process of its own, from
+starting Python to the finished report, then the same training once more as plain loops (batch, loss, backward, clip,
+step) with the same number of evaluations, and prints the difference and where it went. The promise is 5 % for a
+comparison of minutes; what does not grow with it (importing torch twice, latencies, the report) is shown apart.
 
 Times on a busy machine mean nothing: it refuses when others compute, unless ``--busy`` is given.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ from typing import Any
 
 import psutil
 
+from foveate.measure.machine import cpu_name, usable_cores
+
+TITLE = "# What a comparison costs beyond its training\n"
 COMPARISON = """
 import json, sys, time
 from foveate.compare import Settings, run
@@ -135,6 +139,8 @@ def main() -> None:
     parser.add_argument("--systems", help="contestants, by commas; default: those of the demo")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="trials at once; bare loops run one after the other")
+    parser.add_argument("--append", type=Path, help="add the figures to this Markdown file")
     parser.add_argument("--busy", action="store_true", help="measure although others compute")
     given = parser.parse_args()
     load = psutil.cpu_percent(interval=2.0)
@@ -149,7 +155,7 @@ def main() -> None:
             "steps": given.steps,
             "seeds": given.seeds,
             "batch_size": 32,
-            "workers": 1,
+            "workers": given.workers,
             "refit": False,  # training as well, but what a comparison is compared with here has none
             "out": str(Path(place) / "out"),
         }
@@ -166,20 +172,32 @@ def main() -> None:
     begun = next(at for at, kind, _, _ in phases if kind == "plan")
     closing = next(at for at, _, text, _ in phases if text.startswith("measuring"))
     whole = trained + evaluated
-    print(f"wall of the comparison        {wall:8.2f} s")
-    print(f"bare loops + evaluation       {whole:8.2f} s  ({trained:.2f} + {evaluated:.2f})")
-    print(f"overhead                      {wall - whole:8.2f} s  {100 * (wall / whole - 1):+.1f} %")
-    print(f"the same in CPU seconds       {cpu - bare_cpu:8.2f} s  of {cpu:.2f}: {100 * (cpu / bare_cpu - 1):+.1f} %")
-    print("of the wall time:")
-    print(f"  start: imports, data        {wall - phases[-1][0] + begun:8.2f} s")
-    print(f"  latencies, report, best/    {phases[-1][0] - closing:8.2f} s")
-    print(f"  training, our loop          {inside['train_seconds'] - trained:+8.2f} s")
-    print(f"  evaluation, ours            {inside['evaluate_seconds'] - evaluated:+8.2f} s")
-    checkpoints = [seconds for _, kind, _, seconds in phases if kind == "checkpoint"]
-    cost = 1e3 * sum(checkpoints) / len(checkpoints)
-    print(f"  checkpoints                 {inside['checkpoint_seconds']:8.2f} s  ({cost:.1f} ms each)")
-    rest = closing - begun - sum(inside.values())
-    print(f"  processes, results, waiting {rest:8.2f} s  for {len(results)} jobs")
+    lines = [
+        f"wall of the comparison        {wall:8.2f} s",
+        f"bare loops + evaluation       {whole:8.2f} s  ({trained:.2f} + {evaluated:.2f})",
+        f"overhead                      {wall - whole:8.2f} s  {100 * (wall / whole - 1):+.1f} %",
+        f"the same in CPU seconds       {cpu - bare_cpu:8.2f} s  of {cpu:.2f}: {100 * (cpu / bare_cpu - 1):+.1f} %",
+        "of the wall time:",
+        f"  start: imports, data        {wall - phases[-1][0] + begun:8.2f} s",
+        f"  latencies, report, best/    {phases[-1][0] - closing:8.2f} s",
+    ]
+    if given.workers == 1:
+        checkpoints = [seconds for _, kind, _, seconds in phases if kind == "checkpoint"]
+        cost = 1e3 * sum(checkpoints) / len(checkpoints)
+        rest = closing - begun - sum(inside.values())
+        lines += [
+            f"  training, our loop          {inside['train_seconds'] - trained:+8.2f} s",
+            f"  evaluation, ours            {inside['evaluate_seconds'] - evaluated:+8.2f} s",
+            f"  checkpoints                 {inside['checkpoint_seconds']:8.2f} s  ({cost:.1f} ms each)",
+            f"  processes, results, waiting {rest:8.2f} s  for {len(results)} jobs",
+        ]
+    print("\n".join(lines))
+    if given.append is not None:
+        command = shlex.join(["python", "benchmarks/compare_overhead.py", *sys.argv[1:]])
+        facts = f"{cpu_name()}, {usable_cores()} cores; {load:.0f} % of them were busy with other work before."
+        before = given.append.read_text(encoding="utf-8") if given.append.exists() else TITLE
+        text = "\n".join(f"    {line}" for line in (f"$ {command}", *lines))
+        given.append.write_text(f"{before}\n{text}\n\n{facts}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
