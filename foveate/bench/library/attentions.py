@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -55,64 +56,29 @@ def _neighborhood(grid: tuple[int, ...], window: tuple[int, ...], **options: Any
     return Problem(inputs={"q": q, "k": k, "v": v}, ours=ours, sizes=sizes, cost=cost)
 
 
-@case(
-    "neighborhood_attention_2d",
-    kind="op",
-    about="window 7 x 7, 4 heads of 32",
-    sizes=(14, 28, 56),
-    unit="edge",
-    order=2,
+#: Ends of names, what they are, windows and options of neighborhood attention on an image.
+IMAGES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
+    ("", "", 7, {}),
+    ("_even", "", 8, {}),
+    ("_dilated", ", dilation 2", 7, {"dilation": (2, 2)}),
+    ("_strided", ", stride 2", 7, {"stride": (2, 2)}),
+    ("_causal", ", causal along both axes", 7, {"causal": (True, True)}),
 )
-def image(edge: int) -> Problem:
-    return _neighborhood((edge, edge), (7, 7))
 
 
-@case(
-    "neighborhood_attention_2d_even",
-    kind="op",
-    about="window 8 x 8, 4 heads of 32",
-    sizes=(28, 56),
-    unit="edge",
-    order=2,
-)
-def image_even(edge: int) -> Problem:
-    return _neighborhood((edge, edge), (8, 8))
+def _image(window: int, options: dict[str, Any], edge: int) -> Problem:
+    return _neighborhood((edge, edge), (window, window), **options)
 
 
-@case(
-    "neighborhood_attention_2d_dilated",
-    kind="op",
-    about="window 7 x 7, dilation 2, 4 heads of 32",
-    sizes=(28, 56),
-    unit="edge",
-    order=2,
-)
-def image_dilated(edge: int) -> Problem:
-    return _neighborhood((edge, edge), (7, 7), dilation=(2, 2))
-
-
-@case(
-    "neighborhood_attention_2d_strided",
-    kind="op",
-    about="window 7 x 7, stride 2, 4 heads of 32",
-    sizes=(28, 56),
-    unit="edge",
-    order=2,
-)
-def image_strided(edge: int) -> Problem:
-    return _neighborhood((edge, edge), (7, 7), stride=(2, 2))
-
-
-@case(
-    "neighborhood_attention_2d_causal",
-    kind="op",
-    about="window 7 x 7, causal along both axes, 4 heads of 32",
-    sizes=(28, 56),
-    unit="edge",
-    order=2,
-)
-def image_causal(edge: int) -> Problem:
-    return _neighborhood((edge, edge), (7, 7), causal=(True, True))
+for _end, _what, _window, _options in IMAGES:
+    case(
+        f"neighborhood_attention_2d{_end}",
+        kind="op",
+        about=f"window {_window} x {_window}{_what}, 4 heads of 32",
+        sizes=(14, 28, 56) if not _end else (28, 56),
+        unit="edge",
+        order=2,
+    )(functools.partial(_image, _window, _options))
 
 
 @case(
