@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
+from . import triton as gpu
 from .backend import choose
 from .handwritten import sum_dtype
 from .native import neighborhood_attention as native
@@ -75,7 +76,9 @@ def neighborhood_attention(
     axes = _check(q, k, v, window, dilation, stride, causal, bias, extra_k, extra_v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     fast = native.neighborhood_attention_native if native.fits(q, k, v, bias) else None
-    run = choose(_reference, _apart(neighborhood_boxes), None if fast is None else _apart(fast))
+    kernel = gpu.form("neighborhood_attention", (q, k, v, bias))
+    forms = (None if form is None else _apart(form) for form in (fast, kernel))
+    run = choose(_reference, _apart(neighborhood_boxes), *forms)
     out, lse = run(q, k, v, bias, extra_k, extra_v, axes, scale)
     return (out, lse) if return_lse else out
 

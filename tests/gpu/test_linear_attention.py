@@ -64,7 +64,29 @@ def run(**given: Any) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_product_under_a_mask(case: str, monkeypatch: pytest.MonkeyPatch):
+    taken, form = [], kernels.linear_attention_triton
+    monkeypatch.setattr(kernels, "linear_attention_triton", lambda *values: taken.append(1) or form(*values))
     monkeypatch.setattr(kernels, "BLOCK", 16)  # several chunks, the last one not full
     monkeypatch.setattr(kernels, "VALUES", 16)  # several programs, the last one not full
     given = make(**CASES[case])
     agree(run, given, given["q"].dtype, "triton")
+    assert taken
+
+
+def test_float16():
+    given = make(dtype=torch.float16, state=True, return_state=True)
+    agree(run, given, torch.bfloat16, "triton")
+
+
+def test_what_needs_a_gradient_of_the_gradient_gets_it():
+    make = Maker(0, torch.float64)
+    given = [make.tensor(1, 2, 5, width).requires_grad_() for width in (3, 3, 2)]
+    given.append(torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True))
+    with backend("triton"):
+        assert torch.autograd.gradgradcheck(lambda *inputs: lightning_attention(*inputs), given, fast_mode=True)
+
+
+def test_wide_keys_are_left_to_torch():
+    q, v = torch.zeros(1, 1, 2, 129, dtype=torch.float64), torch.zeros(1, 1, 2, 3, dtype=torch.float64)
+    assert kernels.fits(q[..., :128], q[..., :128], v, torch.zeros(1, dtype=torch.float64))
+    assert not kernels.fits(q, q, v, torch.zeros(1, dtype=torch.float64))

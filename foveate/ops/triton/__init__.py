@@ -50,5 +50,5 @@ def power_of_two(size: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of float32 tiles are made for inputs stored in ``dtype``: numbers of 16 bits lose nothing in tf32."""
+    """How products of float32 tiles are made for inputs of this dtype: numbers of 16 bits lose nothing in tf32."""
     return "tf32" if dtype.itemsize == 2 else "ieee"

@@ -18,12 +18,12 @@ from ..handwritten import Results, handwritten, sum_dtype
 from ..linear_attention_chunks import backward
 from . import power_of_two, precision, takes
 
-#: Positions of a chunk, fewer where keys are wide: a chunk has at most so many numbers.
-BLOCK, NUMBERS = 64, 4096
+#: Positions of a chunk, fewer where keys are wide: a chunk of keys has at most so many bytes.
+BLOCK, CHUNK_BYTES = 32, 16384
 #: Value columns of one program.
-VALUES = 64
-#: The widest keys whose tiles fit a GPU's shared memory.
-WIDEST = 256
+VALUES = 32
+#: Bytes of the widest key whose chunks and state fit the shared memory of a GPU, at least 16 positions at a time.
+WIDEST = 1024
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -31,12 +31,13 @@ def fits(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None = None, run: Tensor | None = None
 ) -> bool:
     """Whether the kernel takes these: real numbers on the device of the kernels, keys not too wide."""
-    return q.dtype in _TYPES and q.shape[-1] <= WIDEST and takes(q, k, v, slope, state, run)
+    narrow = power_of_two(q.shape[-1]) * sum_dtype(q.dtype).itemsize <= WIDEST
+    return q.dtype in _TYPES and narrow and takes(q, k, v, slope, state, run)
 
 
 @triton.jit
 def _decays(rate, run, sample, start, length, BLOCK: tl.constexpr):
-    """Decays of a chunk: a key for a later query, the state before for a query, a key and that state in the next one."""
+    """Decays of a chunk: a key for a later query, the old state for a query, a key and the old state in the new one."""
     r = tl.arange(0, BLOCK)
     size = tl.minimum(BLOCK, length - start)
     apart = r[:, None] - r[None, :]
@@ -194,9 +195,8 @@ def _inputs(
         sizes |= dict(zip(axes, m.stride(), strict=True))
     # Products have at least 16 rows and columns.
     width = max(16, power_of_two(q.shape[3]))
-    most = NUMBERS // (2 if real == torch.float64 else 1)
     sizes |= {"KEYS": width, "VALUES": min(VALUES, max(16, power_of_two(v.shape[3])))}
-    return tensors, sizes | {"BLOCK": max(16, min(BLOCK, most // width))}
+    return tensors, sizes | {"BLOCK": min(BLOCK, CHUNK_BYTES // (width * real.itemsize)), "num_stages": 1}
 
 
 def _grid(q: Tensor, v: Tensor, sizes: dict[str, int | str]) -> tuple[int, int]:
@@ -251,7 +251,7 @@ def _shapes(
     return torch.empty(v.shape, dtype=v.dtype, device=v.device), slope.new_empty(after)
 
 
-#: As :func:`foveate.ops.linear_attention_chunks.chunked`, for what :func:`fits`; the chunks' length is the kernel's own.
+#: As :func:`foveate.ops.linear_attention_chunks.chunked`, for what :func:`fits`; ``block`` is not read.
 linear_attention_triton = handwritten(
     "linear_attention_triton",
     "Tensor q, Tensor k, Tensor v, Tensor slope, Tensor? state, Tensor? run, "
