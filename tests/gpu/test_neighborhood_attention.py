@@ -72,6 +72,11 @@ def test_equals_dense_attention_under_the_mask(case: str, monkeypatch: pytest.Mo
     assert taken
 
 
+def test_float16():
+    given = make((9, 10), window=(3, 4), batch=1, heads=1, dtype=torch.float16)
+    agree(lambda **inputs: neighborhood_attention(**inputs, return_lse=True), given, torch.bfloat16, "triton")
+
+
 @pytest.mark.parametrize(
     ("lengths", "tile", "edges"),
     [
