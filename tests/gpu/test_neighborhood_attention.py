@@ -18,6 +18,7 @@ kernels = pytest.importorskip("foveate.ops.triton.neighborhood_attention", reaso
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "line": ((37,), {"window": 7}),
     "even": ((41,), {"window": 8, "stride": 5}),
+    "strided line": ((41,), {"window": 8, "stride": 4}),
     "causal line": ((50,), {"window": 9, "causal": True, "stride": 4}),
     "dilated line": ((53,), {"window": 5, "dilation": 3, "group": 2}),
     "whole axis": ((21,), {"window": 21}),
