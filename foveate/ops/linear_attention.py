@@ -9,7 +9,8 @@ Qin et al., "Lightning Attention-2" (2024, arXiv 2401.04658) and "Various Length
 No scaling, no feature map, no normaliser: callers apply those. Unlike the published kernels, the slope may be learned.
 
 :func:`reference` is this definition as a masked n x n product; the fast forms, exact and O(n), are in
-:mod:`foveate.ops.linear_attention_chunks` and, for CPUs, :mod:`foveate.ops.native.linear_attention`.
+:mod:`foveate.ops.linear_attention_chunks`, for CPUs :mod:`foveate.ops.native.linear_attention`, and for GPUs
+``triton/linear_attention.py``.
 """
 
 from __future__ import annotations
