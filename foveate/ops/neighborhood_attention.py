@@ -4,9 +4,9 @@ Hassani et al., arXiv 2204.07143 (NAT), 2209.15001 (dilation) and 2403.04690 (wi
 strides from arXiv 2504.16922. The rule, edges included, stands in :mod:`foveate.ops.neighborhood_windows`.
 
 The definition is dense attention under that mask. The fast forms never make the matrix of all pairs: the torch form
-computes boxes of queries against the box of keys that they see (:mod:`foveate.ops.neighborhood_boxes`), Triton's one
-tiles of them, the native one the pairs themselves. A few keys that every query sees besides (``extra_k``) are attended to apart; the two answers are
-put together by their log-sum-exps.
+computes boxes of queries against the box of keys that they see (:mod:`foveate.ops.neighborhood_boxes`), Triton's does
+so tile by tile, the native one computes the pairs themselves. A few keys that every query sees besides (``extra_k``)
+are attended to apart; the two answers are put together by their log-sum-exps.
 """
 
 from __future__ import annotations
