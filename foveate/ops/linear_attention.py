@@ -9,7 +9,8 @@ Qin et al., "Lightning Attention-2" (2024, arXiv 2401.04658) and "Various Length
 No scaling, no feature map, no normaliser: callers apply those. Unlike the published kernels, the slope may be learned.
 
 :func:`reference` is this definition as a masked n x n product; the fast forms, exact and O(n), are in
-:mod:`foveate.ops.linear_attention_chunks` and, for CPUs, :mod:`foveate.ops.native.linear_attention`.
+:mod:`foveate.ops.linear_attention_chunks`, for CPUs :mod:`foveate.ops.native.linear_attention`, and for GPUs
+``triton/linear_attention.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
+from . import triton as gpu
 from .backend import choose, current_backend
 from .documents import document_numbers
 from .handwritten import sum_dtype
@@ -88,8 +90,8 @@ def lightning_attention(
         q, k: ``(batch, heads, n, d)``.
         v: ``(batch, heads, n, e)``, same dtype as ``q`` and ``k``.
         slope: decay rates per step, ``(heads,)`` or ``(heads, 1, 1)``, finite and >= 0; None: no decay. Differentiable.
-        block: chunk length of the torch form, any length >= 1; None: :func:`default_block`. Changes speed only; the CPU
-            kernel has its own.
+        block: chunk length of the torch form, any length >= 1; None: :func:`default_block`. Changes speed only; kernels
+            have their own.
         state: ``(batch, heads, d, e)``: what earlier tokens left, decayed to the last of them.
         return_state: also return the state after the last token.
         segments: int64 ``(batch, n)``: a token reads only tokens of its own run of equal segment numbers, and the
@@ -113,11 +115,11 @@ def lightning_attention(
         with _full_precision(q.device.type):
             o, after = reference(q, k, v, rates, state, run)
     else:
-        kernel = native.linear_attention_native if native.fits(q, k, v, rates, state, run) else None
+        inputs = q, k, v, rates, state, run
+        kernel = native.linear_attention_native if native.fits(*inputs) else None
+        form = choose(chunked, chunked, kernel, gpu.form("linear_attention", inputs))
         block = block or default_block(q.shape[-1])
-        o, after = choose(chunked, chunked, kernel)(
-            q, k, v, rates, state, run, block, return_state, rates.requires_grad
-        )
+        o, after = form(*inputs, block, return_state, rates.requires_grad)
     return (o, after) if return_state else o
 
 

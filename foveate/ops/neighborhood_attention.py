@@ -4,9 +4,9 @@ Hassani et al., arXiv 2204.07143 (NAT), 2209.15001 (dilation) and 2403.04690 (wi
 strides from arXiv 2504.16922. The rule, edges included, stands in :mod:`foveate.ops.neighborhood_windows`.
 
 The definition is dense attention under that mask. The fast forms never make the matrix of all pairs: the torch form
-computes boxes of queries against the box of keys that they see (:mod:`foveate.ops.neighborhood_boxes`), the native one
-the pairs themselves. A few keys that every query sees besides (``extra_k``) are attended to apart; the two answers are
-put together by their log-sum-exps.
+computes boxes of queries against the box of keys that they see (:mod:`foveate.ops.neighborhood_boxes`), Triton's does
+so tile by tile, the native one computes the pairs themselves. A few keys that every query sees besides (``extra_k``)
+are attended to apart; the two answers are put together by their log-sum-exps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
+from . import triton as gpu
 from .backend import choose
 from .handwritten import sum_dtype
 from .native import neighborhood_attention as native
@@ -75,7 +76,9 @@ def neighborhood_attention(
     axes = _check(q, k, v, window, dilation, stride, causal, bias, extra_k, extra_v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     fast = native.neighborhood_attention_native if native.fits(q, k, v, bias) else None
-    run = choose(_reference, _apart(neighborhood_boxes), None if fast is None else _apart(fast))
+    kernel = gpu.form("neighborhood_attention", (q, k, v, bias))
+    forms = (None if form is None else _apart(form) for form in (fast, kernel))
+    run = choose(_reference, _apart(neighborhood_boxes), *forms)
     out, lse = run(q, k, v, bias, extra_k, extra_v, axes, scale)
     return (out, lse) if return_lse else out
 
