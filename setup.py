@@ -6,6 +6,7 @@ it: a wheel serves every Python 3. Where no C++ compiler is found, or it fails, 
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -55,7 +56,11 @@ def extensions() -> list[Extension]:
 
 
 class Build(build_ext):
-    """Plain shared libraries: no module function to export, no Python version in the name."""
+    """Plain shared libraries: no module function to export, no Python version in the name; levels side by side."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []

@@ -182,13 +182,16 @@ def time_is_linear_in_channels() -> Measurement:
 @claim(
     "mamba_mixer",
     kind="scaling",
-    says="Averaging is free: in four layers on 256 tokens of width 64 the weighted averages take at most 1 % of the "
+    says="Averaging is free: in four layers on 1,024 tokens of width 128 the weighted averages take at most 1 % of the "
     "time.",
 )
 def averages_take_no_time() -> Measurement:
-    """Processor time of the averages alone over that of all. Seen failing (0.06) with every sum made ten times."""
+    """Processor time of the averages alone over that of all. Seen failing (0.06) with every sum made ten times.
+
+    On a few hundred tokens the native scans are so quick that the calls themselves count, whatever they compute.
+    """
     with torch.no_grad():
-        mixer, x = MambaMixer(64, seq_len=256, layers=4), torch.randn(1, 256, 64)
+        mixer, x = MambaMixer(128, seq_len=1024, layers=4), torch.randn(1, 1024, 128)
         average, outputs = mixer.stack.average, [torch.randn_like(x) for _ in range(5)]
         assert average is not None
 
