@@ -63,7 +63,7 @@ def causal_conv1d(
     before = None if initial_state is None else initial_state.to(x.dtype)[:, :, 1:].transpose(1, 2)
     documents = None if seq_idx is None else document_numbers(seq_idx)
     inputs = x.transpose(1, 2), weight, bias, before, documents
-    run = choose(_reference, _fused, native.causal_conv1d_native if native.fits(*inputs) else None)
+    run = choose(reference, _fused, native.causal_conv1d_native if native.fits(*inputs) else None)
     (y,) = run(*inputs, activation == "silu")
     y = y.transpose(1, 2)
     if not return_state:
@@ -108,7 +108,7 @@ def causal_conv1d_update(
     return (F.silu(y) if activation == "silu" else y).to(x.dtype), state
 
 
-def _reference(
+def reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, documents: Tensor | None, silu: bool
 ) -> tuple[Tensor]:
     """The definition, position by position. Time before channels: x (batch, L, C), before (batch, K - 1, C)."""

@@ -78,12 +78,12 @@ def neighborhood_attention(
     fast = native.neighborhood_attention_native if native.fits(q, k, v, bias) else None
     kernel = gpu.form("neighborhood_attention", (q, k, v, bias))
     forms = (None if form is None else _apart(form) for form in (fast, kernel))
-    run = choose(_reference, _apart(neighborhood_boxes), *forms)
+    run = choose(reference, _apart(neighborhood_boxes), *forms)
     out, lse = run(q, k, v, bias, extra_k, extra_v, axes, scale)
     return (out, lse) if return_lse else out
 
 
-def _reference(
+def reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -118,7 +118,7 @@ def _reference(
 
 
 def _apart(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A form without extra keys, and those attended to apart; arguments as :func:`_reference`."""
+    """A form without extra keys, and those attended to apart; arguments as :func:`reference`."""
 
     def both(
         q: Tensor,

@@ -79,7 +79,7 @@ def selective_scan(
     fits = native.fits(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
     kernel = native.selective_scan_native if fits else None
     inputs = u, delta, A, B, C, D, z, delta_bias, initial_state, reset
-    run = choose(_reference, selective_scan_blocks, kernel, gpu.form("selective_scan", inputs))
+    run = choose(reference, selective_scan_blocks, kernel, gpu.form("selective_scan", inputs))
     out, last = run(*inputs, delta_softplus)
     return (out.transpose(1, 2), last) if return_last_state else out.transpose(1, 2)
 
@@ -140,7 +140,7 @@ def selective_state_update(
     return y.to(x.dtype), state
 
 
-def _reference(
+def reference(
     u: Tensor,
     delta: Tensor,
     A: Tensor,

@@ -46,3 +46,4 @@ def test_gradients_by_differences():
 
     with backend("native"):
         assert torch.autograd.gradcheck(convolve, inputs)
+        assert torch.autograd.gradgradcheck(convolve, inputs)

@@ -67,6 +67,7 @@ def test_gradients_by_differences():
 
     with backend("native"):
         assert torch.autograd.gradcheck(attend, inputs)
+        assert torch.autograd.gradgradcheck(attend, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("grid", [(300,), (17, 40), (4, 9, 12)])

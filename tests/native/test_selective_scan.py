@@ -71,6 +71,7 @@ def test_gradients_by_differences():
 
     with backend("native"):
         assert torch.autograd.gradcheck(scan, (u, delta, A, B, C, D, z, initial))
+        assert torch.autograd.gradgradcheck(scan, (u, delta, A, B, C, D, z, initial))
 
 
 def test_the_number_of_threads_changes_no_bit():

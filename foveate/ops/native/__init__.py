@@ -14,6 +14,7 @@ import mmap
 import os
 import platform
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -173,3 +174,24 @@ def call(name: str, arguments: ctypes.Structure, *more: int) -> None:
         raise MemoryError(f"the kernel {name} had no memory for its workspace.")
     if status:
         raise RuntimeError(f"the kernel {name} refused its arguments: {_STATUS[status]}.")
+
+
+def through_autograd(
+    definition: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor | None], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients as autograd makes them of an op's definition, for whoever differentiates a backward pass once more.
+
+    Args:
+        definition: called with the inputs; its results.
+        inputs: of the op.
+        gradients: of the results.
+
+    Returns:
+        One for each input that needs one, None for the others.
+    """
+    # Views, so that nothing is asked about how the inputs themselves came to be.
+    own = [None if m is None else m.view_as(m) for m in inputs]
+    asked = [m for m in own if m is not None and m.requires_grad]
+    found = torch.autograd.grad(definition(*own), asked, gradients, create_graph=True, materialize_grads=True)
+    each = iter(found)
+    return [next(each) if m is not None and m.requires_grad else None for m in own]

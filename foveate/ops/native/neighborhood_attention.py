@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
 from ..neighborhood_boxes import ARGUMENTS, shapes_of
-from . import LIBRARY, SCALARS, address, call, rows, takes, whole
+from ..neighborhood_windows import axes_of
+from . import LIBRARY, SCALARS, address, call, rows, takes, through_autograd, whole
 
 #: The grid's axes as the kernel counts them; those that a grid has not, from the first on, have one position.
 AXES = ("t", "y", "x")
@@ -113,6 +114,12 @@ def _backward(
     out: Tensor,
     lse: Tensor,
 ) -> Results:
+    if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
+        from ..neighborhood_attention import reference  # which imports this file
+
+        axes = axes_of(tuple(q.shape[2:-1]), tuple(window), tuple(dilation), tuple(stride), tuple(causal))
+        definition = lambda q, k, v, bias: reference(q, k, v, bias, None, None, axes, scale)  # noqa: E731
+        return through_autograd(definition, (q, k, v, bias), (grad_out, grad_lse))
     real = sum_dtype(q.dtype)
     given = _Prepared(q, k, v, bias, window, dilation, stride, causal, scale)
     grad_out, out, grad_lse, lse = rows(grad_out.to(q.dtype)), rows(out), whole(grad_lse, real), whole(lse, real)

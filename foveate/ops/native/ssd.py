@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
-from . import SCALARS, fresh, takes, whole
+from . import SCALARS, fresh, takes, through_autograd, whole
 from .linear_attention import Prepared, pieces, total
 
 
@@ -69,7 +67,10 @@ def _backward(
     starts: Tensor,
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
-        return _differentiable(grad_out, grad_final, (x, dt, log_decay, B, C, D, initial), reset)
+        from ..ssd import reference  # which imports this file
+
+        inputs = x, dt, log_decay, B, C, D, initial, reset
+        return through_autograd(lambda *own: reference(*own, chunk_size=1), inputs, (grad_out, grad_final))
     given = _prepared(x, dt, log_decay, B, C, D, initial, reset, backward=True)
     batch, length, heads, width = x.shape
     grad_x = fresh(torch.empty(x.shape, dtype=x.dtype))
@@ -96,21 +97,6 @@ def _backward(
         grad_initial,
         None,
     )
-
-
-def _differentiable(
-    grad_out: Tensor, grad_final: Tensor, inputs: Sequence[Tensor | None], reset: Tensor | None
-) -> Results:
-    """The gradients as autograd makes them of the definition."""
-    from ..ssd import reference  # which imports this file
-
-    # Views, so that nothing is asked about how the inputs themselves came to be.
-    own = [None if m is None else m.view_as(m) for m in inputs]
-    x, dt, log_decay, B, C, D, initial = own
-    results = reference(x, dt, log_decay, B, C, D, initial, reset, chunk_size=1)  # type: ignore[arg-type]
-    asked = [m for m in own if m is not None and m.requires_grad]
-    found = iter(torch.autograd.grad(results, asked, (grad_out, grad_final), create_graph=True, materialize_grads=True))
-    return (*(next(found) if m is not None and m.requires_grad else None for m in own), None)
 
 
 def _shapes(

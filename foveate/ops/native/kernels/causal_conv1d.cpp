@@ -1,4 +1,4 @@
-// The short causal depthwise convolution, forward and backward; the definition is _reference in foveate/ops/causal_conv1d.py.
+// The short causal depthwise convolution, forward and backward; the definition is reference in foveate/ops/causal_conv1d.py.
 //
 // Lanes are neighbouring channels and time runs inside. The backward pass goes forward in time as well: an output reaches
 // the K inputs up to its own, so K open sums of input gradients are kept, and the oldest is finished at every position.

@@ -1,4 +1,4 @@
-// The selective scan (S6), forward and backward; the definition is _reference in foveate/ops/selective_scan.py.
+// The selective scan (S6), forward and backward; the definition is reference in foveate/ops/selective_scan.py.
 //
 // Neighbouring channels are lanes. A channel's N states stay in the first-level cache while time runs, and the decays
 // exp(delta A), most of the arithmetic, are made where they are used and never stored. The forward pass keeps the states
