@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_int64, c_void_p
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def _backward(
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
         from ..causal_conv1d import reference  # which imports this file
 
-        return through_autograd(lambda *own: reference(*own, silu), (x, weight, bias, before, documents), (grad,))
+        return through_autograd(partial(reference, silu=silu), (x, weight, bias, before, documents), (grad,))
     real, (batch, length, channels), taps = sum_dtype(x.dtype), x.shape, weight.shape[1]
     arguments, _inputs = _prepared(x, weight, bias, before, documents, silu)
     grad = whole(grad, x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_int64, c_void_p
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ def _backward(
         from ..selective_scan import reference  # which imports this file
 
         inputs = u, delta, A, B, C, D, z, bias, initial, reset
-        return through_autograd(lambda *own: reference(*own, softplus), inputs, (grad_out, grad_last))
+        return through_autograd(partial(reference, softplus=softplus), inputs, (grad_out, grad_last))
     given = _Prepared(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
     batch, length, channels = u.shape
     real, states, groups = sum_dtype(u.dtype), A.shape[1], given.groups
