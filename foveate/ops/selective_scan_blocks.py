@@ -27,6 +27,11 @@ BLOCK_NUMBERS = 2**19
 LONGEST_BLOCK = 512
 
 
+def groups_of(B: Tensor, C: Tensor) -> int:
+    """Groups of channels that share a map, time first ``(batch, L, G, N)``; 1 where both are constant ``(D, N)``."""
+    return B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+
+
 def block_length(batch: int, numbers: int) -> int:
     """Positions of a block for states of ``numbers`` = D N per sample: a power of two, at least 16."""
     positions = max(1, BLOCK_NUMBERS // max(1, batch * numbers))
@@ -67,7 +72,7 @@ class _Blocks:
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, block: int
     ) -> None:
         self.batch, self.length, channels = u.shape
-        self.groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+        self.groups = groups_of(B, C)
         self.real = sum_dtype(u.dtype)
         self.number = self.real.to_complex() if A.is_complex() else self.real
         self.block, self.chunk = block, chunk_length(min(block, self.length))
@@ -316,7 +321,7 @@ def _shapes(
     batch, length, channels = u.shape
     number = sum_dtype(u.dtype)
     number = number.to_complex() if A.is_complex() else number
-    groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+    groups = groups_of(B, C)
     states = (A.shape[1], channels // groups)
     return (
         torch.empty(batch, length, channels, dtype=u.dtype, device=u.device),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
+from ..selective_scan_blocks import groups_of
 from . import LIBRARY, SCALARS, address, call, rows, takes, through_autograd, whole
 
 #: Positions between saved states: the states of one block, and what belongs to them, stay in the cache.
@@ -57,7 +58,7 @@ class _Prepared:
         block: int,
     ) -> None:
         real = sum_dtype(u.dtype)
-        self.groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+        self.groups = groups_of(B, C)
         self.shape = batch, length, channels = u.shape
         variable = {"B": B.ndim == 4, "C": C.ndim == 4}
         self.inputs = {"u": u, "delta": delta, "z": z}
@@ -194,7 +195,7 @@ def _shapes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     real, states = sum_dtype(u.dtype), A.shape[1]
-    groups = B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
+    groups = groups_of(B, C)
     return (
         torch.empty(batch, length, channels, dtype=u.dtype, device=u.device),
         torch.empty(batch, channels, states, dtype=real, device=u.device),

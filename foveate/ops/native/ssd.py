@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def _backward(
         from ..ssd import reference  # which imports this file
 
         inputs = x, dt, log_decay, B, C, D, initial, reset
-        return through_autograd(lambda *own: reference(*own, chunk_size=1), inputs, (grad_out, grad_final))
+        return through_autograd(partial(reference, chunk_size=1), inputs, (grad_out, grad_final))
     given = _prepared(x, dt, log_decay, B, C, D, initial, reset, backward=True)
     batch, length, heads, width = x.shape
     grad_x = fresh(torch.empty(x.shape, dtype=x.dtype))

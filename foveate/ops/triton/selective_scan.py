@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
+from ..selective_scan_blocks import groups_of
 from . import power_of_two, takes
 
 #: Positions between saved states.
@@ -231,10 +232,6 @@ def _backward_kernel(
     tl.store(grad_bias + sample * channels + c, sum_bias, mask=c_mask)
 
 
-def _groups(B: Tensor, C: Tensor) -> int:
-    return B.shape[2] if B.ndim == 4 else C.shape[2] if C.ndim == 4 else 1
-
-
 def _inputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     bias: Tensor | None, initial: Tensor | None, reset: Tensor | None, softplus: bool,
@@ -247,7 +244,7 @@ def _inputs(
     tensors |= {"u": u, "delta": delta, "z": z, **maps}
     tensors["reset"] = None if reset is None else reset.to(torch.uint8).contiguous()
     sizes: dict[str, int | bool] = {"length": u.shape[1], "channels": u.shape[2], "states": A.shape[1]}
-    sizes["per_group"] = u.shape[2] // _groups(B, C)
+    sizes["per_group"] = u.shape[2] // groups_of(B, C)
     for name in ("u", "delta", "z"):
         axes, m = (f"{name}_batch", f"{name}_time", f"{name}_channel"), tensors[name]
         sizes |= dict(zip(axes, (0, 0, 0) if m is None else m.stride(), strict=True))
@@ -270,7 +267,7 @@ def _forward(
     """Output, last state, and the states before each block ``(blocks, batch, D, N)``."""
     out, last, starts = _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus)
     tensors, sizes = _inputs(u, delta, A, B, C, D, z, bias, initial, reset, softplus)
-    grid = _grid(u.shape[0], _groups(B, C), sizes)
+    grid = _grid(u.shape[0], groups_of(B, C), sizes)
     _forward_kernel[grid](**tensors, out=out, last=last, starts=starts, **sizes)
     return out, last, starts
 
@@ -282,7 +279,7 @@ def _backward(
 ) -> Results:  # fmt: skip
     tensors, sizes = _inputs(u, delta, A, B, C, D, z, bias, initial, reset, softplus)
     del tensors["initial"]
-    real, groups, (batch, length, channels), states = sum_dtype(u.dtype), _groups(B, C), u.shape, A.shape[1]
+    real, groups, (batch, length, channels), states = sum_dtype(u.dtype), groups_of(B, C), u.shape, A.shape[1]
     grid = _grid(batch, groups, sizes)
 
     def room(*shape: int, dtype: torch.dtype = real) -> Tensor:
