@@ -49,12 +49,16 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A registered claim: the system's slug, its kind, our words for it, and the function that checks it."""
+    """A registered claim: the system's slug, its kind, our words for it, and the function that checks it.
+
+    ``timed`` says that the check compares times: on a busy machine it may fail by chance, so no ordinary test runs it.
+    """
 
     slug: str
     kind: Kind
     says: str
     check: Callable[[], Measurement]
+    timed: bool = False
 
     @property
     def name(self) -> str:
@@ -65,19 +69,22 @@ class Claim:
 _claims: dict[tuple[str, str], Claim] = {}
 
 
-def claim(slug: str, *, kind: Kind, says: str) -> Callable[[Callable[[], Measurement]], Callable[[], Measurement]]:
+def claim(
+    slug: str, *, kind: Kind, says: str, timed: bool = False
+) -> Callable[[Callable[[], Measurement]], Callable[[], Measurement]]:
     """Register the decorated function as the check of a claim of the system ``slug``.
 
     Args:
         kind: "exact" (holds to float tolerance), "scaling" (growth of time or memory), "learned" (a small training),
             "needs-pretrained" (cannot be checked here; the function says what would be needed).
         says: the claim in our words, with its number.
+        timed: the check compares times.
     """
     if kind not in KINDS:
         raise InvalidValue(f"kind={kind!r} is not a kind of claim: legal are {', '.join(KINDS)}.")
 
     def mark(check: Callable[[], Measurement]) -> Callable[[], Measurement]:
-        _claims[slug, check.__name__] = Claim(slug, kind, says, check)
+        _claims[slug, check.__name__] = Claim(slug, kind, says, check, timed)
         return check
 
     return mark

@@ -65,6 +65,7 @@ def kinds_account_for_all_flops() -> Measurement:
 @claim(
     "beyond_llms",
     kind="exact",
+    timed=True,
     says="Of the time of a call, at least 95 % is attributed to an operator.",
 )
 def operators_account_for_the_time() -> Measurement:
@@ -167,6 +168,7 @@ def decoding_is_bound_by_memory() -> Measurement:
 @claim(
     "beyond_llms",
     kind="scaling",
+    timed=True,
     says="With the side of the image, convolution grows with an exponent near 2 and attention with one near 4: "
     "attention overtakes.",
 )
@@ -185,6 +187,7 @@ def attention_outgrows_convolution() -> Measurement:
 @claim(
     "beyond_llms",
     kind="scaling",
+    timed=True,
     says="Fused attention moves the bottleneck: the share of convolution in a diffusion U-Net's time rises.",
 )
 def fused_attention_leaves_convolution() -> Measurement:
@@ -201,6 +204,7 @@ def fused_attention_leaves_convolution() -> Measurement:
 @claim(
     "beyond_llms",
     kind="scaling",
+    timed=True,
     says="Temporal attention is slower for its FLOPs than spatial attention, the reordering of the video counted.",
 )
 def temporal_attention_is_slower_per_flop() -> Measurement:

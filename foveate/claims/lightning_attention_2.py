@@ -89,6 +89,7 @@ def swapping_the_operator_keeps_the_loss() -> Measurement:
 @claim(
     "lightning_attention_2",
     kind="scaling",
+    timed=True,
     says="Causal linear attention at its theoretical cost: training time grows linearly with the length, that of the "
     "quadratic form does not.",
 )
@@ -124,6 +125,7 @@ def memory_doubles_with_the_length() -> Measurement:
 @claim(
     "lightning_attention_2",
     kind="scaling",
+    timed=True,
     says="At 8,192 tokens it is faster than softmax attention in its memory-saving form.",
 )
 def faster_than_softmax_attention() -> Measurement:

@@ -142,6 +142,7 @@ def state_is_constant() -> Measurement:
 @claim(
     "mamba",
     kind="scaling",
+    timed=True,
     says="Computation is linear in the length: from 4,096 to 65,536 tokens the time grows with an exponent of at "
     "most 1.15.",
 )

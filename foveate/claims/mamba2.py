@@ -144,6 +144,7 @@ def streaming_is_constant_and_exact() -> Measurement:
 @claim(
     "mamba2",
     kind="scaling",
+    timed=True,
     says="The chunked algorithm is linear in the length: from 4,096 to 65,536 tokens the time grows with an exponent "
     "of at most 1.15, that of the quadratic form with more than 1.7.",
 )
@@ -164,6 +165,7 @@ def chunks_are_linear() -> Measurement:
 @claim(
     "mamba2",
     kind="scaling",
+    timed=True,
     says="With many states SSD is 2 to 8 times as fast as Mamba's scan: 128 states, 128 channels, 4,096 tokens.",
 )
 def faster_than_the_selective_scan() -> Measurement:

@@ -5,7 +5,9 @@ This module and the settings import no torch; that happens when :func:`run` or :
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..registry import entries
@@ -44,7 +46,8 @@ def run(
     """
     check_installed(parse(settings.track))
     _warm_up(settings)
-    from . import runner
+    with _collector_resting():
+        from . import runner
 
     return runner.run(settings, on_event, task=task, started=started)
 
@@ -59,7 +62,8 @@ def make_plan(settings: Settings, task: Task | None = None) -> Plan:
     """
     check_installed(parse(settings.track))
     _warm_up(settings)
-    from . import plan
+    with _collector_resting():
+        from . import plan
 
     return plan.make_plan(settings, task)
 
@@ -74,3 +78,15 @@ def _warm_up(settings: Settings) -> None:
         names |= {*task.spec.baselines, *(() if settings.systems else task.spec.shortlist)}
     systems = [e for kind in ("model", "mixer") for e in entries(kind) if e.name in names]
     start_server([e.module for e in (*tasks, *systems)])
+
+
+@contextmanager
+def _collector_resting() -> Iterator[None]:
+    """Keep the garbage collector off while torch is imported: it would find nothing, in a quarter of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -9,6 +9,7 @@ gone, so that not even ``kill -9`` leaves anyone behind.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -27,15 +28,10 @@ import psutil
 MIB = 2.0**20
 #: Seconds between two looks at the workers' memory.
 WATCH_EVERY = 0.05
-#: What the fork server imports: torch, with the parts that are otherwise loaded at the first step, and our code.
-PRELOAD = (
-    "torch",
-    "torch._dynamo",
-    "numpy",
-    "foveate.compare.worker",
-    "foveate.compare.finished",
-    "foveate.compare.preload",
-)
+#: Seconds that a worker which has finished may take to leave.
+LEAVE_SECONDS = 1.0
+#: What the fork server imports.
+PRELOAD = "foveate.compare.preload"
 
 Event = dict[str, Any]
 
@@ -56,14 +52,24 @@ class Ended:
 
 
 @dataclass(slots=True)
-class _Running:
-    job: Any
+class _Worker:
+    """A worker process.
+
+    Attributes:
+        watch: to see its memory by; None when it ended before it could be watched.
+        job: what it does; None while it waits for a job.
+        open: whether it can still be heard.
+        finished: whether it said that the job is done.
+    """
+
     process: Any
     connection: Connection
     watch: psutil.Process | None
+    job: Any = None
     peak: float = 0.0
     error: str = ""
-    open: bool = field(default=True)
+    open: bool = True
+    finished: bool = False
 
 
 class Pool:
@@ -85,18 +91,24 @@ class Pool:
         on_event: Callable[[Any, Event], None],
     ) -> None:
         self.target, self.workers, self.memory_limit, self.on_event = target, workers, memory_limit, on_event
-        self._running: list[_Running] = []
+        self._running: list[_Worker] = []
+        self._next: _Worker | None = None
+        self._leaving: list[_Worker] = []
         self._context = start_server()
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for running in self._running:
-            self._kill(running)
-        for running in self._running:
-            running.process.join()
-            running.connection.close()
+        waiting = [] if self._next is None else [self._next]
+        for worker in (*self._running, *waiting):
+            self._kill(worker)
+            worker.process.join()
+            worker.connection.close()
+        for worker in self._leaving:
+            worker.process.join(LEAVE_SECONDS)
+            self._kill(worker)
+            worker.process.join()
 
     @property
     def free(self) -> int:
@@ -105,67 +117,82 @@ class Pool:
 
     def submit(self, job: Any, config: dict[str, Any]) -> None:
         """Start a worker on a job."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        process: Any = self._context.Process(target=_work, args=(self.target, job, config, sender))  # type: ignore[attr-defined]
+        worker, self._next = self._next or self._start(), None
+        worker.job = job
+        self._running.append(worker)
+        with suppress(OSError):  # it has been killed: waiting for it will tell
+            worker.connection.send((job, config))
+        self._next = self._start()
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process: Any = self._context.Process(target=_work, args=(self.target, theirs))  # type: ignore[attr-defined]
         with _no_main_module():
             process.start()
-        sender.close()
+        theirs.close()
         try:
             watch = psutil.Process(process.pid)
         except psutil.NoSuchProcess:  # it has ended already
             watch = None
-        self._running.append(_Running(job, process, receiver, watch))
+        return _Worker(process, ours, watch)
 
     def wait(self) -> list[Ended]:
         """Pass on events and watch memory until at least one worker has ended; returns those."""
         while self._running:
             ready = wait([r.connection for r in self._running if r.open], timeout=WATCH_EVERY)
-            for running in self._running:
-                if running.connection in ready:
-                    self._receive(running)
-                self._watch(running)
-            ended = [r for r in self._running if not r.open or not r.process.is_alive()]
+            for worker in self._running:
+                if worker.connection in ready:
+                    self._receive(worker)
+                self._watch(worker)
+            ended = [w for w in self._running if w.finished or not w.open or not w.process.is_alive()]
             if ended:
-                return [self._end(running) for running in ended]
+                return [self._end(worker) for worker in ended]
         return []
 
-    def _receive(self, running: _Running) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
-            while running.connection.poll():
-                self.on_event(running.job, running.connection.recv())
+            while not worker.finished and worker.connection.poll():
+                event = worker.connection.recv()
+                if event is None:
+                    worker.finished = True
+                else:
+                    self.on_event(worker.job, event)
         except (EOFError, OSError):  # closed, or broken off in the middle of a message: the worker is going
-            running.open = False
+            worker.open = False
 
-    def _watch(self, running: _Running) -> None:
-        if running.watch is None or running.error:
+    def _watch(self, worker: _Worker) -> None:
+        if worker.watch is None or worker.error:
             return
         try:
-            resident = running.watch.memory_info().rss / MIB
+            resident = worker.watch.memory_info().rss / MIB
         except psutil.Error:  # it has ended
             return
-        running.peak = max(running.peak, resident)
+        worker.peak = max(worker.peak, resident)
         if resident > self.memory_limit:
-            running.error = (
+            worker.error = (
                 f"exceeded the memory limit of {self.memory_limit:.0f} MiB (it held {resident:.0f} MiB); "
                 f"memory_limit raises it."
             )
-            self._kill(running)
+            self._kill(worker)
 
-    def _end(self, running: _Running) -> Ended:
-        running.process.join()
-        if running.open:
-            self._receive(running)
-        running.connection.close()
-        self._running.remove(running)
-        code = running.process.exitcode
-        return Ended(running.job, running.error or _reason(code), running.peak)
+    def _end(self, worker: _Worker) -> Ended:
+        reason = ""
+        if worker.finished:
+            self._leaving = [w for w in (*self._leaving, worker) if w.process.is_alive()]
+        else:
+            worker.process.join()
+            self._receive(worker)  # its last words
+            reason = _reason(worker.process.exitcode)
+        worker.connection.close()
+        self._running.remove(worker)
+        return Ended(worker.job, worker.error or reason, worker.peak)
 
-    def _kill(self, running: _Running) -> None:
-        if hasattr(os, "killpg") and running.process.is_alive():
+    def _kill(self, worker: _Worker) -> None:
+        if hasattr(os, "killpg") and worker.process.is_alive():
             # A worker leads a group of its own, unless it has ended or has not come so far yet.
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(running.process.pid, signal.SIGKILL)
-        running.process.kill()
+                os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.process.kill()
 
 
 def _reason(code: int | None) -> str:
@@ -178,19 +205,26 @@ def _reason(code: int | None) -> str:
     return f"the worker ended itself with status {code}."
 
 
-def _work(target: Callable[..., None], job: Any, config: dict[str, Any], connection: Connection) -> None:
-    """First function of a worker process."""
+def _work(target: Callable[..., None], connection: Connection) -> None:
+    """First function of a worker process: wait for a job, do it, say so."""
+    gc.freeze()  # what the fork server imported stays: looking through it for garbage would copy its pages
+    gc.enable()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C in the terminal is the parent's affair; the group dies together
     threading.Thread(target=_follow_parent, name="foveate-parent", daemon=True).start()
 
-    def send(event: Event) -> None:
+    def send(event: Event | None) -> None:
         try:
             connection.send(event)
         except OSError:  # nobody listens any more; the thread that follows the parent may be a moment late
             _end_now()
 
+    try:
+        job, config = connection.recv()
+    except (EOFError, OSError):  # no job came, and none will
+        return
     target(job, config, send)
+    send(None)
 
 
 def _follow_parent() -> None:
@@ -240,7 +274,7 @@ def start_server(modules: Sequence[str] = ()) -> BaseContext:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, *modules])
+    context.set_forkserver_preload([PRELOAD, *modules])
     with _no_main_module():
         forkserver.ensure_running()
     return context

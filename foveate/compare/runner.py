@@ -294,7 +294,7 @@ class _Comparison:
         trials = {system: self.folder.trial_config(system, seed) for system, seed in first.items()}
         while trials and not file.exists():
             self.latency_of = ""
-            config = {"threads": 1, "folder": str(file), "trials": trials, "latency_seconds": LATENCY_SECONDS / 2}
+            config = {"threads": 1, "folder": str(file), "trials": trials, "latency_seconds": LATENCY_SECONDS}
             self.pool.submit(Job("latency"), config)
             self.pool.wait()
             if not file.exists():

@@ -15,8 +15,10 @@ from .settings import Settings, sweep_steps
 
 #: Seconds that a worker needs before and after its training: starting, reading the data, building, saving.
 JOB_SECONDS = 0.15
-#: Seconds for measuring the latency of one system.
-LATENCY_SECONDS = 0.6
+#: Seconds for which the latency of one system is measured.
+LATENCY_SECONDS = 0.1
+#: The same with loading the system and warming it up.
+LATENCY_JOB_SECONDS = 0.25
 #: Seconds for the leaderboard, the report and ``best/``.
 REPORT_SECONDS = 2.0
 #: A trial shorter than this teaches nothing: a time budget that leaves less is refused.
@@ -54,7 +56,7 @@ def makespan(durations: Iterable[tuple[Job, float]], workers: int) -> float:
 
 def closing_seconds(chosen: Sequence[Contestant]) -> float:
     """Seconds kept for latency, leaderboard, report and ``best/``."""
-    return LATENCY_SECONDS * len(chosen) + REPORT_SECONDS
+    return LATENCY_JOB_SECONDS * len(chosen) + REPORT_SECONDS
 
 
 def trial_seconds(settings: Settings, chosen: Sequence[Contestant], used: float, refit: bool = False) -> float:

@@ -36,6 +36,7 @@ from ..tasks.state import evaluate, seed_everything, seed_generators
 from ..tasks.trainer import LOG, Diverged, TrainResult, train
 from .contestants import Job, task_class
 from .folder import RESULT
+from .heap import keep_freed_memory
 
 MIB = 2.0**20
 SCORES, ERROR, OUTPUT = "scores.safetensors", "error.txt", "output.txt"
@@ -63,6 +64,7 @@ def work(job: Job, config: Config, send: Send) -> None:
 
         {"probe": finished.probe, "latency": finished.latency, "package": finished.package}[job.kind](job, config, send)
         return
+    keep_freed_memory()  # not where latencies are measured: the user's process will not do so
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock", timeout=LOCK_SECONDS), _output_to(folder / OUTPUT):

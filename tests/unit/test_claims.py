@@ -1,23 +1,23 @@
-"""Every claim that needs no long training is a test; learned ones run with ``-m slow``."""
+"""Every claim is a test; what trains for long, or compares times, runs with ``-m slow``."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from foveate.claims import KINDS, Measurement, claim, claims_of
+from foveate.claims import KINDS, Claim, Measurement, claim, claims_of
 
 ALL = claims_of()
 
 
-def _marks(kind: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if kind == "learned" else []
+def _marks(entry: Claim) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if entry.kind == "learned" or entry.timed else []
 
 
 @pytest.mark.parametrize(
     "entry",
     [
-        pytest.param(c, id=f"{c.slug}-{c.name}", marks=_marks(c.kind))
+        pytest.param(c, id=f"{c.slug}-{c.name}", marks=_marks(c))
         for c in ALL
         if c.kind in ("exact", "scaling", "learned")
     ],
