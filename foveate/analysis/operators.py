@@ -34,7 +34,7 @@ KINDS = (
 )
 #: Operators by kind; what is tagged pointwise is elementwise, the rest is other.
 _NAMES = {
-    "product": "mm bmm addmm baddbmm matmul linear einsum dot mv addmv mkldnn_linear _mkl_linear",
+    "product": "mm bmm addmm baddbmm matmul linear einsum dot mv addmv mkldnn_linear _mkl_linear _linear_pointwise",
     "convolution": "convolution _convolution convolution_overrideable mkldnn_convolution conv1d conv2d conv3d",
     "norm": "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit cudnn_batch_norm rms_norm "
     "_native_batch_norm_legit_no_training _fused_rms_norm _batch_norm_no_update batch_norm linalg_vector_norm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,19 +16,21 @@ from torch.utils.flop_counter import (
     shape_wrapper,
 )
 
-#: Attention as CPUs run it, which torch's own counter leaves out; formulas of the shapes.
-_CPU_ATTENTION = {
+#: Attention and linear layers as CPUs run them, which torch's own counter leaves out; formulas of the shapes.
+_CPU_FORMS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
     ),
 }
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _CPU_FORMS[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
 #: FLOPs of an operator: called with its arguments and ``out_val``.
-FLOPS = {**flop_registry, **{operator: shape_wrapper(formula) for operator, formula in _CPU_ATTENTION.items()}}
+FLOPS = {**flop_registry, **{operator: shape_wrapper(formula) for operator, formula in _CPU_FORMS.items()}}
 
 
 def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    return FlopCounterMode(display=False, custom_mapping=_CPU_FORMS)
 
 
 def count_flops(call: Callable[[], Any]) -> int:

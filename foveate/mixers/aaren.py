@@ -25,6 +25,7 @@ from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer, check_heads
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import check_token
 from .state import State, state
 
@@ -64,7 +65,7 @@ class Aaren(Mixer):
         super().__init__(dim, causal=causal)
         self.num_heads, self.head_dim = num_heads, check_heads(dim, num_heads)
         self.query = nn.Parameter(torch.empty(1, dim))
-        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
+        self.q, self.k, self.v, self.out = (Linear(dim, dim, bias=bias) for _ in range(4))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

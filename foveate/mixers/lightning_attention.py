@@ -25,7 +25,7 @@ from ..ops.handwritten import sum_dtype
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .linear_attention import Decay, LinearAttention
-from .parts import SRMSNorm
+from .parts import Linear, SRMSNorm
 
 
 class Lrpe(nn.Module):
@@ -108,8 +108,8 @@ class LightningAttention(LinearAttention):
         block: int | None = None,
     ) -> None:
         super().__init__(dim, num_heads=num_heads, causal=causal, decay=decay, layer=layer, depth=depth, block=block)
-        self.qkvu_proj = nn.Linear(dim, 4 * dim, bias=bias)
-        self.out_proj = nn.Linear(dim, dim, bias=bias)
+        self.qkvu_proj = Linear(dim, 4 * dim, bias=bias)
+        self.out_proj = Linear(dim, dim, bias=bias)
         self.norm = SRMSNorm()
         self.lrpe = Lrpe(num_heads, self.head_dim) if lrpe else None
         self.key_dim = self.head_dim * (2 if lrpe else 1)

@@ -19,6 +19,7 @@ from ..measure.cost import Cost, linear_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .linear_attention import Decay, LinearAttention
+from .parts import Linear
 
 
 @register("mixer", "lightning_attention_2")
@@ -70,14 +71,12 @@ class TnlAttention(LinearAttention):
         block: int | None = None,
     ) -> None:
         super().__init__(dim, num_heads=num_heads, causal=causal, decay=decay, layer=layer, depth=depth, block=block)
-        self.q_proj = nn.Linear(dim, dim, bias=bias)
-        self.k_proj = nn.Linear(dim, dim, bias=bias)
-        self.v_proj = nn.Linear(dim, dim, bias=bias)
-        self.o_proj = nn.Linear(dim, dim, bias=bias)
+        self.q_proj = Linear(dim, dim, bias=bias)
+        self.k_proj = Linear(dim, dim, bias=bias)
+        self.v_proj = Linear(dim, dim, bias=bias)
+        self.o_proj = Linear(dim, dim, bias=bias)
         self.norm = nn.LayerNorm(dim)
-        self.output_gate = nn.Sequential(
-            nn.Linear(dim, self.head_dim, bias=bias), nn.Linear(self.head_dim, dim, bias=bias)
-        )
+        self.output_gate = nn.Sequential(Linear(dim, self.head_dim, bias=bias), Linear(self.head_dim, dim, bias=bias))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         q, k, v = (self.heads(F.silu(layer(x))) for layer in (self.q_proj, self.k_proj, self.v_proj))

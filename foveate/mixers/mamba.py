@@ -19,13 +19,14 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..measure.cost import Cost, linear_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import Packing, SelectiveCore, SSMState, check_positive, check_token
 
 
@@ -84,9 +85,9 @@ class Mamba(Mixer, SelectiveCore):
         super().__init__(dim, causal=causal)
         dt_rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
         check_positive(d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=dt_rank)
-        self.in_proj = nn.Linear(dim, 2 * expand * dim, bias=bias)
+        self.in_proj = Linear(dim, 2 * expand * dim, bias=bias)
         self.build_core(expand * dim, d_state, d_conv, dt_rank, conv_bias)
-        self.out_proj = nn.Linear(expand * dim, dim, bias=bias)
+        self.out_proj = Linear(expand * dim, dim, bias=bias)
         self.start_core(dt_min, dt_max)
 
     def forward(

@@ -34,6 +34,7 @@ from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import Packing, SSMState, check_positive, check_token, step_size_bias
 
 
@@ -132,13 +133,13 @@ class Mamba2(Mixer):
         self.d_state, self.num_groups, self.d_conv = d_state, num_groups, d_conv
         self.chunk_size, self.dt_limit = chunk_size, check_step_limit(dt_limit)
         self.d_xBC = self.d_inner + 2 * num_groups * d_state
-        self.in_proj = nn.Linear(dim, self.d_inner + self.d_xBC + self.num_heads, bias=bias)
+        self.in_proj = Linear(dim, self.d_inner + self.d_xBC + self.num_heads, bias=bias)
         self.conv1d = nn.Conv1d(self.d_xBC, self.d_xBC, d_conv, groups=self.d_xBC, bias=conv_bias)
         self.dt_bias = nn.Parameter(step_size_bias(self.num_heads, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.d_inner, num_groups) if norm else None
-        self.out_proj = nn.Linear(self.d_inner, dim, bias=bias)
+        self.out_proj = Linear(self.d_inner, dim, bias=bias)
 
     def no_weight_decay(self) -> list[nn.Parameter]:
         """Decay rates, skip weights and step sizes: pulling them to zero would change the timescales."""

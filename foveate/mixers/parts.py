@@ -1,4 +1,4 @@
-"""Parts that several systems are built from: norms without weights, feed-forwards without activations."""
+"""Parts that several systems share: linear layers, norms without weights, feed-forwards without activations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValue
 from ..ops.handwritten import sum_dtype
+from ..ops.linear import linear
+
+
+class Linear(nn.Linear):
+    """:class:`torch.nn.Linear`, computed by :func:`foveate.ops.linear.linear`: the same names, weights and results."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(..., in)`` to ``(..., out)``."""
+        return linear(input, self.weight, self.bias)
 
 
 class SRMSNorm(nn.Module):
@@ -47,9 +56,9 @@ class SGLU(nn.Module):
         super().__init__()
         if not isinstance(glu_dim, int) or glu_dim < 1:
             raise InvalidValue(f"glu_dim={glu_dim!r} is not possible: a positive whole number is needed.")
-        self.l1 = nn.Linear(dim, glu_dim, bias=bias)
-        self.l2 = nn.Linear(dim, glu_dim, bias=bias)
-        self.l3 = nn.Linear(glu_dim, dim, bias=bias)
+        self.l1 = Linear(dim, glu_dim, bias=bias)
+        self.l2 = Linear(dim, glu_dim, bias=bias)
+        self.l3 = Linear(glu_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` in and out."""

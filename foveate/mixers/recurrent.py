@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..measure.cost import Cost, linear_flops
 from .base import Mixer
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import Packing, check_positive, check_token
 from .state import State
 
@@ -42,7 +43,7 @@ class Recurrent(Mixer, Generic[S]):
         check_positive(hidden=self.hidden)
         self.directions = 1 if causal else 2
         self.rnn = self.layer(dim, self.hidden, batch_first=True, bidirectional=not causal)  # type: ignore[call-arg]
-        self.out = nn.Linear(self.directions * self.hidden, dim)
+        self.out = Linear(self.directions * self.hidden, dim)
 
     def forward(
         self,

@@ -37,6 +37,7 @@ from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import Packing, check_positive, check_token
 from .state import State, state
 
@@ -101,7 +102,7 @@ class S4D(Mixer):
         self.C = nn.Parameter(torch.randn(1 if causal else 2, dim, rates, 2) * 0.5**0.5)
         self.log_dt = nn.Parameter(torch.rand(dim) * math.log(dt_max / dt_min) + math.log(dt_min))
         self.D = nn.Parameter(torch.randn(dim))
-        self.out = nn.Linear(dim, 2 * dim)
+        self.out = Linear(dim, 2 * dim)
 
     def no_weight_decay(self) -> list[nn.Parameter]:
         """Rates and step sizes. (The authors also train them with a learning rate of their own, 1e-3.)"""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidValue, unknown_name
 from ..measure.cost import Cost, linear_flops
+from .parts import Linear
 from .ssm import Packing, SelectiveCore, SSMState, check_positive
 
 #: An order in which a sequence is read: (x, grid) to x in that order and back, for ``(batch, tokens, ...)``.
@@ -78,9 +79,9 @@ class SelectiveBlock(nn.Module):
             raise InvalidValue(f"scans={tuple(scans)!r} is not possible: different names are needed, at least one.")
         inner = expand * features
         self.features, self.scans = features, tuple(scans)
-        self.in_proj = nn.Linear(features, 2 * inner, bias=bias)
+        self.in_proj = Linear(features, 2 * inner, bias=bias)
         self.branches = nn.ModuleList(ScanBranch(inner, d_state, d_conv, rank, conv_bias) for _ in scans)
-        self.out_proj = nn.Linear(inner, features, bias=bias)
+        self.out_proj = Linear(inner, features, bias=bias)
 
     @property
     def first(self) -> ScanBranch:

@@ -31,6 +31,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads, grid_size
 from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import check_token
 
 Activation = Literal["sigmoid", "seq_len_normalized_sigmoid", "sqrt_seq_len_normalized_sigmoid", "softmax"]
@@ -114,8 +115,8 @@ class SigmoidAttention(Mixer):
         self.pos, self.activation = pos, activation
         if pos is not None:
             self.spec = replace(self.spec, ranks=(1,))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.proj = nn.Linear(dim, dim, bias=bias)
+        self.qkv = Linear(dim, 3 * dim, bias=bias)
+        self.proj = Linear(dim, dim, bias=bias)
         self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.layer_scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InvalidValue, invalid
 from ..measure.cost import Cost, linear_flops
@@ -26,6 +26,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads, grid_size
 from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
+from .parts import Linear
 from .ssm import check_token
 
 Position = Literal["none", "rope", "alibi"]
@@ -85,10 +86,10 @@ class SoftmaxAttention(Mixer):
         if position != "none":
             order = Order(flops=2.0, memory=2.0 if position == "alibi" else 1.0)
             self.spec = replace(self.spec, ranks=(1,), cross=False, order=order)
-        self.q_proj = nn.Linear(dim, dim, bias=bias)
-        self.k_proj = nn.Linear(dim, dim, bias=bias)
-        self.v_proj = nn.Linear(dim, dim, bias=bias)
-        self.out_proj = nn.Linear(dim, dim, bias=bias)
+        self.q_proj = Linear(dim, dim, bias=bias)
+        self.k_proj = Linear(dim, dim, bias=bias)
+        self.v_proj = Linear(dim, dim, bias=bias)
+        self.out_proj = Linear(dim, dim, bias=bias)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from ..ops.handwritten import sum_dtype
 from ..ops.selective_scan import selective_scan, selective_state_update
 from ..ops.selective_scan_blocks import block_length
+from .parts import Linear
 from .state import State, state
 
 
@@ -93,8 +94,8 @@ class SelectiveCore(nn.Module):
         """Make the parameters: ``conv1d``, ``x_proj``, ``dt_proj``, ``A_log`` and ``D``."""
         self.d_inner, self.d_state, self.d_conv, self.dt_rank = d_inner, d_state, d_conv, dt_rank
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, bias=conv_bias)
-        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.arange(1, d_state + 1.0).log().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
 

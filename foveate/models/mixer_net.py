@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import InvalidType, InvalidValue
 from ..mixers.base import Mixer
 from ..mixers.layout import TokenLayout
+from ..mixers.parts import Linear
 from ..mixers.state import State, state
 from ..registry import check_options, find
 from ..spec import ModelSpec
@@ -64,7 +65,7 @@ class MixerBlock(nn.Module):
         self.mixer_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(dim) if hidden else nn.Identity()
-        layers = [nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)]
+        layers = [Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), Linear(hidden, dim), nn.Dropout(dropout)]
         self.mlp = nn.Sequential(*layers) if hidden else None
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -274,11 +275,11 @@ class MixerNet(Model):
         if answers == "forecast" and grid is not None:
             self.head: nn.Module = ForecastHead(grid[0], dim, outputs * max(1, len(quantiles)), dropout)
         elif answers == "gaps":
-            self.head = nn.Linear(dim, patch)
+            self.head = Linear(dim, patch)
         elif answers == "reconstruct":
             self.head = PatchHead(dim, patch, shape[0])
         else:
-            self.head = nn.Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
+            self.head = Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidValue
+from ..mixers.parts import Linear
 from ..spec import ModelSpec
 from .quantiles import QuantileSpread, ResidualQuantiles, check_levels
 
@@ -48,7 +49,7 @@ class CovariateEffect(nn.Module):
 
     def __init__(self, known: int, static: int, channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(known, channels, bias=False)
+        self.linear = Linear(known, channels, bias=False)
         self.network = _from_zero(known + static, channels)
         nn.init.zeros_(self.linear.weight)
 
@@ -62,7 +63,7 @@ class CovariateEffect(nn.Module):
 
 def _from_zero(inputs: int, outputs: int) -> nn.Sequential:
     """A network with one hidden layer whose answer is zero at first."""
-    layers = nn.Sequential(nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, outputs, bias=False))
+    layers = nn.Sequential(Linear(inputs, HIDDEN), nn.GELU(), Linear(HIDDEN, outputs, bias=False))
     nn.init.zeros_(layers[2].weight)  # type: ignore[arg-type]
     return layers
 

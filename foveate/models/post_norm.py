@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from ..mixers.base import Mixer
+from ..mixers.parts import Linear
 from .mixer_net import StackState
 
 
@@ -36,7 +37,7 @@ class PostNormBlock(nn.Module):
             raise invalid("hidden", hidden, "the feed-forward needs a width of at least 1")
         self.mixer = mixer
         self.mixer_norm = nn.LayerNorm(mixer.dim)
-        self.expand, self.reduce = nn.Linear(mixer.dim, hidden), nn.Linear(hidden, mixer.dim)
+        self.expand, self.reduce = Linear(mixer.dim, hidden), Linear(hidden, mixer.dim)
         self.feed_norm = nn.LayerNorm(mixer.dim)
         self.dropout = nn.Dropout(dropout)
 

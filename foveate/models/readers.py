@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidValue
+from ..mixers.parts import Linear
 
 
 class SeriesReader(nn.Module):
@@ -31,7 +32,7 @@ class SeriesReader(nn.Module):
             raise InvalidValue(f"patch={patch} is not possible: it must be between 1 and the lookback {length}.")
         self.patch, self.eps = patch, eps
         self.grid = (math.ceil(length / patch),)
-        self.project = nn.Linear(patch, dim)
+        self.project = Linear(patch, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         mean = x.mean(1, keepdim=True)
@@ -65,7 +66,7 @@ class GapReader(nn.Module):
             raise InvalidValue(f"patch={patch} is not possible: it must be between 1 and the lookback {length}.")
         self.patch, self.eps, self.length = patch, eps, length
         self.grid = (math.ceil(length / patch),)
-        self.project = nn.Linear(2 * patch, dim)
+        self.project = Linear(2 * patch, dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         count = mask.sum(1, keepdim=True).clamp_min(1)
@@ -103,7 +104,7 @@ class StepsReader(nn.Module):
             raise InvalidValue(f"patch={patch} is not possible: it must be between 1 and the lookback {length}.")
         self.patch = patch
         self.grid = (math.ceil(length / patch),)
-        self.project = nn.Linear(patch * channels, dim)
+        self.project = Linear(patch * channels, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, self.grid[0] * self.patch - x.shape[1]))
@@ -158,7 +159,7 @@ class ForecastHead(nn.Module):
     def __init__(self, tokens: int, dim: int, horizon: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(tokens * dim, horizon)
+        self.project = Linear(tokens * dim, horizon)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.dropout(x.flatten(1)))
@@ -176,7 +177,7 @@ class PatchHead(nn.Module):
     def __init__(self, dim: int, patch: int, length: int) -> None:
         super().__init__()
         self.length = length
-        self.project = nn.Linear(dim, patch)
+        self.project = Linear(dim, patch)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x).flatten(1)[:, -self.length :]
@@ -187,7 +188,7 @@ class ClassHead(nn.Module):
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
-        self.project = nn.Linear(dim, classes)
+        self.project = Linear(dim, classes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x.flatten(1, -2)

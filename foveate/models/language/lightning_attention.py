@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...mixers.lightning_attention import LightningAttention
 from ...mixers.linear_attention import Decay, LinearState
-from ...mixers.parts import SGLU, SRMSNorm
+from ...mixers.parts import SGLU, Linear, SRMSNorm
 from ...mixers.state import State, state
 from ...registry import register
 from ...spec import ModelSpec
@@ -151,7 +151,7 @@ class TransNormerLLM(Model):
         self.embed = nn.Embedding(vocabulary, dim)
         self.blocks = nn.ModuleList(TransNormerBlock(m, dim if glu_dim is None else glu_dim, bias) for m in mixers)
         self.norm = SRMSNorm()
-        self.lm_head = None if tie else nn.Linear(dim, vocabulary, bias=False)
+        self.lm_head = None if tie else Linear(dim, vocabulary, bias=False)
         self.apply(_initialise)
 
     @classmethod

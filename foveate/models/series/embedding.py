@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidValue
+from ...mixers.parts import Linear
 
 #: Time-feature columns by frequency letter (hour, minute, second, month, year, week, day, business day).
 FREQ_MARKS = {"h": 4, "t": 5, "s": 6, "m": 1, "a": 1, "w": 2, "d": 3, "b": 3}
@@ -51,7 +52,7 @@ class SeriesEmbedding(nn.Module):
             fixed = {name: nn.Embedding.from_pretrained(sinusoid(size, dim)) for name, size in tables.items()}
             self.time = nn.ModuleDict(fixed)
         elif marks:
-            self.time = nn.Linear(marks, dim, bias=False)
+            self.time = Linear(marks, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:

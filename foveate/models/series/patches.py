@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...mixers.parts import Linear
 from .embedding import sinusoid
 
 
@@ -29,7 +30,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, length: int, patch_len: int, stride: int, dim: int, learned: bool, dropout: float) -> None:
         super().__init__()
         self.patch_len, self.stride = patch_len, stride
-        self.value = nn.Linear(patch_len, dim, bias=learned)
+        self.value = Linear(patch_len, dim, bias=learned)
         patches = patch_count(length, patch_len, stride)
         if learned:
             self.positions = nn.Parameter(torch.empty(patches, dim).uniform_(-0.02, 0.02))
@@ -79,8 +80,8 @@ class PatchLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.residual, self.attention_dropout = heads, residual, attention_dropout
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.query, self.key, self.value, self.out = (Linear(dim, dim) for _ in range(4))
+        self.up, self.down = Linear(dim, hidden), Linear(hidden, dim)
         norm = TokenBatchNorm if batch_norm else nn.LayerNorm
         self.attention_norm, self.feed_norm = norm(dim), norm(dim)
         self.dropout, self.projection_dropout = nn.Dropout(dropout), nn.Dropout(projection_dropout)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
+from ...mixers.parts import Linear
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
@@ -153,7 +154,7 @@ class PatchTST(Model):
         )
         self.norm = nn.Identity() if authors else TokenBatchNorm(d_model)
         wide = d_model * patch_count(seq_len, patch_len, stride)
-        self.head = nn.Linear(wide, pred_len or seq_len) if num_class is None else nn.Linear(wide * enc_in, num_class)
+        self.head = Linear(wide, pred_len or seq_len) if num_class is None else Linear(wide * enc_in, num_class)
         self.head_dropout = nn.Dropout(dropout if num_class is not None or not authors else 0.0)
 
     @classmethod

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid
 from ...mixers.base import Mixer
+from ...mixers.parts import Linear
 from ...mixers.ssm import check_token
 from ...mixers.state import State, state
 from ...registry import check_options
@@ -102,10 +103,10 @@ class StepEncoder(Model):
         self.encoder = PostNormStack(
             self.mixer, dim, depth, num_heads=num_heads, causal=causal, hidden=hidden, dropout=dropout
         )
-        self.value = nn.Linear(enc_in, dim)
-        self.time = nn.Linear(marks, dim, bias=False) if marks else None
+        self.value = Linear(enc_in, dim)
+        self.time = Linear(marks, dim, bias=False) if marks else None
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(dim, outputs * enc_in if task == "forecast" else outputs)
+        self.head = Linear(dim, outputs * enc_in if task == "forecast" else outputs)
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:

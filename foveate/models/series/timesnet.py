@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
+from ...mixers.parts import Linear
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
@@ -199,11 +200,11 @@ class TimesNet(Model):
         self.embedding = SeriesEmbedding(enc_in, d_model, seq_len, embed, freq, columns, dropout)
         self.norm = nn.LayerNorm(d_model)
         if task == "forecast":
-            self.extend = nn.Linear(seq_len, length)
+            self.extend = Linear(seq_len, length)
         self.dropout = nn.Dropout(dropout)
         self.order = QuantileOrder(quantiles) if quantiles else None
         answers = enc_in * max(1, len(quantiles))
-        self.head = nn.Linear(d_model, answers) if num_class is None else nn.Linear(d_model * seq_len, num_class)
+        self.head = Linear(d_model, answers) if num_class is None else Linear(d_model * seq_len, num_class)
 
     @classmethod
     def for_task(cls, info: Any, published: str | None = None, **options: Any) -> Self:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...mixers.mamba_mixer import SelectiveChannelMixer, SelectiveTokenMixer
+from ...mixers.parts import Linear
 from ...mixers.weighted_average import MambaMixerBlock, MambaMixerStack
 from ...registry import check_options, register
 from ...spec import ModelSpec
@@ -167,16 +168,16 @@ class TSM2(Model):
         self.task, self.num_variates, self.lookback, self.horizon = task, num_variates, lookback, horizon
         self.use_revin = use_revin and task != "classify-series"
         inner: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
-        self.static = None if static_dim is None else nn.Linear(static_dim, lookback)
+        self.static = None if static_dim is None else Linear(static_dim, lookback)
         self.future_mixer = None
         if future_dim is not None:
             self.future_steps = lookback + horizon if future_steps is None else future_steps
             self.future_dim = future_dim
             self.future_mixer = SelectiveChannelMixer(num_variates, seq_len=future_dim, **inner)
-            self.future = nn.Linear(self.future_steps * future_dim, lookback)
+            self.future = Linear(self.future_steps * future_dim, lookback)
         parts = 1 + (static_dim is not None) + (future_dim is not None)
         self.patches = Patches(parts * lookback, patch_len, stride)
-        self.embed = nn.Linear(patch_len * (2 if task == "impute" else 1), d_model)
+        self.embed = Linear(patch_len * (2 if task == "impute" else 1), d_model)
         self.positions = learned_positions((self.patches.count,), d_model)
         self.variates = learned_positions((num_variates, 1), d_model)
         self.dropout = nn.Dropout(dropout)
@@ -185,7 +186,7 @@ class TSM2(Model):
             if channel_mixer == "selective":
                 return AlongVariates(SelectiveChannelMixer(num_variates, seq_len=d_model, **inner))
             hidden = expand * d_model
-            layers = [nn.Linear(num_variates, hidden), nn.GELU(), nn.Linear(hidden, num_variates)]
+            layers = [Linear(num_variates, hidden), nn.GELU(), Linear(hidden, num_variates)]
             return AlongVariates(nn.Sequential(*layers)) if channel_mixer == "mlp" else None
 
         self.stack = MambaMixerStack(
@@ -203,10 +204,10 @@ class TSM2(Model):
         )
         if task == "classify-series":
             self.norm = nn.LayerNorm(d_model)
-            self.head = nn.Linear(num_variates * d_model, num_class or 2)
+            self.head = Linear(num_variates * d_model, num_class or 2)
         else:
             self.norm = nn.LayerNorm([self.patches.count, d_model])
-            self.head = nn.Linear(self.patches.count * d_model, (horizon or lookback) * max(1, len(quantiles)))
+            self.head = Linear(self.patches.count * d_model, (horizon or lookback) * max(1, len(quantiles)))
         self.order = QuantileOrder(quantiles) if quantiles else None
 
     @classmethod

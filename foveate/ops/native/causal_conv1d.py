@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
-from . import SCALARS, address, call, rows, takes, through_autograd, whole
+from . import SCALARS, address, call, fresh, rows, takes, through_autograd, whole
 
 #: The kernel keeps the last inputs in registers.
 MOST_TAPS = 16
@@ -52,7 +52,7 @@ def _prepared(
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, documents: Tensor | None, silu: bool
 ) -> tuple[Tensor]:
-    (y,) = _shapes(x, weight, bias, before, documents, silu)
+    (y,) = map(fresh, _shapes(x, weight, bias, before, documents, silu))
     arguments, _inputs = _prepared(x, weight, bias, before, documents, silu)
     arguments.y = address(y)
     call("foveate_causal_conv1d", arguments, 0)
@@ -75,7 +75,7 @@ def _backward(
     real, (batch, length, channels), taps = sum_dtype(x.dtype), x.shape, weight.shape[1]
     arguments, _inputs = _prepared(x, weight, bias, before, documents, silu)
     grad = whole(grad, x.dtype)
-    grad_x = torch.empty(batch, length, channels, dtype=x.dtype)
+    grad_x = fresh(torch.empty(batch, length, channels, dtype=x.dtype))
     grad_before = None if before is None else torch.empty(batch, taps - 1, channels, dtype=x.dtype)
     grad_weight = torch.empty(batch, taps, channels, dtype=real)
     grad_bias = None if bias is None else torch.empty(batch, channels, dtype=real)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
 from ..selective_scan_blocks import groups_of
-from . import LIBRARY, SCALARS, address, call, rows, takes, through_autograd, whole
+from . import LIBRARY, SCALARS, address, call, fresh, rows, takes, through_autograd, whole
 
 #: Positions between saved states: the states of one block, and what belongs to them, stay in the cache.
 BLOCK = 64
@@ -114,7 +114,7 @@ def _forward(
     block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and the states before each block ``(blocks, batch, G, N, P)``."""
-    out, last, starts = _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
+    out, last, starts = map(fresh, _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block))
     given = _Prepared(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
     given.give(out=out, last=last, starts=starts)
     given.arguments.out_batch, given.arguments.out_time = out.stride()[:2]
@@ -150,7 +150,7 @@ def _backward(
     count = getattr(LIBRARY, "foveate_selective_scan_chunks")(ctypes.byref(given.arguments))  # noqa: B009
 
     def room(*shape: int, dtype: torch.dtype = real) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
+        return fresh(torch.empty(shape, dtype=dtype))
 
     def sums(m: Tensor) -> Tensor:
         return room(count, batch, length, groups, states) if m.ndim == 4 else room(batch, channels, states)

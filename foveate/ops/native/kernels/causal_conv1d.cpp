@@ -63,17 +63,19 @@ struct Strip {
   }
 
   // Whether position t may see position s <= t: what lies before the sequence belongs to its first document.
+  template <bool packed>
   bool sees(int64_t t, int64_t s) const {
-    if (!a.documents) return true;
+    if constexpr (!packed) return true;
     const int64_t* row = a.documents + b * a.length;
     return row[t] == (s < 0 ? 0 : row[s]);
   }
 
   // The sum before the activation, from a window that holds the last `taps` inputs, latest last.
-  V response(int64_t t, const V* window) const {
+  template <bool packed>
+  V response(int64_t taps, int64_t t, const V* window) const {
     V sum = bias;
-    for (int64_t k = 0; k < a.taps; ++k)
-      if (sees(t, t - a.taps + 1 + k)) sum += weight[k] * window[k];
+    for (int64_t k = 0; k < taps; ++k)
+      if (sees<packed>(t, t - taps + 1 + k)) sum += weight[k] * window[k];
     return sum;
   }
 
@@ -87,65 +89,74 @@ inline void push(V* ring, int64_t n, V latest) {
   ring[n - 1] = latest;
 }
 
-template <class T>
+// `known` is the number of taps where the compiler knows it, which keeps the window in registers; otherwise 0.
+template <class T, int64_t known, bool packed>
 void forward_strip(const Strip<T>& s) {
   using R = acc<T>;
   const ConvArguments& a = s.a;
-  vec<R> window[MOST_TAPS];
-  for (int64_t k = 0; k < a.taps; ++k) window[k] = k ? s.x(k - a.taps) : vec<R>{};
+  const int64_t K = known ? known : a.taps;
+  vec<R> window[known ? known : MOST_TAPS];
+  for (int64_t k = 0; k < K; ++k) window[k] = k ? s.x(k - K) : vec<R>{};
   for (int64_t t = 0; t < a.length; ++t) {
-    push(window, a.taps, s.x(t));
-    vec<R> y = s.response(t, window);
+    push(window, K, s.x(t));
+    vec<R> y = s.template response<packed>(K, t, window);
     if (a.silu) y *= sigmoid<R>(y);
     store(static_cast<T*>(a.y) + s.place(t, a.length), y, s.count);
   }
 }
 
-template <class T>
+template <class T, int64_t known, bool packed>
 void backward_strip(const Strip<T>& s) {
   using R = acc<T>;
   using V = vec<R>;
   const ConvArguments& a = s.a;
-  V window[MOST_TAPS], open[MOST_TAPS] = {}, grad_weight[MOST_TAPS] = {}, grad_bias{};
-  for (int64_t k = 0; k < a.taps; ++k) window[k] = k ? s.x(k - a.taps) : V{};
+  const int64_t K = known ? known : a.taps;
+  constexpr int64_t MOST = known ? known : MOST_TAPS;
+  V window[MOST], open[MOST] = {}, grad_weight[MOST] = {}, grad_bias{};
+  for (int64_t k = 0; k < K; ++k) window[k] = k ? s.x(k - K) : V{};
   auto finish = [&](int64_t t, V gradient) {
     if (t >= 0)
       store(static_cast<T*>(a.grad_x) + s.place(t, a.length), gradient, s.count);
     else if (a.grad_before)
-      store(static_cast<T*>(a.grad_before) + s.place(t + a.taps - 1, a.taps - 1), gradient, s.count);
+      store(static_cast<T*>(a.grad_before) + s.place(t + K - 1, K - 1), gradient, s.count);
   };
   for (int64_t t = 0; t < a.length; ++t) {
-    push(window, a.taps, s.x(t));
+    push(window, K, s.x(t));
     V g = load(static_cast<const T*>(a.grad_y) + s.place(t, a.length), s.count);
     if (a.silu) {
-      V before = s.response(t, window), open_gate = sigmoid<R>(before);
+      V before = s.template response<packed>(K, t, window), open_gate = sigmoid<R>(before);
       g *= open_gate * (1 + before * (1 - open_gate));
     }
     grad_bias += g;
-    push(open, a.taps, V{});
-    for (int64_t k = 0; k < a.taps; ++k) {
-      if (!s.sees(t, t - a.taps + 1 + k)) continue;
+    push(open, K, V{});
+    for (int64_t k = 0; k < K; ++k) {
+      if (!s.template sees<packed>(t, t - K + 1 + k)) continue;
       grad_weight[k] += g * window[k];
       open[k] += g * s.weight[k];
     }
-    finish(t - a.taps + 1, open[0]);
+    finish(t - K + 1, open[0]);
   }
   // Inputs whose later outputs would lie behind the end; with fewer positions than taps, some from before the start.
-  for (int64_t k = 1; k < a.taps; ++k) finish(a.length - a.taps + k, open[k]);
-  for (int64_t k = 0; k < a.taps; ++k)
-    store(static_cast<R*>(a.grad_weight) + s.place(k, a.taps), grad_weight[k], s.count);
+  for (int64_t k = 1; k < K; ++k) finish(a.length - K + k, open[k]);
+  for (int64_t k = 0; k < K; ++k) store(static_cast<R*>(a.grad_weight) + s.place(k, K), grad_weight[k], s.count);
   if (a.grad_bias) store(static_cast<R*>(a.grad_bias) + s.place(0, 1), grad_bias, s.count);
 }
 
-template <class T>
+template <class T, int64_t known, bool packed>
 int run(const ConvArguments& a, bool backward) {
   const int64_t units = a.batch * ((a.channels + LANES - 1) / LANES);
 #pragma omp parallel for schedule(static) if (units > 1 && a.batch * a.length * a.channels > PARALLEL_FROM)
   for (int64_t unit = 0; unit < units; ++unit) {
     Strip<T> strip(a, unit);
-    backward ? backward_strip<T>(strip) : forward_strip<T>(strip);
+    backward ? backward_strip<T, known, packed>(strip) : forward_strip<T, known, packed>(strip);
   }
   return OK;
+}
+
+template <class T>
+int run(const ConvArguments& a, bool backward) {
+  if (a.documents) return run<T, 0, true>(a, backward);
+  return a.taps == 4 ? run<T, 4, false>(a, backward) : run<T, 0, false>(a, backward);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "vector.h"
 
@@ -64,16 +65,18 @@ struct Slab {
   V *A, *A2, *B, *C;             // (states): A, A log2(e); B and C where they are constant
   V D{}, bias{};
 
-  Slab(const ScanArguments& a, int64_t b, int64_t g, int64_t slab, V* room)
+  // `fill`: whether the constants are still to be put into the room.
+  Slab(const ScanArguments& a, int64_t b, int64_t g, int64_t slab, V* room, bool fill = true)
       : a(a), b(b), g(g), first(slab * LANES), channel(g * a.per_group + first) {
     count = static_cast<int>(a.per_group - first < LANES ? a.per_group - first : LANES);
     A = room, A2 = A + a.states, B = A2 + a.states, C = B + a.states;
+    if (a.D) D = load(static_cast<const R*>(a.D) + channel, count);
+    if (a.bias) bias = load(static_cast<const R*>(a.bias) + channel, count);
+    if (!fill) return;
     columns(static_cast<const R*>(a.A), A);
     for (int64_t n = 0; n < a.states; ++n) A2[n] = A[n] * static_cast<R>(1.4426950408889634);
     if (!a.variable_B) columns(static_cast<const R*>(a.B), B);
     if (!a.variable_C) columns(static_cast<const R*>(a.C), C);
-    if (a.D) D = load(static_cast<const R*>(a.D) + channel, count);
-    if (a.bias) bias = load(static_cast<const R*>(a.bias) + channel, count);
   }
 
   static int64_t room(const ScanArguments& a) { return 4 * a.states; }
@@ -109,52 +112,86 @@ struct Slab {
     return static_cast<R*>(a.starts) + row * a.states * a.per_group + first;
   }
 
-  // One step of the recurrence; `decay` receives the decays if it is given, `y` the output before skip and gate.
-  template <bool keep>
-  inline V advance(int64_t t, V dt, V x, const V* before, V* h, V* decay) const {
-    V dtx = dt * x, y[2] = {};
-    const T *Bt = a.variable_B ? B_at(t) : nullptr, *Ct = a.variable_C ? C_at(t) : nullptr;
-    const bool anew = starts_anew(t);
-#pragma GCC unroll 4
-    for (int64_t n = 0; n < a.states; ++n) {
-      V d = anew ? V{} : foveate::exp2(dt * A2[n]);
-      V Bn = Bt ? splat<R>(widen(Bt[n])) : B[n], Cn = Ct ? splat<R>(widen(Ct[n])) : C[n];
+  // One step of the recurrence; `decay` receives the decays if they are kept. Returns the output before skip and gate.
+  // `states` is a.states, or the same number known to the compiler; whether B and C vary is known to it too.
+  template <bool keep, bool vary_B, bool vary_C>
+  FOVEATE_INLINE V advance(int64_t states, int64_t t, V dt, V x, const V* before, V* h, V* decay) const {
+    const T *Bt = B_at(t), *Ct = C_at(t);
+    V dtx = dt * x, even{}, odd{};  // two sums: one would wait for itself
+    auto state = [&](int64_t n) __attribute__((always_inline)) {
+      V d = foveate::exp2(dt * A2[n]), Bn, Cn;
+      if constexpr (vary_B) Bn = splat<R>(widen(Bt[n]));
+      else Bn = B[n];
+      if constexpr (vary_C) Cn = splat<R>(widen(Ct[n]));
+      else Cn = C[n];
       V next = d * before[n] + dtx * Bn;
       h[n] = next;
-      y[n & 1] += next * Cn;  // two sums: one would wait for itself
       if constexpr (keep) decay[n] = d;
-    }
-    return y[0] + y[1];
+      return next * Cn;
+    };
+    int64_t n = 0;
+#pragma GCC unroll 8
+    for (; n + 1 < states; n += 2) even += state(n), odd += state(n + 1);
+    if (n < states) even += state(n);
+    return even + odd;
   }
 };
 
-template <class T>
-void forward_slab(const Slab<T>& s, vec<acc<T>>* h) {
+// Calls `run` with what its loops should know when they are compiled: the number of states where it is Mamba's (else 0),
+// and whether B and C vary.
+template <class F>
+void specialised(const ScanArguments& a, F run) {
+  using Any = std::integral_constant<int64_t, 0>;
+  using Sixteen = std::integral_constant<int64_t, 16>;
+  if (a.variable_B && a.variable_C) {
+    if (a.states == 16) return run(Sixteen{}, std::true_type{}, std::true_type{});
+    return run(Any{}, std::true_type{}, std::true_type{});
+  }
+  if (a.variable_B) return run(Any{}, std::true_type{}, std::false_type{});
+  if (a.variable_C) return run(Any{}, std::false_type{}, std::true_type{});
+  run(Any{}, std::false_type{}, std::false_type{});
+}
+
+// `room` is for the states, which stay in registers where their number is known, and for two numbers of each position of
+// a block.
+template <class T, int64_t known, bool vary_B, bool vary_C>
+void forward_slab(const Slab<T>& s, vec<acc<T>>* room) {
   using R = acc<T>;
   using V = vec<R>;
   const ScanArguments& a = s.a;
-  for (int64_t n = 0; n < a.states; ++n) h[n] = V{};
-  if (a.initial) s.columns(static_cast<const R*>(a.initial) + s.b * a.groups * a.per_group * a.states, h);
-  for (int64_t t = 0; t < a.length; ++t) {
-    if (t % a.block == 0) {
-      R* start = s.start(t / a.block);
-      for (int64_t n = 0; n < a.states; ++n) store(start + n * a.per_group, h[n], s.count);
+  const int64_t N = known ? known : a.states;
+  V registers[known ? known : 1];
+  V *h = known ? registers : room, *dt = room + a.states, *y = dt + a.block;
+  for (int64_t n = 0; n < N; ++n) h[n] = V{};
+  if (a.initial) s.columns(static_cast<const R*>(a.initial) + s.b * a.groups * a.per_group * N, h);
+  for (int64_t from = 0; from < a.length; from += a.block) {
+    R* start = s.start(from / a.block);
+    for (int64_t n = 0; n < N; ++n) store(start + n * a.per_group, h[n], s.count);
+    const int64_t steps = from + a.block < a.length ? a.block : a.length - from;
+    // First what each position needs once, on its own: between the states its long chains of operations would wait.
+    for (int64_t k = 0; k < steps; ++k) dt[k] = s.step(s.raw(from + k));
+    for (int64_t k = 0; k < steps; ++k) {
+      V x = s.u(from + k);
+      if (s.starts_anew(from + k))
+        for (int64_t n = 0; n < N; ++n) h[n] = V{};
+      y[k] = s.template advance<false, vary_B, vary_C>(N, from + k, dt[k], x, h, h, nullptr) + s.D * x;
     }
-    V x = s.u(t), dt = s.step(s.raw(t));
-    V y = s.template advance<false>(t, dt, x, h, h, nullptr) + s.D * x;
-    if (a.z) {
-      V z = s.z(t);
-      y *= z * sigmoid<R>(z);
+    for (int64_t k = 0; k < steps; ++k) {
+      V open = y[k];
+      if (a.z) {
+        V z = s.z(from + k);
+        open *= z * sigmoid<R>(z);
+      }
+      store(static_cast<T*>(a.out) + s.b * a.out_batch + (from + k) * a.out_time + s.channel, open, s.count);
     }
-    store(static_cast<T*>(a.out) + s.b * a.out_batch + t * a.out_time + s.channel, y, s.count);
   }
-  s.rows(h, static_cast<R*>(a.last) + s.b * a.groups * a.per_group * a.states);
+  s.rows(h, static_cast<R*>(a.last) + s.b * a.groups * a.per_group * N);
 }
 
 template <class T>
 int forward(const ScanArguments& a) {
   using V = vec<acc<T>>;
-  const int64_t each = slabs(a), units = a.batch * a.groups * each, room = Slab<T>::room(a) + a.states;
+  const int64_t each = slabs(a), units = a.batch * a.groups * each, room = Slab<T>::room(a) + a.states + 2 * a.block;
   int status = OK;
 #pragma omp parallel if (units > 1 && units * LANES * a.states * a.length > PARALLEL_FROM)
   {
@@ -167,7 +204,9 @@ int forward(const ScanArguments& a) {
     for (int64_t unit = 0; unit < units; ++unit) {
       if (!memory) continue;
       Slab<T> s(a, unit / (a.groups * each), unit / each % a.groups, unit % each, memory.get());
-      forward_slab<T>(s, memory.get() + Slab<T>::room(a));
+      specialised(a, [&](auto N, auto vary_B, auto vary_C) {
+        forward_slab<T, N(), vary_B(), vary_C()>(s, memory.get() + Slab<T>::room(a));
+      });
     }
   }
   return status;
@@ -178,67 +217,92 @@ template <class T>
 struct Workspace {
   using V = vec<acc<T>>;
   std::unique_ptr<V[]> memory;
-  V *constants, *h, *decay, *sum_B, *sum_C, *carry, *sum_A, *sum_D, *sum_bias, *x, *raw, *dt, *y;
+  V *constants, *zero, *h, *decay, *sum_B, *sum_C, *carry, *sum_A, *sum_D, *sum_bias, *x, *raw, *dt, *y, *inward, *step;
 
   explicit Workspace(const ScanArguments& a) {
     const int64_t N = a.states, K = a.block;
-    const int64_t sizes[] = {Slab<T>::room(a) * CHUNK, (K + 1) * N, K * N, K * N, K * N, CHUNK * N, CHUNK * N,
-                             CHUNK, CHUNK, K, K, K, K};
-    V** parts[] = {&constants, &h, &decay, &sum_B, &sum_C, &carry, &sum_A, &sum_D, &sum_bias, &x, &raw, &dt, &y};
+    const int64_t sizes[] = {Slab<T>::room(a) * CHUNK, N, (K + 1) * N, K * N, K * N, K * N, CHUNK * N, CHUNK * N,
+                             CHUNK, CHUNK, K, K, K, K, K, K};
+    V** parts[] = {&constants, &zero, &h, &decay, &sum_B, &sum_C, &carry, &sum_A, &sum_D, &sum_bias, &x, &raw, &dt, &y,
+                    &inward, &step};
     int64_t total = 0;
     for (int64_t size : sizes) total += size;
     memory.reset(new (std::nothrow) V[total]);
     if (!memory) return;
     V* next = memory.get();
-    for (int i = 0; i < 13; ++i) *parts[i] = next, next += sizes[i];
+    for (int i = 0; i < 16; ++i) *parts[i] = next, next += sizes[i];
+    for (int64_t n = 0; n < N; ++n) zero[n] = V{};
   }
 };
 
 // The gradients of one block of one slab; `from` is its first position, `n_steps` its length, `i` the slab's place.
-template <class T>
+template <class T, int64_t known, bool vary_B, bool vary_C>
 void backward_block(const Slab<T>& s, const Workspace<T>& w, int64_t i, int64_t from, int64_t steps) {
   using R = acc<T>;
   using V = vec<R>;
   const ScanArguments& a = s.a;
-  const int64_t N = a.states, D = a.groups * a.per_group;
+  const int64_t N = known ? known : a.states, D = a.groups * a.per_group;
   const R* start = s.start(from / a.block);
   for (int64_t n = 0; n < N; ++n) w.h[n] = load(start + n * a.per_group, s.count);
   for (int64_t k = 0; k < steps; ++k) {
     w.x[k] = s.u(from + k), w.raw[k] = s.raw(from + k), w.dt[k] = s.step(w.raw[k]);
-    w.y[k] = s.template advance<true>(from + k, w.dt[k], w.x[k], w.h + k * N, w.h + (k + 1) * N, w.decay + k * N);
   }
-  V *carry = w.carry + i * N, *sum_A = w.sum_A + i * N;
-  for (int64_t k = steps - 1; k >= 0; --k) {
+  for (int64_t k = 0; k < steps; ++k) {
+    const bool anew = s.starts_anew(from + k);
+    const V* before = anew ? w.zero : w.h + k * N;
+    V* decay = w.decay + k * N;
+    w.y[k] = s.template advance<true, vary_B, vary_C>(N, from + k, w.dt[k], w.x[k], before, w.h + (k + 1) * N, decay);
+    if (anew)
+      for (int64_t n = 0; n < N; ++n) decay[n] = V{};
+  }
+  // As in the forward pass, what stands alone is apart from the recurrence: y becomes the gradient of what the gate takes.
+  for (int64_t k = 0; k < steps; ++k) {
     const int64_t t = from + k, place = (s.b * a.length + t) * D + s.channel;
-    V x = w.x[k], dt = w.dt[k], gy = load(static_cast<const T*>(a.grad_out) + place, s.count);
+    V gy = load(static_cast<const T*>(a.grad_out) + place, s.count);
     if (a.z) {
-      V z = s.z(t), open = sigmoid<R>(z), y = w.y[k] + s.D * x;
+      V z = s.z(t), open = sigmoid<R>(z), y = w.y[k] + s.D * w.x[k];
       store(static_cast<T*>(a.grad_z) + place, gy * y * open * (1 + z * (1 - open)), s.count);
       gy *= z * open;
     }
-    if (a.D) w.sum_D[i] += gy * x;
-    const T *Bt = a.variable_B ? s.B_at(t) : nullptr, *Ct = a.variable_C ? s.C_at(t) : nullptr;
+    if (a.D) w.sum_D[i] += gy * w.x[k];
+    w.y[k] = gy;
+  }
+  V *carry = w.carry + i * N, *sum_A = w.sum_A + i * N;
+  for (int64_t k = steps - 1; k >= 0; --k) {
+    const T *Bt = s.B_at(from + k), *Ct = s.C_at(from + k);
     const V *h = w.h + (k + 1) * N, *before = w.h + k * N, *decay = w.decay + k * N;
-    V *sum_B = w.sum_B + (a.variable_B ? k * N : 0), *sum_C = w.sum_C + (a.variable_C ? k * N : 0);
-    V dtx = dt * x, inward{}, grad_step{};
-#pragma GCC unroll 2
-    for (int64_t n = 0; n < N; ++n) {
-      V Bn = Bt ? splat<R>(widen(Bt[n])) : s.B[n], Cn = Ct ? splat<R>(widen(Ct[n])) : s.C[n];
+    V *sum_B = w.sum_B + (vary_B ? k * N : 0), *sum_C = w.sum_C + (vary_C ? k * N : 0);
+    const V gy = w.y[k], dt = w.dt[k], dtx = dt * w.x[k];
+    V inward[2] = {}, step[2] = {};
+    auto state = [&](int64_t n, int half) __attribute__((always_inline)) {
+      V Bn, Cn;
+      if constexpr (vary_B) Bn = splat<R>(widen(Bt[n]));
+      else Bn = s.B[n];
+      if constexpr (vary_C) Cn = splat<R>(widen(Ct[n]));
+      else Cn = s.C[n];
       V g = carry[n] + gy * Cn;
       sum_C[n] += gy * h[n];
       sum_B[n] += g * dtx;
-      inward += g * Bn;
+      inward[half] += g * Bn;
       V back = g * decay[n];
       carry[n] = back;
       back *= before[n];
-      grad_step += back * s.A[n];
+      step[half] += back * s.A[n];
       sum_A[n] += back * dt;
-    }
-    store(static_cast<T*>(a.grad_u) + place, gy * s.D + inward * dt, s.count);
-    grad_step += inward * x;
-    if (a.softplus) grad_step *= softplus_slope<R>(w.raw[k]);
-    store(static_cast<T*>(a.grad_delta) + place, grad_step, s.count);
-    w.sum_bias[i] += grad_step;
+    };
+    int64_t n = 0;
+#pragma GCC unroll 8
+    for (; n + 1 < N; n += 2) state(n, 0), state(n + 1, 1);
+    if (n < N) state(n, 0);
+    w.inward[k] = inward[0] + inward[1], w.step[k] = step[0] + step[1];
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t place = (s.b * a.length + from + k) * D + s.channel;
+    store(static_cast<T*>(a.grad_u) + place, w.y[k] * s.D + w.inward[k] * w.dt[k], s.count);
+    V step = w.step[k] + w.inward[k] * w.x[k];
+    if (a.softplus) step *= softplus_slope<R>(w.raw[k]);
+    store(static_cast<T*>(a.grad_delta) + place, step, s.count);
+    w.sum_bias[i] += step;
   }
 }
 
@@ -257,9 +321,11 @@ void backward_chunk(const ScanArguments& a, const Workspace<T>& w, int64_t b, in
   using V = vec<R>;
   const int64_t N = a.states, K = a.block, D = a.groups * a.per_group, sample = b * D * N;
   const int64_t begin = chunk * CHUNK, end = begin + CHUNK < slabs(a) ? begin + CHUNK : slabs(a), count = end - begin;
-  auto slab = [&](int64_t i) { return Slab<T>(a, b, g, begin + i, w.constants + i * Slab<T>::room(a)); };
+  auto slab = [&](int64_t i, bool fill = false) {
+    return Slab<T>(a, b, g, begin + i, w.constants + i * Slab<T>::room(a), fill);
+  };
   for (int64_t i = 0; i < count; ++i) {
-    Slab<T> s = slab(i);
+    Slab<T> s = slab(i, true);
     s.columns(static_cast<const R*>(a.grad_last) + sample, w.carry + i * N);
     for (int64_t n = 0; n < N; ++n) w.sum_A[i * N + n] = V{};
     w.sum_D[i] = w.sum_bias[i] = V{};
@@ -275,7 +341,10 @@ void backward_chunk(const ScanArguments& a, const Workspace<T>& w, int64_t b, in
         if (a.variable_B) w.sum_B[j] = V{};
         if (a.variable_C) w.sum_C[j] = V{};
       }
-      for (int64_t j = first; j < behind; ++j) backward_block<T>(slab(j), w, j, from, steps);
+      for (int64_t j = first; j < behind; ++j)
+        specialised(a, [&](auto N, auto vary_B, auto vary_C) {
+          backward_block<T, N(), vary_B(), vary_C()>(slab(j), w, j, from, steps);
+        });
       // With one of them constant the other's sum is over one slab at a time: as many chunks as slabs.
       const int64_t place = constant ? begin + i : chunk;
       if (a.variable_B) write_sums<T>(a, w.sum_B, a.grad_B, place, b, g, from, steps);

@@ -15,6 +15,8 @@
 #endif
 
 #define FOVEATE_EXPORT extern "C" __attribute__((visibility("default")))
+// For what loops call: a call would pass lanes through memory.
+#define FOVEATE_INLINE inline __attribute__((always_inline))
 
 namespace foveate {
 
@@ -72,6 +74,19 @@ template <class R>
 inline vec<R> splat(R value) {
   return vec<R>{} + value;
 }
+// Compilers make an addition of the above, lest the sign of a zero be lost; this is a load.
+template <>
+inline vec<float> splat(float value) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(value);
+#elif defined(__AVX__)
+  return _mm256_set1_ps(value);
+#elif defined(__SSE__)
+  return _mm_set1_ps(value);
+#else
+  return vec<float>{} + value;
+#endif
+}
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
@@ -127,10 +142,18 @@ inline void store(T* to, vec<acc<T>> lanes, int count) {
 
 template <class R>
 inline R sum(vec<R> lanes) {
-  R total = 0;
-  for (int i = 0; i < LANES; ++i) total += lanes[i];
-  return total;
+  R room[LANES];
+  std::memcpy(room, &lanes, sizeof(lanes));
+  for (int half = LANES / 2; half; half /= 2)  // by halves: one addition would wait for the other
+    for (int i = 0; i < half; ++i) room[i] += room[i + half];
+  return room[0];
 }
+#ifdef __AVX512F__
+template <>
+inline float sum<float>(vec<float> lanes) {
+  return _mm512_reduce_add_ps(lanes);
+}
+#endif
 
 template <class R>
 inline vec<R> select(vec_mask<R> where, vec<R> yes, vec<R> no) {
@@ -153,23 +176,30 @@ inline vec<float> clamp(vec<float> x, vec<float> low, vec<float> high) {
 
 // 2^x to half a unit in the last place, between 2^-125 and the largest float (which stand for what lies beyond: a decay
 // so small changes no sum, and never being denormal it costs no time); NaN for NaN.
-inline vec<float> exp2(vec<float> x) {
-  constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number in the low bits
+FOVEATE_INLINE vec<float> exp2(vec<float> x) {
   x = clamp(x, splat(-125.0f), splat(127.99999f));
-  vec<float> rounded = x + MAGIC;
-  vec_mask<float> whole, bits;
-  std::memcpy(&whole, &rounded, sizeof(whole));
-  vec<float> f = x - (rounded - MAGIC);  // in [-0.5, 0.5]; the polynomial is 1 at 0 and minimax in relative error
-  vec<float> p = splat(0.0013264727f);
+#if defined(__AVX512F__)
+  vec<float> whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), f = x - whole;
+#else
+  constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number in the low bits
+  vec<float> rounded = x + MAGIC, f = x - (rounded - MAGIC);
+#endif
+  vec<float> p = splat(0.0013264727f);  // f in [-0.5, 0.5]; the polynomial is 1 at 0 and minimax in relative error
   p = p * f + 0.009671513f;
   p = p * f + 0.055507337f;
   p = p * f + 0.24022242f;
   p = p * f + 0.693147f;
   p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, whole);
+#else
+  vec_mask<float> whole, bits;
+  std::memcpy(&whole, &rounded, sizeof(whole));
   std::memcpy(&bits, &p, sizeof(bits));
   bits += whole << 23;
   std::memcpy(&p, &bits, sizeof(p));
   return p;
+#endif
 }
 
 inline vec<double> exp2(vec<double> x) {
@@ -179,12 +209,12 @@ inline vec<double> exp2(vec<double> x) {
 }
 
 template <class R>
-inline vec<R> exp(vec<R> x) {
+FOVEATE_INLINE vec<R> exp(vec<R> x) {
   return exp2(x * static_cast<R>(1.4426950408889634));
 }
 
 // log(1 + y) for y in [0, 1].
-inline vec<float> log1p_unit(vec<float> y) {
+FOVEATE_INLINE vec<float> log1p_unit(vec<float> y) {
   // 2 atanh(s) with s = y / (2 + y) <= 1/3: odd powers of s.
   vec<float> s = y / (2.0f + y), q = s * s;
   vec<float> p = splat(1.0f / 13);
@@ -203,26 +233,26 @@ inline vec<double> log1p_unit(vec<double> y) {
 }
 
 template <class R>
-inline vec<R> absolute(vec<R> x) {
+FOVEATE_INLINE vec<R> absolute(vec<R> x) {
   return select<R>(x < 0, -x, x);
 }
 
 // As PyTorch's: log(1 + exp(x)), x itself above 20.
 template <class R>
-inline vec<R> softplus(vec<R> x) {
+FOVEATE_INLINE vec<R> softplus(vec<R> x) {
   vec<R> zero{};
   vec<R> smooth = select<R>(x > zero, x, zero) + log1p_unit(exp<R>(-absolute<R>(x)));
   return select<R>(x != x, x, select<R>(x > 20, x, smooth));
 }
 
 template <class R>
-inline vec<R> sigmoid(vec<R> x) {
+FOVEATE_INLINE vec<R> sigmoid(vec<R> x) {
   return 1 / (1 + exp<R>(-x));
 }
 
 // The derivative of softplus, 1 above its threshold.
 template <class R>
-inline vec<R> softplus_slope(vec<R> x) {
+FOVEATE_INLINE vec<R> softplus_slope(vec<R> x) {
   return select<R>(x > 20, splat<R>(1), sigmoid<R>(x));
 }
 

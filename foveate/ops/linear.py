@@ -1,0 +1,112 @@
+"""The affine map ``y = x W^T + b`` of float32 on CPUs, by the faster of the two libraries that PyTorch carries.
+
+PyTorch multiplies float32 matrices with MKL, which runs AVX2 code on other makers' processors; oneDNN, which it also
+carries and uses for convolutions and bfloat16, has AVX-512 code for all of them. Where the processor has AVX-512 and is
+not Intel's, oneDNN takes less than half the time. The choice depends on the machine and on sizes alone, never on a
+measurement, so that results can be repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .backend import choose, current_backend
+from .handwritten import Results, handwritten
+from .native import through_autograd
+
+#: Multiplications from which oneDNN's larger cost per call is paid back.
+WORTH_IT = 2**21
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Map the last axis: what :func:`torch.nn.functional.linear` computes, to float32 rounding.
+
+    Args:
+        x: ``(..., in)``.
+        weight: ``(out, in)``.
+        bias: ``(out,)``.
+
+    Returns:
+        ``(..., out)``, in the dtype of ``x``; gradients of all three, any number of times.
+    """
+    onednn = _onednn_linear if _takes(x, weight, bias) else None
+    return choose(F.linear, F.linear, onednn)(x, weight, bias)
+
+
+def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN takes these and is faster."""
+    if current_backend() not in ("auto", "native") or x.numel() * weight.shape[0] < WORTH_IT:
+        return False
+    return (
+        all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in (x, weight, bias))
+        and _faster_here()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        # Compilers choose for themselves; transforms (vmap, jvp) look into what they transform.
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
+        and forward_ad._current_level < 0
+    )
+
+
+@functools.cache
+def _faster_here() -> bool:
+    return (
+        platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and "Intel" not in _maker()
+    )
+
+
+def _maker() -> str:
+    """Who made the processor; "Intel", for whose processors nothing changes, where the system does not tell."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return platform.processor() or "Intel"
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in lines if line.startswith("vendor_id")), "Intel")
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
+    return (_multiply(x, weight, bias),)
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Results:
+    if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
+        return through_autograd(lambda *given: (F.linear(*given),), (x, weight, bias), (grad,))
+    rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad_x, grad_weight = _multiply(grad, weight.T), _multiply(rows.T, inputs.T)
+    return grad_x, grad_weight, None if bias is None else rows.sum(0)
+
+
+def _shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
+    return (torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device),)
+
+
+_onednn = handwritten(
+    "onednn_linear",
+    "Tensor x, Tensor weight, Tensor? bias",
+    outputs=1,
+    extras=0,
+    forward=_forward,
+    backward=_backward,
+    shapes=_shapes,
+)
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _onednn(x, weight, bias)[0]
