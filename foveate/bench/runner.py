@@ -32,8 +32,9 @@ from .settings import BenchSettings
 
 #: Calls that are timed at least, and those of what takes longer than so many seconds.
 FEWEST_CALLS, FEWEST_SLOW_CALLS, SLOW = 7, 3, 3.0
-#: Memory is measured by listening to every allocation, which a call of many small operators makes slow.
-LONGEST_FOR_MEMORY = 3.0
+#: Memory is measured by listening to every allocation: a call of very many small operators would fill the memory with
+#: what was heard.
+LONGEST_FOR_MEMORY = 1.0
 
 Event = Callable[[str], None]
 

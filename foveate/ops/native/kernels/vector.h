@@ -174,14 +174,15 @@ inline vec<float> clamp(vec<float> x, vec<float> low, vec<float> high) {
 #endif
 }
 
-// 2^x to half a unit in the last place, between 2^-125 and the largest float (which stand for what lies beyond: a decay
-// so small changes no sum, and never being denormal it costs no time); NaN for NaN.
+// 2^x to half a unit in the last place; NaN for NaN. With AVX-512 over the whole range, infinities included; elsewhere
+// between 2^-125 and the largest float, which stand for what lies beyond.
 FOVEATE_INLINE vec<float> exp2(vec<float> x) {
-  x = clamp(x, splat(-125.0f), splat(127.99999f));
-#if defined(__AVX512F__)
-  vec<float> whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), f = x - whole;
+#if defined(__AVX512DQ__)
+  vec<float> whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT);
+  vec<float> f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);  // x - whole, but 0 for infinities
 #else
   constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number in the low bits
+  x = clamp(x, splat(-125.0f), splat(127.99999f));
   vec<float> rounded = x + MAGIC, f = x - (rounded - MAGIC);
 #endif
   vec<float> p = splat(0.0013264727f);  // f in [-0.5, 0.5]; the polynomial is 1 at 0 and minimax in relative error
@@ -190,7 +191,7 @@ FOVEATE_INLINE vec<float> exp2(vec<float> x) {
   p = p * f + 0.24022242f;
   p = p * f + 0.693147f;
   p = p * f + 1.0f;
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
   return _mm512_scalef_ps(p, whole);
 #else
   vec_mask<float> whole, bits;
