@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
+from ..ops.linear import linear
 from ..ops.prefix_attention import PrefixState, empty_state, prefix_attention, prefix_attention_step, prefix_flops
 from ..registry import register
 from ..spec import MixerSpec
@@ -84,7 +85,7 @@ class Aaren(Mixer):
         query = self.q(self.query).view(self.num_heads, 1, self.head_dim) * self.head_dim**-0.5
         weight = (query @ self.k.weight.view(self.num_heads, self.head_dim, self.dim)).squeeze(1)
         bias = None if self.k.bias is None else (query.squeeze(1) * self.k.bias.view_as(query.squeeze(1))).sum(-1)
-        return nn.functional.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     def _attend(
         self, x: Tensor, mask: Tensor | None, before: PrefixState | None, return_state: bool

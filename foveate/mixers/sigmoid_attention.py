@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import InvalidValue, invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
+from ..ops.linear import linear
 from ..ops.positions import alibi_bias, apply_rope, slope_values
 from ..ops.sigmoid_attention import recommended_bias, sigmoid_attention, sigmoid_flops
 from ..ops.softmax_attention import softmax_attention
@@ -223,8 +224,8 @@ class SigmoidAttention(Mixer):
             weights, biases = self.qkv.weight.split((self.dim, 2 * self.dim)), (None, None)
             if self.qkv.bias is not None:
                 biases = self.qkv.bias.split((self.dim, 2 * self.dim))
-            q = nn.functional.linear(x, weights[0], biases[0])
-            k, v = nn.functional.linear(other, weights[1], biases[1]).chunk(2, dim=-1)
+            q = linear(x, weights[0], biases[0])
+            k, v = linear(other, weights[1], biases[1]).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
         return self.q_norm(q), self.k_norm(k), v
 

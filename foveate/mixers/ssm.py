@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidValue
 from ..measure.cost import linear_flops
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from ..ops.handwritten import sum_dtype
+from ..ops.linear import linear
 from ..ops.selective_scan import selective_scan, selective_state_update
 from ..ops.selective_scan_blocks import block_length
 from .parts import Linear
@@ -190,7 +190,7 @@ class SelectiveCore(nn.Module):
     def _read(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes before bias and softplus, B and C of ``(..., d_inner)``."""
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        return F.linear(dt, self.dt_proj.weight), B, C
+        return linear(dt, self.dt_proj.weight), B, C
 
 
 def step_size_bias(size: int, smallest: float, largest: float) -> Tensor:
