@@ -1,8 +1,8 @@
 """Keeps the C library from giving freed memory back to the system, which training would ask for again at once.
 
 glibc returns a freed block of megabytes to the kernel, and the next step gets it back page by page, each page a fault
-and a clearing. The same few tensors are made in every step, so that costs a fifth of the time of small models. The price
-is that the peak of the memory is higher, by up to a third: what was freed does not always fit what comes next.
+and a clearing. The same few tensors are made in every step, so that costs a fifth of the time of small models. The
+price is a higher peak of the memory, by up to a third: what was freed does not always fit what comes next.
 """
 
 from __future__ import annotations
