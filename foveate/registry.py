@@ -20,14 +20,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import tomllib
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import spec as _spec
+from .catalog import Record, records
 from .errors import InvalidType, InvalidValue, UnknownName, unknown_name
 
 KINDS = ("op", "mixer", "fuser", "model", "control", "scorer", "task")
@@ -280,29 +280,13 @@ def option_types(cls: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class System:
-    """A catalogue record: a published system, or a baseline, with what the registry provides for it.
+class System(Record):
+    """A catalogue record with what the registry provides for it.
 
     Attributes:
-        slug: its name and the name of its files.
-        title, year, venue, arxiv, code, licence, bibtex: the publication; empty where there is none.
-        summary: what it is, in our words.
-        tasks: what it was made for.
-        claims: the abstract's claims in our words.
         provides: registered entries that belong to it.
     """
 
-    slug: str
-    title: str
-    summary: str = ""
-    year: int = 0
-    venue: str = ""
-    arxiv: str = ""
-    code: str = ""
-    licence: str = ""
-    bibtex: str = ""
-    tasks: tuple[str, ...] = ()
-    claims: tuple[str, ...] = ()
     provides: tuple[Entry, ...] = field(default=())
 
     @property
@@ -313,19 +297,23 @@ class System:
         extra.append(here / "catalog" / f"{self.slug}.toml")
         return sorted({e.file for e in self.provides}) + [f for f in extra if f.exists()]
 
+    @property
+    def planned(self) -> bool:
+        """Whether there is a record and nothing else yet."""
+        return {file.suffix for file in self.files} == {".toml"}
+
 
 @functools.cache
 def _systems() -> dict[str, System]:
-    systems = {}
-    for file in sorted((Path(__file__).parent / "catalog").glob("*.toml")):
-        record = tomllib.loads(file.read_text(encoding="utf-8"))
-        record["tasks"] = tuple(record.get("tasks", ()))
-        record["claims"] = tuple(record.get("claims", ()))
-        systems[file.stem] = System(slug=file.stem, **record)
     provided: dict[str, list[Entry]] = {}
     for entry in entries():
         provided.setdefault(entry.system, []).append(entry)
-    return {slug: replace(s, provides=tuple(provided.get(slug, ()))) for slug, s in systems.items()}
+    return {
+        slug: System(
+            **{f.name: getattr(record, f.name) for f in fields(record)}, provides=tuple(provided.get(slug, ()))
+        )
+        for slug, record in records().items()
+    }
 
 
 def list_systems() -> list[str]:

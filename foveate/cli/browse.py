@@ -1,4 +1,4 @@
-"""``list``, ``show``, ``verify``, ``doctor``: what there is, what it claims, and what this installation has."""
+"""``list``, ``show``, ``cite``, ``verify``, ``doctor``: what there is, what it claims, what this installation has."""
 
 from __future__ import annotations
 
@@ -61,16 +61,35 @@ def show(
         print(json.dumps(record, indent=2))
         return
     published = ", ".join(str(p) for p in (system.venue, system.year) if p)
-    print(f"{system.title}\n{published}\n\n{system.summary}\n")
-    for label, value in (("arXiv", system.arxiv), ("code", system.code), ("licence", system.licence)):
+    print(f"{system.title}\n{published or system.family}\n\n{system.summary}\n")
+    print(f"{system.when}\nNot: {system.when_not}\nCost: {system.cost}\n")
+    for label, value in (("family", system.family), ("arXiv", system.arxiv), ("code", system.code)):
         if value:
             print(f"{label}: {value}")
+    print(f"licence: {system.licence}")
+    if system.planned:
+        print("planned: there is a record, and no code yet")
     for entry in system.provides:
         print(f"{entry.kind} {entry.name}: {entry.summary}")
-    for said in system.claims:
-        print(f"claims: {said}")
+    for claim in system.claims:
+        print(f"claims [{claim.kind}]: {claim.says}")
+    for label, texts in (("reconstructed", system.reconstructed), ("unverified", system.unverified)):
+        for text in texts:
+            print(f"{label}: {text}")
     for file in system.files:
         print(f"file: {file}")
+
+
+def cite(
+    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Systems.")],
+    as_json: Json = False,
+) -> None:
+    """Print the BibTeX entries of systems."""
+    entries = {slug: get_system(slug).bibtex.strip() for slug in slugs}
+    for slug, entry in entries.items():
+        if not entry:
+            raise InvalidValue(f"{slug} has no publication to cite: it is {get_system(slug).title}.")
+    print(json.dumps(entries, indent=2) if as_json else "\n\n".join(entries.values()))
 
 
 def verify(

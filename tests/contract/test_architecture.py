@@ -20,7 +20,7 @@ LONGEST = 400
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": set(),
-    "registry": {"errors", "spec"},
+    "registry": {"errors", "spec", "catalog"},
     "catalog": set(),
     "measure": {"errors"},
     "ops": {"errors", "registry"},

@@ -261,3 +261,15 @@ def test_browsing():
     verified = foveate_command("verify", "dlinear", "--kind", "exact")
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "holds" in verified.stdout
+
+
+def test_a_planned_system_can_be_looked_at_and_cited():
+    shown = foveate_command("show", "dinat")
+    assert shown.returncode == 0, shown.stderr
+    assert "Dilated Neighborhood Attention" in shown.stdout
+    assert "licence: MIT" in shown.stdout
+    cited = foveate_command("cite", "dinat", "timesnet")
+    assert cited.stdout.count("@") == 2
+    assert json.loads(foveate_command("cite", "mamba", "--json").stdout)["mamba"].startswith("@")
+    refused(foveate_command("cite", "linear_interpolation"), "linear_interpolation has no publication")
+    refused(foveate_command("cite", "dinta"), "dinta", "dinat")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -82,18 +81,13 @@ def test_the_same_name_twice_is_refused(tmp_path):
     assert [e.attribute for e in registry.scan_file(file, "twice")] == ["f", "g"]
 
 
-def test_records_are_complete():
+def test_a_system_knows_its_files_and_whether_there_is_more_than_a_record():
     for slug in foveate.list_systems():
         system = foveate.get_system(slug)
-        assert system.title, slug
-        assert system.summary, slug
-        analysed = any(f.parent.name == "analysis" for f in system.files)  # it registers nothing
-        assert system.provides or analysed, f"{slug} has a record but provides nothing"
-        assert all(Path(f).exists() for f in system.files), slug
-        if system.arxiv:
-            assert system.bibtex.startswith("@"), slug
-            assert system.licence, slug
-            assert system.claims, slug
+        assert all(file.exists() for file in system.files), slug
+        assert system.planned == (not system.provides and slug != "beyond_llms"), (
+            slug
+        )  # it analyses and registers nothing
 
 
 def test_nearest_names_forgive_typos_and_find_parts():
