@@ -72,6 +72,7 @@ TASKS = (
     "anticipate-actions",
     "re-identify-people",
     "estimate-flow",
+    "predict-scanpaths",
 )
 
 

@@ -10,6 +10,19 @@ from foveate.catalog import FAMILIES, TASKS
 from foveate.claims import KINDS
 from foveate.registry import get_system, list_systems
 
+#: The systems that foveate is about; the other records are baselines and common parts.
+SYSTEMS = """
+aaren acmil avgn balanced_visual_attention beyond_llms biformer blended_video_editing broadway cace_net
+circuit_reuse colormnet csa davit deformable_3d_attention delta_activation dependency_vit dinat ditctrl dsf
+dynamic_confidence dynamic_visual_fmri event_flow fancyvideo faster_neighborhood_attention favit focalnet
+framepainter frozen_llm_encoder gano gated_class_attention ge_adapter hip_attention histn ila lamamba_diff
+landmark_attention lasp2 lightning_attention lightning_attention_2 lingen lita little_bit_attention llava_st
+mamba_mixer mambaout maxvit motion_clr motion_i2v motion_mamba mvbench oat ovo_bench polarized_self_attention
+predformer pres rleegnet routing_transformer s2_attention se_swin_fer search_asymmetry seer_attention segmif
+selective_s4 sentence_attention sigmoid_attention skeleton_1d_cnn smtc snn_delays sparsifiner squeeze_time storm
+swin_unetr tc_llava tcnca tempcompass tempme temporal_bench timesnet titans tomato ts_lstm video_director
+video_factory vivit_frozen vlanet vsa vstar
+"""
 ARTICLES = [slug for slug in list_systems() if get_system(slug).family != "baseline"]
 
 
@@ -45,3 +58,8 @@ def test_a_publication_can_be_cited_and_claims_something(slug: str):
     assert entry, record.bibtex
     for field in ("title", "author", "year"):
         assert re.search(rf"^\s*{field}\s*=", entry[1], re.MULTILINE), field
+
+
+def test_the_catalogue_holds_all_87_publications():
+    assert len(SYSTEMS.split()) == 87
+    assert set(SYSTEMS.split()) <= set(list_systems()), set(SYSTEMS.split()) - set(list_systems())
