@@ -15,6 +15,8 @@ from . import LIBRARY, SCALARS, address, call, fresh, rows, takes, through_autog
 
 #: Positions between saved states: the states of one block, and what belongs to them, stay in the cache.
 BLOCK = 64
+#: The same where nothing will be differentiated: fewer states to write.
+BLOCK_WITHOUT_GRADIENTS = 256
 
 
 class _Arguments(ctypes.Structure):
@@ -229,5 +231,6 @@ def selective_scan_native(
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`~foveate.ops.selective_scan_blocks.selective_scan_blocks`, for what :func:`fits`."""
-    out, last = _op(u, delta, A, B, C, D, z, bias, initial, reset, softplus, BLOCK)
+    block = BLOCK if torch.is_grad_enabled() else BLOCK_WITHOUT_GRADIENTS
+    out, last = _op(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
     return out, last

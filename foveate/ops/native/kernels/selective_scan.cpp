@@ -98,6 +98,11 @@ struct Slab {
   V read(const void* base, int64_t batch, int64_t time, int64_t t) const {
     return load(static_cast<const T*>(base) + b * batch + t * time + channel, count);
   }
+  // Asks for what will soon be read, or written: rows lie too far apart for processors to foresee them.
+  template <int write = 0>
+  FOVEATE_INLINE void ask(const void* base, int64_t batch, int64_t time, int64_t t, int64_t behind = 0) const {
+    __builtin_prefetch(static_cast<const T*>(base) + b * batch + t * time + channel + behind, write, 2);
+  }
   V u(int64_t t) const { return read(a.u, a.u_batch, a.u_time, t); }
   V z(int64_t t) const { return read(a.z, a.z_batch, a.z_time, t); }
   V raw(int64_t t) const { return read(a.delta, a.delta_batch, a.delta_time, t) + bias; }
@@ -172,6 +177,10 @@ void forward_slab(const Slab<T>& s, vec<acc<T>>* room) {
     for (int64_t k = 0; k < steps; ++k) dt[k] = s.step(s.raw(from + k));
     for (int64_t k = 0; k < steps; ++k) {
       V x = s.u(from + k);
+      const int64_t next = from + k + a.block < a.length ? from + k + a.block : from + k;
+      s.ask(a.u, a.u_batch, a.u_time, next), s.ask(a.delta, a.delta_batch, a.delta_time, next);
+      s.template ask<1>(a.out, a.out_batch, a.out_time, from + k);
+      if (a.z) s.ask(a.z, a.z_batch, a.z_time, from + k);
       if (s.starts_anew(from + k))
         for (int64_t n = 0; n < N; ++n) h[n] = V{};
       y[k] = s.template advance<false, vary_B, vary_C>(N, from + k, dt[k], x, h, h, nullptr) + s.D * x;
@@ -251,6 +260,10 @@ void backward_block(const Slab<T>& s, const Workspace<T>& w, int64_t i, int64_t 
     const bool anew = s.starts_anew(from + k);
     const V* before = anew ? w.zero : w.h + k * N;
     V* decay = w.decay + k * N;
+    const int64_t sample = a.length * D;  // gradients are laid out alike
+    s.ask(a.grad_out, sample, D, from + k);
+    s.template ask<1>(a.grad_u, sample, D, from + k), s.template ask<1>(a.grad_delta, sample, D, from + k);
+    if (a.z) s.ask(a.z, a.z_batch, a.z_time, from + k), s.template ask<1>(a.grad_z, sample, D, from + k);
     w.y[k] = s.template advance<true, vary_B, vary_C>(N, from + k, w.dt[k], w.x[k], before, w.h + (k + 1) * N, decay);
     if (anew)
       for (int64_t n = 0; n < N; ++n) decay[n] = V{};
@@ -272,6 +285,8 @@ void backward_block(const Slab<T>& s, const Workspace<T>& w, int64_t i, int64_t 
     const T *Bt = s.B_at(from + k), *Ct = s.C_at(from + k);
     const V *h = w.h + (k + 1) * N, *before = w.h + k * N, *decay = w.decay + k * N;
     V *sum_B = w.sum_B + (vary_B ? k * N : 0), *sum_C = w.sum_C + (vary_C ? k * N : 0);
+    s.ask(a.u, a.u_batch, a.u_time, from + k, LANES);  // of the slab that comes next
+    s.ask(a.delta, a.delta_batch, a.delta_time, from + k, LANES);
     const V gy = w.y[k], dt = w.dt[k], dtx = dt * w.x[k];
     V inward[2] = {}, step[2] = {};
     auto state = [&](int64_t n, int half) __attribute__((always_inline)) {
