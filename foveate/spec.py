@@ -60,8 +60,12 @@ class MixerSpec:
         deterministic: two calls in eval mode give the same bits.
         order: claimed growth of cost.
         compile: ``torch.compile(fullgraph=True)`` works.
-        export: ``torch.export`` works under ``backend("torch")``.
-        onnx: so does ONNX export.
+        export: the file that :func:`foveate.export` writes in the format "pt2", for batches of any size, gives the same
+            numbers wherever there is torch, without foveate.
+        onnx: so does its ONNX file in onnxruntime.
+        dynamic_length: one such file serves every legal grid; False: a file serves the grid it was made for.
+        export_note: what keeps it from those of the three promises above that it does not make: half a sentence, which
+            errors and the documentation show.
     """
 
     ranks: tuple[int, ...] = (1,)
@@ -80,6 +84,8 @@ class MixerSpec:
     compile: bool = True
     export: bool = True
     onnx: bool = False
+    dynamic_length: bool = False
+    export_note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +102,8 @@ class ModelSpec:
         quantiles: a forecaster built with ``info.quantiles`` answers ``(B, horizon, C, levels)``, in order; False: one
             number per value, and quantiles are put around it (:mod:`foveate.models.outlook`).
         covariates: a forecaster takes ``known`` and ``static`` and needs no help with them.
-        batch_independent, deterministic, compile, export, onnx: as in :class:`MixerSpec`.
+        batch_independent, deterministic, compile, export, onnx, dynamic_length, export_note: as in :class:`MixerSpec`.
+            For a model of tokens the length is their number; a model that holds mixers promises what all of them do.
     """
 
     reads: str
@@ -111,6 +118,8 @@ class ModelSpec:
     compile: bool = True
     export: bool = True
     onnx: bool = False
+    dynamic_length: bool = False
+    export_note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,13 @@ class Aaren(Mixer):
             because the paper's parameter counts have it.
     """
 
-    spec = MixerSpec(causal="strict", bidirectional=False, streaming="exact")
+    spec = MixerSpec(
+        causal="strict",
+        bidirectional=False,
+        streaming="exact",
+        onnx=True,
+        export_note="the depth of its scan follows the length",
+    )
 
     def __init__(self, dim: int, *, num_heads: int = 8, causal: bool = True, bias: bool = True) -> None:
         super().__init__(dim, causal=causal)

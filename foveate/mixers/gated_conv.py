@@ -50,7 +50,7 @@ class GatedConv(Mixer):
         InvalidValue: a width that is not a positive whole number, or even without causality.
     """
 
-    spec = MixerSpec(causal="strict", streaming="exact", padding="masked")
+    spec = MixerSpec(causal="strict", streaming="exact", padding="masked", onnx=True, dynamic_length=True)
 
     def __init__(self, dim: int, *, causal: bool = False, width: int = 5, bias: bool = True) -> None:
         super().__init__(dim, causal=causal)

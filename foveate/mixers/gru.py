@@ -43,7 +43,13 @@ class GRU(Recurrent[GRUState]):
         InvalidValue: a width that is not a positive whole number.
     """
 
-    spec = MixerSpec(causal="strict", streaming="exact", compile=False)
+    spec = MixerSpec(
+        causal="strict",
+        streaming="exact",
+        compile=False,
+        onnx=True,
+        export_note="torch.export fixes the length of a recurrent layer",
+    )
     layer, gates, state = nn.GRU, 3, GRUState
 
     def __init__(self, dim: int, *, causal: bool = False, hidden: int | None = None) -> None:

@@ -89,6 +89,8 @@ class LightningAttention(LinearAttention):
         layout=True,
         segments=True,
         order=Order(flops=1.0, memory=1.0),
+        onnx=True,
+        dynamic_length=True,
     )
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "TransNormerLLM": {r"(qkvu_proj|out_proj)\.(weight|bias)": r"\1.\2", r"lrpe\.theta": "lrpe.theta"}

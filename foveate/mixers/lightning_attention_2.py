@@ -50,6 +50,8 @@ class TnlAttention(LinearAttention):
         layout=True,
         segments=True,
         order=Order(flops=1.0, memory=1.0),
+        onnx=True,
+        dynamic_length=True,
     )
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "OpenNLPLab/lightning-attention": {

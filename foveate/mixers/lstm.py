@@ -48,7 +48,13 @@ class LSTM(Recurrent[LSTMState]):
         InvalidValue: a width that is not a positive whole number.
     """
 
-    spec = MixerSpec(causal="strict", streaming="exact", compile=False)
+    spec = MixerSpec(
+        causal="strict",
+        streaming="exact",
+        compile=False,
+        onnx=True,
+        export_note="torch.export fixes the length of a recurrent layer",
+    )
     layer, gates, state = nn.LSTM, 4, LSTMState
 
     def __init__(self, dim: int, *, causal: bool = False, hidden: int | None = None) -> None:

@@ -92,6 +92,8 @@ class Mamba2(Mixer):
         layout=True,
         segments=True,
         order=Order(flops=1.0, memory=1.0),
+        onnx=True,
+        export_note="its scan is unrolled: the graph grows with the length",
     )
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "state-spaces/mamba": {

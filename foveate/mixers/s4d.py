@@ -69,7 +69,12 @@ class S4D(Mixer):
         InvalidValue: an option that is not legal.
     """
 
-    spec = MixerSpec(causal="strict", streaming="exact", padding="masked")
+    spec = MixerSpec(
+        causal="strict",
+        streaming="exact",
+        padding="masked",
+        export_note="ONNX has no complex numbers, and its chunks are unrolled: the graph grows with the length",
+    )
 
     def __init__(
         self,

@@ -78,6 +78,8 @@ class SigmoidAttention(Mixer):
         layout=True,
         segments=True,
         order=Order(flops=2.0, memory=1.0),
+        onnx=True,
+        dynamic_length=True,
     )
 
     official_keys: ClassVar[dict[str, dict[str, str]]] = {

@@ -62,6 +62,8 @@ class SoftmaxAttention(Mixer):
         layout=True,
         segments=True,
         order=Order(flops=2.0, memory=1.0),
+        onnx=True,
+        dynamic_length=True,
     )
 
     def __init__(

@@ -23,7 +23,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="foveate"):
     A subclass sets :attr:`spec` with literals and implements :meth:`for_task` for every task in ``spec.tasks``.
     """
 
-    spec: ClassVar[ModelSpec]
+    #: Literals in the class body; an option that changes a promise sets it again on the instance.
+    spec: ModelSpec
     #: Dotted path of the Recipe class ("foveate.tasks.base.Recipe" is the default one) that trains this model.
     recipe: ClassVar[str] = "foveate.tasks.base.Recipe"
     #: Under a time budget, the share of a trial's time that a system without training may take to be scored.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import torch
@@ -208,7 +209,10 @@ class MixerNet(Model):
     """
 
     spec = ModelSpec(
-        reads="series", tasks=("forecast", "classify-series", "impute", "detect-anomalies"), quantiles=True
+        reads="series",
+        tasks=("forecast", "classify-series", "impute", "detect-anomalies"),
+        quantiles=True,
+        onnx=True,
     )
     _ANSWERS = {
         "series": ("forecast", "classes", "gaps", "reconstruct"),
@@ -260,6 +264,8 @@ class MixerNet(Model):
         grid: tuple[int, ...] | None = self.reader.grid  # type: ignore[assignment]
         self.positions = None if grid is None else learned_positions(grid, dim)
         self.size = shape
+        if reads == "tokens":  # as free in their number as the mixer is
+            self.spec = replace(self.spec, dynamic_length=True)
         self.stack = MixerStack(
             mixer,
             dim,

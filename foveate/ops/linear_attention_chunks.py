@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .handwritten import handwritten
@@ -159,6 +160,8 @@ def _forward(
     return_state: bool,
     learn_slope: bool,
 ) -> tuple[Tensor, Tensor]:
+    if isinstance(q.shape[2], torch.SymInt) and not return_state:
+        return _any_length(q, k, v, slope, state, run, block), slope.new_empty(0)
     plan = _Plan(q, v, slope, run, block, state is not None, return_state)
     past = _first_state(q, v, slope, state)
     outputs = []
@@ -172,6 +175,28 @@ def _forward(
         past = borders[:, :, -1]
         outputs.append(o.flatten(2, 3).to(v.dtype))
     return torch.cat(outputs, 2), past.clone() if return_state else past.new_empty(0)
+
+
+def _any_length(
+    q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None, run: Tensor | None, block: int
+) -> Tensor:
+    """The output where an exporter knows the length by name only: whole chunks, zeros behind the end, all in one piece.
+
+    Its triangle of decays grows with the square of the number of chunks: little beside the rest up to thousands. One
+    chunk more than needed keeps their number above 1, which exporters would take for another case.
+    """
+    n = q.shape[2]
+    chunks = (n + block - 1) // block + 1
+    place = torch.arange(chunks, device=q.device)[:, None] * block + torch.arange(block, device=q.device)
+    real, place = place < n, place.clamp(max=n - 1)
+    qs, ks, vs = (x.to(slope.dtype)[:, :, place] for x in (q, k, v))
+    ks = ks * real[..., None]
+    if run is not None:
+        run = torch.cat([torch.zeros_like(run[:, :1]), run[:, place].flatten(1)], 1)
+    w = _decays(slope, chunks, block, run)
+    borders = _borders(ks, vs, w, _first_state(q, v, slope, state))
+    o = ((qs @ ks.transpose(-1, -2)) * w.pair) @ vs + (qs @ borders[:, :, :-1]) * w.read
+    return o.flatten(2, 3).index_select(2, torch.arange(n, device=q.device)).to(v.dtype)
 
 
 def backward(

@@ -214,9 +214,12 @@ def _prefixes(m: Tensor, sums: Tensor, block: int) -> tuple[Tensor, Tensor]:
         m = F.pad(m, (0, count * size - n), value=-torch.inf)
         sums = F.pad(sums, (0, 0, 0, count * size - n))
     m, sums = m.unflatten(-1, (count, size)), sums.unflatten(-2, (count, size))
-    top = m.cummax(-1).values
-    weights = m.unsqueeze(-2) - top.masked_fill(top == -torch.inf, 0.0).unsqueeze(-1)
     later = torch.ones(size, size, dtype=torch.bool, device=m.device).triu_(1)
+    if torch.compiler.is_compiling():  # the same numbers by what every exporter knows
+        top = m.unsqueeze(-2).masked_fill(later, -torch.inf).amax(-1)
+    else:
+        top = m.cummax(-1).values
+    weights = m.unsqueeze(-2) - top.masked_fill(top == -torch.inf, 0.0).unsqueeze(-1)
     weights = weights.masked_fill_(later, -torch.inf).exp_()
     inside = weights @ sums
     del weights

@@ -13,13 +13,13 @@ from which every other gradient is a product. Memory grows with the length times
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .chunk_scan import scan_in_place, scan_traced
 from .handwritten import Results, handwritten, planning_batch, sample_groups, sum_dtype
 
 #: Numbers (batch, positions, D, N) in a block: its tensors stay in the processor's last-level cache.
@@ -41,24 +41,6 @@ def block_length(batch: int, numbers: int) -> int:
 def chunk_length(positions: int) -> int:
     """Positions of a chunk: about the square root of a block's, so that steps and chunks are equally few."""
     return 2 ** math.ceil(math.log2(positions) / 2)
-
-
-def _scan(decay: Tensor, x: Tensor, state: Tensor, chunk: int, reverse: bool = False) -> Tensor:
-    """In place ``x_t <- x_t + decay_t x_{t-1}`` along axis 1, from ``state``; returns the last one (a view).
-
-    ``decay`` is overwritten with the products since each chunk's start. ``reverse`` runs from the end to the front.
-    ``chunk`` divides the length.
-    """
-    decay, x = decay.unflatten(1, (-1, chunk)), x.unflatten(1, (-1, chunk))
-    decays, values = decay.unbind(2), x.unbind(2)
-    order = list(reversed(range(chunk))) if reverse else list(range(chunk))
-    for before, t in itertools.pairwise(order):
-        values[t].addcmul_(decays[t], values[before])
-        decays[t].mul_(decays[before])
-    for c in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
-        x[:, c].addcmul_(decay[:, c], state.unsqueeze(1))
-        state = x[:, c, order[-1]]
-    return state
 
 
 class _Blocks:
@@ -126,21 +108,21 @@ class _Blocks:
         positions += -positions % self.chunk
         return buffer[: self.batch * positions].unflatten(0, (self.batch, positions))
 
-    def decays(self, out: Tensor, step: Tensor, reset: Tensor | None) -> Tensor:
+    def decays(self, out: Tensor | None, step: Tensor, reset: Tensor | None) -> Tensor:
         """``exp(step A)``, 0 at a reset, over whole chunks; padding has step 0: the state passes it untouched."""
         step = self.by_group(self.padded(step)).unsqueeze(-2)
-        decay = _product(step, self.A2, self.cut(out, step.shape[1]))
+        decay = _product(step, self.A2, None if out is None else self.cut(out, step.shape[1]))
         decay = decay.exp_() if decay.is_complex() else decay.exp2_()
         if reset is not None:
             keep = self.padded((~reset).to(self.real).unsqueeze(-1), 1.0)
             decay *= keep[..., None, None]
         return decay
 
-    def spread(self, out: Tensor, maps: Tensor, values: Tensor) -> Tensor:
+    def spread(self, out: Tensor | None, maps: Tensor, values: Tensor) -> Tensor:
         """Outer product of ``maps`` with ``(batch, n, G, P)`` over whole chunks: ``(batch, n, G, N, P)``."""
         maps = self.padded(maps) if maps.ndim == 5 else maps
         values = self.padded(values).unsqueeze(-2)
-        return _product(values, maps, self.cut(out, values.shape[1]))
+        return _product(values, maps, None if out is None else self.cut(out, values.shape[1]))
 
     def output(self, states: Tensor, x: Tensor, span: slice, D: Tensor | None) -> Tensor:
         """What is read from the states of a block, skip included, before the gate: ``(batch, n, D)``."""
@@ -149,9 +131,9 @@ class _Blocks:
         return y if D is None else y + D * x
 
 
-def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, room: Tensor | None) -> Tensor:
     """``a b``, in ``room``; compilers plan memory themselves, and cannot follow a write into part of a buffer."""
-    return a * b if torch.compiler.is_compiling() else torch.mul(a, b, out=room)
+    return a * b if room is None or torch.compiler.is_compiling() else torch.mul(a, b, out=room)
 
 
 def _gather(maps: Tensor, states: Tensor) -> Tensor:
@@ -184,6 +166,8 @@ def _forward(
     block: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and the states before each block ``(blocks, batch, G, N, P)``."""
+    if torch.compiler.is_compiling():
+        return _forward_traced(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
     out, last, starts = _shapes(u, delta, A, B, C, D, z, bias, initial, reset, softplus, block)
     for some in sample_groups(u.shape[0], BLOCK_NUMBERS // (block * A.numel())):
         blocks = _Blocks(u[some], delta[some], A, _of(B, some), _of(C, some), bias, block)
@@ -196,11 +180,43 @@ def _forward(
             x = blocks.u[:, span].to(blocks.real)
             h = blocks.spread(room_h, blocks.maps(blocks.B, span), blocks.by_group(step * x))
             decay = blocks.decays(room_decay, step, None if reset is None else reset[some, span])
-            state = _scan(decay, h, state, blocks.chunk).clone()
+            state = scan_in_place(decay, h, state, blocks.chunk).clone()
             y = blocks.output(h, x, span, D)
             out[some, span] = y if z is None else y * F.silu(z[some, span].to(blocks.real))
         last[some] = blocks.ungrouped(state)
     return out, last, starts
+
+
+def _forward_traced(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    softplus: bool,
+    block: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`_forward` computes, without a write into anything: what an exporter can follow."""
+    blocks = _Blocks(u, delta, A, B, C, bias, block)
+    shape = (u.shape[0], *blocks.A.shape)
+    state = blocks.zeros.new_zeros(shape, dtype=blocks.number) if initial is None else blocks.grouped(initial)
+    outputs, starts = [], []
+    for index in range(blocks.count):
+        starts.append(state)
+        span = blocks.span(index)
+        _, step = blocks.steps(span, softplus)
+        x = blocks.u[:, span].to(blocks.real)
+        h = blocks.spread(None, blocks.maps(blocks.B, span), blocks.by_group(step * x))
+        decay = blocks.decays(None, step, None if reset is None else reset[:, span])
+        h, state = scan_traced(decay, h, state, blocks.chunk)
+        y = blocks.output(h, x, span, D)
+        outputs.append((y if z is None else y * F.silu(z[:, span].to(blocks.real))).to(u.dtype))
+    return torch.cat(outputs, 1), blocks.ungrouped(state).contiguous(), torch.stack(starts)
 
 
 def _backward(
@@ -238,7 +254,7 @@ def _backward(
             decay = blocks.decays(room_decay, step, None if reset is None else reset[some, span])
             h = blocks.spread(room_h, maps_B, blocks.by_group(step * x))
             scratch = blocks.cut(room, n).copy_(decay)
-            _scan(scratch, h, start, blocks.chunk)
+            scan_in_place(scratch, h, start, blocks.chunk)
 
             gy = grad_out[some, span].to(blocks.real)
             if z is not None and grad_z is not None:
@@ -257,7 +273,7 @@ def _backward(
             decay = decay.conj()
             scratch[:, :-1] = decay[:, 1:]
             scratch[:, -1] = 1
-            carry = decay[:, 0] * _scan(scratch, g, carry, blocks.chunk, reverse=True)
+            carry = decay[:, 0] * scan_in_place(scratch, g, carry, blocks.chunk, reverse=True)
             _put(grad_B, _maps_gradient(maps_B, g[:, :n], blocks.by_group(step * x)), some, span)
             inward = _real(_gather(maps_B.conj(), g[:, :n])).flatten(-2)
 

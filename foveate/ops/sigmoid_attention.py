@@ -151,6 +151,9 @@ class Tile(NamedTuple):
 def _tiles(length: int, key_length: int, left: int, right: int, block: int) -> Iterator[Tile]:
     """The tiles with a visible pair, queries in the outer loop; ``left``, ``right``: -1 is no limit."""
     offset = key_length - length
+    if isinstance(length, torch.SymInt) or isinstance(key_length, torch.SymInt):  # exported for every length: one tile
+        yield Tile(0, length, 0, key_length, left >= 0 or right >= 0)
+        return
     for i_0 in range(0, length, block):
         i_1 = min(length, i_0 + block)
         start = 0 if left < 0 else max(0, i_0 + offset - left)
@@ -225,6 +228,8 @@ class _Scores:
 
 def _groups(q: Tensor, block: int) -> list[slice]:
     """Samples that are computed together: as many as keep a tile in the cache."""
+    if torch.compiler.is_compiling():  # sizes may be unknown
+        return sample_groups(1, 1)
     heads, length = q.shape[1:3]
     return sample_groups(q.shape[0], TILE_NUMBERS // (heads * min(block, length) * block))
 

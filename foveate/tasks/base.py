@@ -104,7 +104,8 @@ class Task(abc.ABC):
     def package(self, model: nn.Module) -> nn.Module:
         """Wrap a trained model so that it works in the user's units: what ``best/`` ships and ``load`` returns.
 
-        The wrapper's ``config``, plain values, is all that :meth:`unpack` needs to make it anew.
+        The wrapper's ``config``, plain values, is all that :meth:`unpack` needs to make it anew; its
+        ``example_inputs(batch, seed)``, named random inputs as :meth:`predict` gives them, is what export needs.
         """
 
     @classmethod

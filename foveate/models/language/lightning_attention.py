@@ -109,7 +109,7 @@ class TransNormerLLM(Model):
         InvalidValue: a size below 1, heads that do not divide, or a layer that does not exist.
     """
 
-    spec = ModelSpec(reads="tokens", tasks=(), streaming="exact")
+    spec = ModelSpec(reads="tokens", tasks=(), streaming="exact", onnx=True, dynamic_length=True)
     official_keys = {
         "TransNormerLLM": {
             r"model\.embed_tokens\.weight": "embed.weight",

@@ -88,7 +88,7 @@ class DLinear(Model):
         InvalidValue: a size below 1, an even ``moving_avg``, illegal levels.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",), quantiles=True)
+    spec = ModelSpec(reads="series", tasks=("forecast",), quantiles=True, onnx=True)
     official_keys = {
         "LTSF-Linear": {
             r"Linear_Seasonal\.(weight|bias)": r"seasonal.\1",

@@ -68,7 +68,7 @@ class SeriesEmbedding(nn.Module):
         tables: dict[str, Any] = dict(self.time.items()) if self.time is not None else {}
         columns = marks.long()
         sizes = torch.tensor([table.num_embeddings for table in tables.values()], device=marks.device)
-        if bool(((columns < 0) | (columns >= sizes)).any()):
+        if not torch.compiler.is_compiling() and bool(((columns < 0) | (columns >= sizes)).any()):
             legal = ", ".join(f"{name} below {table.num_embeddings}" for name, table in tables.items())
             raise InvalidValue(f"a calendar mark is out of range: the columns are {legal}, none negative.")
         return torch.stack([table(columns[..., i]) for i, table in enumerate(tables.values())]).sum(0)

@@ -33,7 +33,13 @@ class LinearInterpolation(Model):
         InvalidValue: a size below 1.
     """
 
-    spec = ModelSpec(reads="series", tasks=("impute",), trains=False, baseline=True)
+    spec = ModelSpec(
+        reads="series",
+        tasks=("impute",),
+        trains=False,
+        baseline=True,
+        export_note="it takes a running maximum, which ONNX has not",
+    )
 
     def __init__(self, seq_len: int, enc_in: int) -> None:
         super().__init__()
@@ -97,7 +103,13 @@ class CarryForward(LinearInterpolation):
         InvalidValue: a size below 1.
     """
 
-    spec = ModelSpec(reads="series", tasks=("impute",), trains=False, baseline=True)
+    spec = ModelSpec(
+        reads="series",
+        tasks=("impute",),
+        trains=False,
+        baseline=True,
+        export_note="it takes a running maximum, which ONNX has not",
+    )
 
     def between(self, left: Tensor, right: Tensor, distance: Tensor, width: Tensor) -> Tensor:
         """The left neighbour; at the front of a window, where there is none, it is the right one already."""

@@ -36,7 +36,7 @@ class NearestWindow(Model):
         InvalidValue: a size below 1.
     """
 
-    spec = ModelSpec(reads="series", tasks=("detect-anomalies",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("detect-anomalies",), trains=False, baseline=True, onnx=True)
     recipe: ClassVar[str] = "foveate.tasks.fit.FitOnce"
     bank: Tensor
     count: Tensor

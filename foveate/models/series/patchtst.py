@@ -61,7 +61,7 @@ class PatchTST(Model):
             ``pred_len`` or ``num_class`` that does not fit the task.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute", "detect-anomalies"))
+    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series", "impute", "detect-anomalies"), onnx=True)
     official_keys = {
         "PatchTST": {
             r"model\.revin_layer\.affine_(weight|bias)": r"affine_\1",

@@ -32,16 +32,43 @@ def fft_periods(x: Tensor, k: int, per: Literal["batch", "sample"] = "batch") ->
     Raises:
         InvalidValue: ``k`` is not in 1 .. ``length // 2``.
     """
+    frequencies, spectrum = _dominant(x, k, per)
+    amplitudes = spectrum.gather(1, frequencies.expand(x.shape[0], k))
+    periods = x.shape[1] // frequencies
+    return (periods if per == "sample" else periods[0]), amplitudes
+
+
+def batch_frequencies(x: Tensor, k: int) -> tuple[int, ...]:
+    """The k frequencies that :func:`fft_periods` takes from the batch-averaged spectrum, strongest first."""
+    return tuple(_dominant(x, k, "batch")[0][0].tolist())
+
+
+def _dominant(x: Tensor, k: int, per: Literal["batch", "sample"]) -> tuple[Tensor, Tensor]:
+    """Frequencies int64 ``(1 or batch, k)``, and the spectrum ``(batch, length // 2 + 1)``."""
     length = x.shape[1]
     if not 1 <= k <= length // 2:
         raise invalid("k", k, f"a series of {length} steps has frequencies 1 to {length // 2}")
     wide = x if x.dtype == torch.float64 else x.float()  # the FFT has no 16-bit form on the CPU
     spectrum = torch.fft.rfft(wide, dim=1).abs().mean(-1)
     ranking = spectrum.detach() if per == "sample" else spectrum.detach().mean(0, keepdim=True)
-    frequencies = ranking[:, 1:].topk(k, dim=1).indices + 1
-    amplitudes = spectrum.gather(1, frequencies.expand(x.shape[0], k))
-    periods = length // frequencies
-    return (periods if per == "sample" else periods[0]), amplitudes
+    return ranking[:, 1:].topk(k, dim=1).indices + 1, spectrum
+
+
+def amplitudes_at(x: Tensor, frequencies: tuple[int, ...]) -> Tensor:
+    """The amplitudes of :func:`fft_periods` at given frequencies, without an FFT: ``(batch, k)``.
+
+    A few products with sines and cosines, which every exporter knows; complex numbers have no form in ONNX.
+
+    Args:
+        x: ``(batch, length, channels)``.
+        frequencies: cycles in the whole length.
+    """
+    length, wide = x.shape[1], x if x.dtype == torch.float64 else x.float()
+    turns = torch.outer(torch.tensor(frequencies), torch.arange(length)) % length  # exact, however large
+    angles = turns.to(torch.float64) * (2 * torch.pi / length)
+    waves = torch.cat([angles.cos(), angles.sin()]).to(wide)
+    parts = (waves @ wide).unflatten(1, (2, len(frequencies)))
+    return torch.linalg.vector_norm(parts, dim=1).mean(-1)
 
 
 def fold(x: Tensor, period: int) -> Tensor:

@@ -34,7 +34,7 @@ class PreviousValue(Model):
         InvalidValue: fewer than two steps, or no variable.
     """
 
-    spec = ModelSpec(reads="series", tasks=("detect-anomalies",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("detect-anomalies",), trains=False, baseline=True, onnx=True)
 
     def __init__(self, seq_len: int, enc_in: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class TrainingMean(PreviousValue):
         InvalidValue: fewer than two steps, or no variable.
     """
 
-    spec = ModelSpec(reads="series", tasks=("detect-anomalies",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("detect-anomalies",), trains=False, baseline=True, onnx=True)
 
     def expected(self, x: Tensor) -> Tensor:
         """Zeros, which is what standardising makes of the mean."""

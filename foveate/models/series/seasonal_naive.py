@@ -35,7 +35,7 @@ class SeasonalNaive(Model):
         InvalidValue: a size below 1.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("forecast",), trains=False, baseline=True, onnx=True)
 
     def __init__(self, seq_len: int, pred_len: int, enc_in: int, season: int = 1) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class LastValue(SeasonalNaive):
         InvalidValue: a size below 1.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("forecast",), trains=False, baseline=True, onnx=True)
 
     def __init__(self, seq_len: int, pred_len: int, enc_in: int) -> None:
         super().__init__(seq_len, pred_len, enc_in, season=1)

@@ -33,5 +33,5 @@ class TransformerEncoder(StepEncoder):
         InvalidValue: another task, a size below 1.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series"), streaming="own")
+    spec = ModelSpec(reads="series", tasks=("forecast", "classify-series"), streaming="own", onnx=True)
     mixer = SoftmaxAttention

@@ -55,7 +55,7 @@ class SummaryRidge(Model):
         InvalidValue: a size below 1, fewer than two classes, ``ridge`` not positive.
     """
 
-    spec = ModelSpec(reads="series", tasks=("classify-series",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("classify-series",), trains=False, baseline=True, onnx=True)
     recipe: ClassVar[str] = "foveate.tasks.fit.FitOnce"
     center: Tensor
     spread: Tensor
@@ -143,7 +143,7 @@ class MajorityClass(Model):
         InvalidValue: a size below 1, fewer than two classes.
     """
 
-    spec = ModelSpec(reads="series", tasks=("classify-series",), trains=False, baseline=True)
+    spec = ModelSpec(reads="series", tasks=("classify-series",), trains=False, baseline=True, onnx=True)
     recipe: ClassVar[str] = "foveate.tasks.fit.FitOnce"
     log_share: Tensor
 

@@ -42,7 +42,15 @@ class Theta(Model):
         MissingExtra: statsmodels is not installed.
     """
 
-    spec = ModelSpec(reads="series", tasks=("forecast",), trains=False, baseline=True, compile=False, export=False)
+    spec = ModelSpec(
+        reads="series",
+        tasks=("forecast",),
+        trains=False,
+        baseline=True,
+        compile=False,
+        export=False,
+        export_note="statsmodels fits it anew to every window, and there is no graph of that",
+    )
     recipe: ClassVar[str] = "foveate.tasks.fit.ScoredInTime"
     untrained_share: ClassVar[float] = 1.0
 

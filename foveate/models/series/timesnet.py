@@ -16,6 +16,7 @@ frequencies are chosen from the spectrum of the whole batch, so that a sample's 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -31,7 +32,7 @@ from ..outlook import levels_of
 from ..published import Published
 from ..quantiles import QuantileOrder
 from .embedding import FREQ_MARKS, SeriesEmbedding
-from .periods import InceptionBlock2d, conv2d_same, fft_periods, fold, unfold
+from .periods import InceptionBlock2d, amplitudes_at, batch_frequencies, conv2d_same, fft_periods, fold, unfold
 from .timesnet_recipes import PUBLISHED, USUAL, published_recipe
 
 TASKS = ("forecast", "impute", "classify-series", "detect-anomalies")
@@ -58,11 +59,15 @@ class TimesBlock(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.periods: Literal["batch", "sample"] = periods
+        #: Frequencies that stay as they are, see :meth:`TimesNet.freeze_periods`; None: chosen anew from every input.
+        self.frozen: tuple[int, ...] | None = None
         self.expand = InceptionBlock2d(d_model, d_ff, num_kernels)
         self.reduce = InceptionBlock2d(d_ff, d_model, num_kernels)
 
     def forward(self, h: Tensor) -> Tensor:
         """``(B, L, d_model)`` to the same shape."""
+        if self.frozen is not None:
+            return self._with_frozen(h, self.frozen)
         periods, amplitudes = fft_periods(h, self.top_k, self.periods)
         weights = amplitudes.softmax(1).to(h.dtype)
         kernels = self.expand.fused(), self.reduce.fused()  # once per call, not once per period
@@ -76,6 +81,15 @@ class TimesBlock(nn.Module):
                 rows = chosen.any(1).nonzero().squeeze(1)
                 mixed = unfold(self.mix(fold(h[rows], period), kernels), h.shape[1])
                 out = out.index_add(0, rows, share[rows] * mixed)
+        return out
+
+    def _with_frozen(self, h: Tensor, frequencies: tuple[int, ...]) -> Tensor:
+        weights = amplitudes_at(h, frequencies).softmax(1).to(h.dtype)
+        kernels = self.expand.fused(), self.reduce.fused()
+        periods, out = [h.shape[1] // f for f in frequencies], h
+        for period in sorted(set(periods)):
+            share = sum(weights[:, i] for i, own in enumerate(periods) if own == period)[:, None, None]  # type: ignore
+            out = out + share * unfold(self.mix(fold(h, period), kernels), h.shape[1])
         return out
 
     def mix(self, maps: Tensor, kernels: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
@@ -125,6 +139,7 @@ class TimesNet(Model):
         batch_independent=False,
         compile=False,
         export=False,
+        export_note="its periods follow the data: freeze them with calibration data",
         quantiles=True,
     )
     official_keys = {
@@ -261,7 +276,7 @@ class TimesNet(Model):
         mask = self._check_mask(x, mask)
         if self.task == "impute" and mask is not None:
             x = x.masked_fill(~mask, 0)
-        if not bool(x.isfinite().all()):
+        if not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
             raise InvalidValue("TimesNet: x holds NaN or infinite values: fill them, or impute them with a mask.")
         if self.task == "classify-series":
             h = self.dropout(F.gelu(self.features(x)))
@@ -282,6 +297,39 @@ class TimesNet(Model):
         for block in self.blocks:
             h = self.norm(block(h))
         return h
+
+    def freeze_periods(self, x: Tensor, marks: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Keep, from now on, the periods that the blocks find in these inputs, whatever the model reads later.
+
+        Answers then no longer depend on batch mates, nor the network's form on the data, so that it can be exported.
+        The frequencies of each block are those of the spectrum averaged over all of ``x``; see :attr:`frozen_periods`.
+
+        Args:
+            x, marks, mask: as for :meth:`forward`; many windows of what the model will meet.
+        """
+
+        def freeze(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            block.frozen = batch_frequencies(inputs[0], block.top_k)  # type: ignore[assignment, arg-type]
+
+        training = self.training
+        for block in self.blocks:
+            block.frozen = None  # type: ignore[assignment]
+        hooks = [block.register_forward_pre_hook(freeze) for block in self.blocks]
+        try:
+            with torch.no_grad():
+                self.eval()(x, marks, mask)
+        finally:
+            self.train(training)
+            for hook in hooks:
+                hook.remove()
+        self.spec = replace(type(self).spec, batch_independent=True, export=True, onnx=True, export_note="")
+
+    @property
+    def frozen_periods(self) -> list[list[int]] | None:
+        """The periods of each block, strongest first, once they are frozen; None before."""
+        length = self.seq_len + self.pred_len
+        frozen: list[tuple[int, ...] | None] = [block.frozen for block in self.blocks]  # type: ignore[misc]
+        return None if None in frozen else [[length // f for f in block or ()] for block in frozen]
 
     def anomaly_score(self, x: Tensor) -> Tensor:
         """Squared reconstruction error of every step, averaged over variables: ``(B, seq_len)``.
@@ -329,7 +377,7 @@ class TimesNet(Model):
         legal = tuple(x.shape) if self.task == "impute" else tuple(x.shape[:2])
         if mask.shape != legal:
             raise InvalidValue(f"TimesNet: mask has shape {tuple(mask.shape)}; it must be {legal}.")
-        if self.task == "impute" and not bool(mask.any(1).all()):
+        if self.task == "impute" and not torch.compiler.is_compiling() and not bool(mask.any(1).all()):
             row, variable = (~mask.any(1)).nonzero()[0].tolist()
             raise InvalidValue(
                 f"TimesNet: variable {variable} of window {row} has no observed value: drop it or widen the window."

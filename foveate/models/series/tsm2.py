@@ -121,6 +121,7 @@ class TSM2(Model):
         tasks=("forecast", "impute", "classify-series", "detect-anomalies"),
         quantiles=True,
         covariates=True,
+        onnx=True,
     )
 
     def __init__(

@@ -64,6 +64,17 @@ class SeriesClassifier(nn.Module):
         info = ClassifySeriesInfo.from_plain(config["info"])
         return cls(model, info, **{k: v for k, v in config.items() if k != "info"})
 
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random arguments of :meth:`forward`, as ``predict`` gives them; where samples are padded, some are shorter."""
+        generator, info = torch.Generator().manual_seed(seed), self.info
+        x = torch.randn(batch, info.lookback, info.channels, generator=generator).to(self.mean)
+        inputs = {"x": self.mean + self.scale * x}
+        if info.padded:
+            steps = torch.arange(info.lookback, device=x.device)
+            lengths = torch.randint(1, info.lookback + 1, (batch, 1), generator=generator).to(x.device)
+            inputs["mask"] = steps < lengths
+        return inputs
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Class logits.
 

@@ -63,6 +63,12 @@ class AnomalyDetector(nn.Module):
         info = DetectAnomaliesInfo.from_plain(config["info"])
         return cls(model, info, **{k: v for k, v in config.items() if k != "info"})
 
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random arguments of :meth:`forward`, as ``predict`` gives them."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, self.info.lookback, self.info.channels, generator=generator).to(self.mean)
+        return {"x": self.mean + self.scale * x}
+
     def forward(self, x: Tensor) -> Tensor:
         """Score of every step by its window alone.
 

@@ -115,6 +115,24 @@ class Forecaster(nn.Module):
         info = ForecastInfo.from_plain(config["info"])
         return cls(model, info, **{k: v for k, v in config.items() if k != "info"})
 
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random arguments of :meth:`forward`, all that this forecaster may be told, as ``predict`` gives them."""
+        generator, info = torch.Generator().manual_seed(seed), self.info
+        index = torch.arange(batch) % len(self.series)
+        mean, scale = self.mean[index].double().unsqueeze(1), self.scale[index].double().unsqueeze(1)
+        x = torch.randn(batch, info.lookback, info.channels, generator=generator, dtype=torch.float64)
+        inputs = {"x": mean + scale * x.to(mean)}
+        if info.marks:
+            inputs["marks"] = torch.rand(batch, info.lookback, info.marks, generator=generator).to(self.mean) - 0.5
+        if len(self.series) > 1:
+            inputs["series"] = index.to(self.mean.device)
+        if self.known:
+            k = torch.randn(batch, info.lookback + info.horizon, info.known, generator=generator, dtype=torch.float64)
+            inputs["known"] = self.known_mean.double() + self.known_scale.double() * k.to(mean)
+        if self.static:
+            inputs["static"] = torch.rand(batch, info.static, generator=generator).to(self.mean)
+        return inputs
+
     def forward(
         self,
         x: Tensor,

@@ -40,6 +40,14 @@ class M4Forecaster(nn.Module):
         """The wrapper that :attr:`config` describes, around ``model``."""
         return cls(model, ForecastInfo.from_plain(config["info"]), id=config["id"])
 
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random arguments of :meth:`forward`, as ``predict`` gives them: one of three windows is a shorter series."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, self.info.lookback, 1, generator=generator, dtype=torch.float64)
+        x = 1000 + 100 * x
+        x[2::3, : self.info.lookback // 2] = torch.nan
+        return {"x": x}
+
     def forward(self, x: Tensor) -> Tensor:
         """Forecast in the user's units.
 
