@@ -14,6 +14,7 @@ from .registry import create, get_system, list_names, list_systems
 
 if TYPE_CHECKING:
     from .checkpoint import load
+    from .exporting import export
     from .models.official import load_official
 
 try:
@@ -21,11 +22,16 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-_LAZY = {"load": "foveate.checkpoint", "load_official": "foveate.models.official"}
+_LAZY = {
+    "export": "foveate.exporting",
+    "load": "foveate.checkpoint",
+    "load_official": "foveate.models.official",
+}
 
 __all__ = [
     "__version__",
     "create",
+    "export",
     "get_system",
     "list_names",
     "list_systems",

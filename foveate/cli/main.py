@@ -10,6 +10,7 @@ import typer
 
 from ..errors import FoveateError
 from . import bench, browse, compare, predict
+from . import export as export_
 from .group import Verbs
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ def _options(
 app.add_typer(compare.compare_app, name="compare")
 app.add_typer(compare.train_app, name="train")
 app.command("predict")(predict.predict)
+app.command("export")(export_.export)
 app.command("leaderboard")(compare.leaderboard)
 app.command("list")(browse.list_)
 app.command("show")(browse.show)

@@ -56,8 +56,9 @@ def export(
 ) -> Exported:
     """Write a model as a file that runs where there is no foveate.
 
-    The graph holds aten operations only (it is traced under ``backend("torch")``). Before anything is written, the file's
-    answers are compared with the model's on random inputs: several batch sizes, and several lengths where these are open.
+    The graph holds aten operations only (it is traced under ``backend("torch")``). Before anything is written, the
+    file's answers are compared with the model's on random inputs: several batch sizes, and several lengths where these
+    are open.
 
     Args:
         model: a mixer, a model, a packaged one (what :func:`foveate.load` returns), any module that answers with one

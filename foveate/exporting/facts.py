@@ -65,7 +65,7 @@ def facts_of(
             for name, x in subject.example.items()
         ],
         "output": {
-            "shape": [next(iter(shapes.values()))[0], *answer.shape[1:]] if task else None,
+            "shape": _answer_shape(next(iter(shapes.values())), answer),
             "dtype": _dtype(answer),
             "meaning": _ANSWERS.get(task or "", "the module's answer"),
         },
@@ -78,6 +78,12 @@ def facts_of(
     if calibration:
         facts["calibration"] = calibration
     return facts
+
+
+def _answer_shape(read: list[int | str], answer: Tensor) -> list[int | str]:
+    """Sizes of the answer; those that are open in the first input are open here too."""
+    open_ = {i for i, size in enumerate(read) if isinstance(size, str)}
+    return [read[i] if i in open_ else size for i, size in enumerate(answer.shape)]
 
 
 def _dtype(x: Tensor) -> str:

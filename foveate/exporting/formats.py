@@ -130,8 +130,8 @@ def _only_aten(program: ExportedProgram, name: str) -> None:
             if node.op != "call_function" or _known(node.target):
                 continue
             raise InvalidValue(
-                f"{name} cannot be exported: its graph holds {node.target}, which torch alone does not know; an op needs "
-                f"a form for backend('torch')."
+                f"{name} cannot be exported: its graph holds {node.target}, which torch alone does not know; an op "
+                f"needs a form for backend('torch')."
             )
 
 

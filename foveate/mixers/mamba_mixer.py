@@ -170,7 +170,7 @@ class SelectiveChannelMixer(Mixer):
         ranks=(1,),
         grid=Grid(fixed=(16,)),
         order=Order(flops=2.0, memory=1.0),
-        export_note="its length is fixed when it is built, and its unrolled scans take too long to convert to be tested",
+        export_note="its length is fixed when it is built, and its unrolled scans are slow to convert",
     )
 
     def __init__(
@@ -245,7 +245,7 @@ class MambaMixer(Mixer):
         ranks=(1,),
         grid=Grid(fixed=(16,)),
         order=Order(flops=2.0, memory=1.0),
-        export_note="its length is fixed when it is built, and its unrolled scans take too long to convert to be tested",
+        export_note="its length is fixed when it is built, and its unrolled scans are slow to convert",
     )
 
     def __init__(

@@ -115,6 +115,39 @@ class GraphBreaks(Plain):
         return super().forward(x, mask=mask, context=context, layout=layout)
 
 
+class PromisesInSecret(Plain):
+    """Its class says no to every export, and its instances say yes."""
+
+    breaks: ClassVar = {"refuses_export", "refuses_onnx", "refuses_any_length"}
+    spec = MixerSpec(export=False, order=QUADRATIC)
+
+    def __init__(self, dim: int, *, num_heads: int = 8, causal: bool = False) -> None:
+        super().__init__(dim, num_heads=num_heads, causal=causal)
+        self.spec = replace(self.spec, export=True, onnx=True, dynamic_length=True)
+
+
+class OneLengthOnly(Plain):
+    """Promises files for every length, and bends its graph to the length of the example."""
+
+    breaks: ClassVar = {"exports", "exports_to_onnx"}
+    spec = MixerSpec(onnx=True, dynamic_length=True, order=QUADRATIC)
+
+    def forward(self, x, *, mask=None, context=None, layout=None):
+        y = super().forward(x, mask=mask, context=context, layout=layout)
+        return torch.stack([y[:, i] for i in range(y.shape[1])], 1)
+
+
+class RunningMaximum(Plain):
+    """Promises ONNX, which has no running maximum."""
+
+    breaks: ClassVar = {"exports_to_onnx"}
+    spec = MixerSpec(onnx=True, order=QUADRATIC)
+
+    def forward(self, x, *, mask=None, context=None, layout=None):
+        y = super().forward(x, mask=mask, context=context, layout=layout)
+        return y + 0 * y.detach().cummax(1).values
+
+
 class LaxGrid(Plain):
     """Says multiples of 4 and takes anything."""
 

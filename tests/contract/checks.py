@@ -2,6 +2,8 @@
 
 from . import (  # noqa: F401
     checks_cost,
+    checks_export,
+    checks_export_models,
     checks_forecast,
     checks_mixer,
     checks_model,

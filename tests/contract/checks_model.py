@@ -12,7 +12,6 @@ from torch import Tensor
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import aux_losses
 from foveate.models.base import Model
-from foveate.ops import backend
 
 from .checking import check, close, expect, refused, same_bits
 from .model_cases import ModelCase, map_inputs
@@ -217,17 +216,3 @@ def compiles_as_one_graph(case: ModelCase) -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     close(case.run(compiled, inputs), case.run(model, inputs), "compiled against eager")
     torch.compiler.reset()
-
-
-@check("model", lambda spec: spec.export, slow_start=True)
-def exports(case: ModelCase) -> None:
-    model, (args, kwargs) = case.build(), case.inputs(3)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    dynamic = (*({0: batch} for _ in args), *({0: batch} for _ in kwargs))
-    with backend("torch"):
-        names = list(case.cls.forward.__code__.co_varnames[1 : 1 + len(args)])
-        shapes = dict(zip([*names, *kwargs], dynamic, strict=True))
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-        for size in (3, 5):
-            inputs = case.inputs(size, seed=13)
-            close(case.run(program.module(), inputs), case.run(model, inputs), f"exported, run with batch {size}")

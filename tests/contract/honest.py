@@ -42,6 +42,8 @@ class Honest(Mixer):
         layout=True,
         segments=True,
         order=QUADRATIC,
+        onnx=True,
+        dynamic_length=True,
     )
 
     def __init__(self, dim: int, *, num_heads: int = 8, causal: bool = False, slope: float = 0.1) -> None:

@@ -81,6 +81,7 @@ def of_mixer(name: str, spec: MixerSpec, task: str) -> ModelCase:
         deterministic=spec.deterministic,
         compile=False,
         export=False,
+        onnx=False,
     )
     options = {"mixer": name, "dim": 16, "depth": 2, "num_heads": 2, "patch": 2, "dropout": 0.1}
     return ModelCase(f"MixerNet:{name}", MixerNet, promises, task, options)

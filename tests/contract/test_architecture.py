@@ -32,14 +32,15 @@ MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IM
 MAY_IMPORT["scorers"] = MAY_IMPORT["tasks"] | {"control"}
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
+MAY_IMPORT["exporting"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["bench"] = MAY_IMPORT["compare"] | {"compare"}
 # A claim may be about anything below the main job, never the other way round.
 MAY_IMPORT["claims"] = MAY_IMPORT["checkpoint"] | {"control", "analysis", "parallel"}
 MAY_IMPORT["cli"] = MAY_IMPORT["web"] = set(MAY_IMPORT) | {"cli", "web"}
 #: The package itself offers what users call first, most of it lazily; the command line asks it for its version.
-MAY_IMPORT["__init__"] = {"registry", "checkpoint", "models", "errors"}
+MAY_IMPORT["__init__"] = {"registry", "checkpoint", "models", "errors", "exporting"}
 MAY_IMPORT["__main__"] = {"cli"}
-IMPORT_THE_PACKAGE = {"checkpoint", "compare", "cli", "web", "__main__"}
+IMPORT_THE_PACKAGE = {"checkpoint", "compare", "exporting", "cli", "web", "__main__"}
 
 
 def sources() -> list[Path]:

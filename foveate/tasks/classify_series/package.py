@@ -65,7 +65,7 @@ class SeriesClassifier(nn.Module):
         return cls(model, info, **{k: v for k, v in config.items() if k != "info"})
 
     def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
-        """Random arguments of :meth:`forward`, as ``predict`` gives them; where samples are padded, some are shorter."""
+        """Random arguments of :meth:`forward`, as ``predict`` gives them; of padded ones some are shorter."""
         generator, info = torch.Generator().manual_seed(seed), self.info
         x = torch.randn(batch, info.lookback, info.channels, generator=generator).to(self.mean)
         inputs = {"x": self.mean + self.scale * x}
