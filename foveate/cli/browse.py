@@ -135,6 +135,9 @@ def doctor(as_json: Json = False) -> None:
         "statsmodels": "series: the baseline theta",
         "tensorboard": "track: --track tensorboard",
         "mlflow": "track: --track mlflow",
+        "onnx": "export: --format onnx",
+        "onnxscript": "export: --format onnx",
+        "onnxruntime": "export: --format onnx",
         "triton": "GPU kernels",
     }
     facts, built = machine_facts(), native.state()

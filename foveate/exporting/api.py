@@ -98,16 +98,17 @@ def export(
     dynamic = _check_promises(model, format, length, dynamic_length)
     subject = subject_of(model, example, length, dynamic)
     dynamic = dynamic and bool(subject.long)
-    subject, program = _traced(subject, batch_size, dynamic)
-    if format == "pt2":
-        run = formats.pt2_runner(formats.pt2_bytes(program, {}), subject)
-    else:
-        made = formats.onnx_model(program, subject.name)
-        run = formats.onnx_runner(formats.onnx_bytes(made, {}))
-    batches = BATCHES if batch_size is None else (batch_size,)
-    verified = verify(run, subject, batches, grids_to_try(subject, dynamic))
-    shapes = _shapes(subject, batch_size, dynamic)
-    facts = facts_of(subject, format, shapes, subject.run(subject.example), verified, frozen)
+    with formats.as_shipped(model):
+        subject, program = _traced(subject, batch_size, dynamic)
+        if format == "pt2":
+            run = formats.pt2_runner(formats.pt2_bytes(program, {}), subject)
+        else:
+            made = formats.onnx_model(program, subject.name)
+            run = formats.onnx_runner(formats.onnx_bytes(made, {}))
+        batches = BATCHES if batch_size is None else (batch_size,)
+        verified = verify(run, subject, batches, grids_to_try(subject, dynamic))
+        shapes = _shapes(subject, batch_size, dynamic)
+        facts = facts_of(subject, format, shapes, subject.run(subject.example), verified, frozen)
     atomic_write(file, formats.pt2_bytes(program, facts) if format == "pt2" else formats.onnx_bytes(made, facts))
     return Exported(file, facts)
 

@@ -57,7 +57,7 @@ def calibrate(
     if data is None and (home is None or part.frozen_periods is not None):  # type: ignore[union-attr]
         frozen = part.frozen_periods  # type: ignore[union-attr]
         return model, {} if frozen is None else {"by": "freeze_periods", "periods": frozen}
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).eval()
     part = calibrated(model)
     if part is None:
         return model, {}

@@ -61,7 +61,7 @@ def as_shipped(model: nn.Module) -> Iterator[None]:
     wanted = {p: p.requires_grad for p in model.parameters()}
     try:
         model.eval().requires_grad_(False)
-        with backend("torch"), torch.no_grad():
+        with torch.no_grad():
             yield
     finally:
         for module, mode in training.items():
@@ -90,7 +90,7 @@ def trace(subject: Subject, inputs: Mapping[str, Tensor], dynamic_batch: bool, d
     """The module as a graph of aten operations.
 
     Args:
-        subject: what is traced.
+        subject: what is traced; its module is in eval mode and wants no gradients (:func:`as_shipped`).
         inputs: an example.
         dynamic_batch, dynamic_length: whether these sizes are left open.
 
@@ -109,7 +109,7 @@ def trace(subject: Subject, inputs: Mapping[str, Tensor], dynamic_batch: bool, d
         dims |= {axis: lengths[axis] for axis in subject.long.get(name, ()) if axis in lengths}
         shapes[name] = dims
     args, kwargs = subject.arguments(inputs)
-    with as_shipped(subject.model), _quiet():
+    with backend("torch"), torch.no_grad(), _quiet():
         program = torch.export.export(subject.model, args, kwargs, dynamic_shapes=shapes, strict=False)
     _only_aten(program, subject.name)
     return program
@@ -156,7 +156,9 @@ def unused(program: ExportedProgram) -> set[str]:
         node = waiting.pop()
         if node not in reached:
             reached.add(node)
-            waiting.extend(node.all_input_nodes)
+            # The batch size may be read off any input: that alone is no influence.
+            if node.target is not torch.ops.aten.sym_size.int:
+                waiting.extend(node.all_input_nodes)
     idle = {node.name for node in graph.nodes if node.op == "placeholder" and node not in reached}
     return idle & set(program.graph_signature.user_inputs)
 

@@ -121,7 +121,7 @@ class TSM2(Model):
         tasks=("forecast", "impute", "classify-series", "detect-anomalies"),
         quantiles=True,
         covariates=True,
-        onnx=True,
+        export_note="its unrolled scans are slow to convert",
     )
 
     def __init__(
