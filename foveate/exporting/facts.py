@@ -95,7 +95,7 @@ def _meaning(name: str, info: Any, model: nn.Module) -> str:
         missing = {"impute": ", NaN where nothing was measured", "forecast-m4": ", NaN in front of a shorter one"}
         columns = "the columns" if hasattr(model, "columns") else "the series"
         return f"a window in the units of {columns}" + missing.get(info.task, ", nothing missing")
-    if name == "marks" and hasattr(info, "freq"):
+    if name == "marks" and info is not None and hasattr(info, "freq"):
         return f"calendar features of each step in [-0.5, 0.5]: {', '.join(feature_names(info.freq))}"
     if name == "known":
         return f"known over window and horizon: {', '.join(getattr(model, 'known', ()))}"

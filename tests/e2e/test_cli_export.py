@@ -1,4 +1,4 @@
-"""``foveate export`` as a user meets it: a trained model becomes a file that gives predict's numbers without foveate."""
+"""``foveate export`` as a user meets it: a file that gives the numbers of ``predict`` where there is no foveate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_cli import compared, foveate_command, refused  # noqa: F401 (a fixture)
 
 from foveate.exporting import pages
-
-from .test_cli import compared, foveate_command, refused  # noqa: F401 (a fixture)
 
 #: A program of somebody who has torch or onnxruntime, and no foveate.
 STRANGER = """
