@@ -68,7 +68,7 @@ def verify(run: Runner, subject: Subject, batches: Sequence[int], grids: Sequenc
                     f"the file of {subject.name} answers {got.dtype} {tuple(got.shape)} for {where}, the model "
                     f"{expected.dtype} {tuple(expected.shape)}: nothing is written."
                 )
-            spread = spread_of(expected) if spread is None else spread
+            spread = spread_of(expected, max(1, len(subject.grid))) if spread is None else spread
             found = float(((got.double() - expected.double()).abs() / spread).max())
             worst = max(worst, found)
             if not found <= tolerance:
@@ -79,13 +79,13 @@ def verify(run: Runner, subject: Subject, batches: Sequence[int], grids: Sequenc
     return Verified(tuple(batches), tuple(g for g in grids if g), worst, tolerance)
 
 
-def spread_of(answers: Tensor) -> Tensor:
-    """How far answers spread around their mean, float64: by channel for ``(B, T, C, ...)``, else as a whole.
+def spread_of(answers: Tensor, grid_axes: int = 1) -> Tensor:
+    """How far answers spread around their mean, float64: by channel for ``(B, *grid, C, ...)``, else as a whole.
 
     Channels in units of their own may differ by orders of magnitude. Where they hardly spread, a thousandth of their
     size counts, and never less than a millionth.
     """
     wide = answers.double()
-    axes = (0, 1) if wide.ndim >= 3 else tuple(range(wide.ndim))
+    axes = tuple(range(grid_axes + 1)) if wide.ndim >= grid_axes + 2 else tuple(range(wide.ndim))
     spread = (wide - wide.mean(axes, keepdim=True)).abs().amax(axes, keepdim=True)
     return torch.maximum(spread, 1e-3 * wide.abs().amax(axes, keepdim=True)).clamp(min=1e-6)

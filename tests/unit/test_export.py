@@ -72,6 +72,14 @@ def test_a_mask_is_an_input_if_the_example_has_one(tmp_path):
     torch.testing.assert_close(run(made.file, x, mask=mask), model(x, mask=mask))
 
 
+def test_images_of_any_size(tmp_path):
+    model = mixer("softmax_attention", num_heads=2)
+    made = foveate.export(model, tmp_path / "m.pt2", example=torch.randn(2, 6, 5, 8))
+    assert made.facts["inputs"][0]["shape"] == ["batch", "length_1", "length_2", 8]
+    x = torch.randn(1, 4, 9, 8)
+    torch.testing.assert_close(run(made.file, x), model(x))
+
+
 def test_tokens_of_any_number(tmp_path):
     model = MixerNet("gated_conv", reads="tokens", answers="tokens", channels=11, outputs=11, dim=8, depth=1).eval()
     made = foveate.export(model, tmp_path / "m.pt2")
