@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .registry import create, get_system, list_names, list_systems
+from .registry import cite, create, get_system, list_names, list_systems
 
 if TYPE_CHECKING:
     from .checkpoint import load
@@ -25,6 +25,7 @@ _LAZY = {"load": "foveate.checkpoint", "load_official": "foveate.models.official
 
 __all__ = [
     "__version__",
+    "cite",
     "create",
     "get_system",
     "list_names",

@@ -20,8 +20,10 @@ LONGEST = 400
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": set(),
-    "registry": {"errors", "spec", "catalog"},
-    "catalog": set(),
+    "catalog": {"errors"},
+    "options": {"errors"},
+    "sources": {"errors", "spec", "catalog"},
+    "registry": {"errors", "spec", "catalog", "options", "sources"},
     "measure": {"errors"},
     "ops": {"errors", "registry"},
     "mixers": {"errors", "spec", "registry", "measure", "ops"},

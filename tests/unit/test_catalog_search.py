@@ -47,6 +47,19 @@ QUESTIONS = [
     ("where does an image generator spend its time", "beyond_llms"),
     ("ask questions about an hour of video with few tokens", "storm"),
 ]
+#: Written when the search was done, and asked once.
+HELD_OUT = [
+    ("what is a good dumb baseline for forecasting", "seasonal_naive"),
+    ("recognise the same person across cameras", "little_bit_attention"),
+    ("where will somebody look next when searching for a product on a shelf", "oat"),
+    ("what object will the person wearing the camera touch next", "gano"),
+    ("decode what movement somebody saw from fMRI", "dynamic_visual_fmri"),
+    ("keep the video from flickering when I edit it frame by frame", "ge_adapter"),
+    ("classify spoken words with neurons that learn how long signals take", "snn_delays"),
+    ("train on a graph of interactions faster by using larger batches", "pres"),
+    ("vision transformer whose windows have different sizes", "vsa"),
+    ("find objects in video without any labels", "smtc"),
+]
 
 
 def test_forty_questions():
