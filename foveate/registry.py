@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import spec as _spec
-from .catalog import FAMILIES, TASKS, Record
-from .catalog.results import Measured, SystemResults, read_results, sources_digest
+from .catalog import FAMILIES, TASKS
 from .errors import InvalidType, InvalidValue, UnknownName, unknown_name
 from .options import check_options, option_types
-from .sources import KINDS, Check, Entry, all_records, plugins, refuse, scan_claims, scan_file, scan_package
+from .sources import KINDS, Entry, all_records, plugins, refuse, scan_file, scan_package
+from .systems import STATUSES, System
 
 __all__ = [
     "KINDS",
@@ -43,11 +43,9 @@ __all__ = [
     "option_types",
     "register",
     "scan_file",
-    "unrecorded",
 ]
 
-#: How far a system is; computed, see :attr:`System.status`.
-STATUSES = ("planned", "working", "verified")
+_HERE = Path(__file__).parent
 _ROOTS = ("ops", "mixers", "models", "control", "scorers", "tasks")
 
 T = TypeVar("T")
@@ -73,10 +71,9 @@ def register(kind: str, name: str, *, system: str | None = None) -> Callable[[T]
 
 @functools.cache
 def _table() -> dict[tuple[str, str], Entry]:
-    here = Path(__file__).parent
     table: dict[tuple[str, str], Entry] = {}
     for root in _ROOTS:
-        for entry in scan_package(f"foveate.{root}", here / root):
+        for entry in scan_package(f"foveate.{root}", _HERE / root):
             other = table.setdefault((entry.kind, entry.name), entry)
             if other is not entry:
                 raise InvalidValue(
@@ -85,7 +82,7 @@ def _table() -> dict[tuple[str, str], Entry]:
     for plugin in plugins():
         for entry in list(plugin.entries):
             other = table.setdefault((entry.kind, entry.name), entry)
-            if other is not entry:
+            if other != entry:
                 plugin.entries.remove(entry)
                 refuse(plugin, f"the {entry.kind} {entry.name!r} of {entry.file} is left out: {other.file} has it.")
     return table
@@ -186,73 +183,6 @@ def create(name: str, kind: str | None = None, **options: Any) -> Any:
     return target(**options)
 
 
-@dataclass(frozen=True, slots=True)
-class System(Record):
-    """A catalogue record with what the registry provides for it and what was measured of it.
-
-    Attributes:
-        provides: registered entries that belong to it.
-    """
-
-    provides: tuple[Entry, ...] = field(default=())
-
-    @property
-    def files(self) -> list[Path]:
-        """Source files of what it provides, its analysis, its claims and its record, those that exist."""
-        here = Path(__file__).parent
-        extra = [here / folder / f"{self.slug}.py" for folder in ("analysis", "claims")]
-        extra.append(here / "catalog" / f"{self.slug}.toml")
-        return sorted({e.file for e in self.provides}) + [f for f in extra if f.exists()]
-
-    @property
-    def planned(self) -> bool:
-        """Whether there is a record and nothing else yet."""
-        return not any(file.suffix == ".py" for file in self.files)
-
-    @property
-    def checks(self) -> list[Check]:
-        """The checks of its claims, as their file describes them."""
-        return scan_claims(Path(__file__).parent / "claims" / f"{self.slug}.py")
-
-    @property
-    def measured(self) -> tuple[Measured, ...]:
-        """What its checks found when they last ran; empty where that is not on record."""
-        found = _results().get(self.slug)
-        return found.claims if found else ()
-
-    @property
-    def outdated(self) -> bool:
-        """Whether its source files have changed since it was measured."""
-        found = _results().get(self.slug)
-        return found is not None and found.sources != sources_digest(self)
-
-    @property
-    def failing(self) -> tuple[str, ...]:
-        """Names of the checks that are on record as failing, of any kind."""
-        return tuple(m.check for m in self.measured if m.failed)
-
-    @property
-    def status(self) -> str:
-        """One of :data:`STATUSES`.
-
-        "planned": a record and nothing else. "verified": all exact and scaling claims are on record as holding,
-        measured on the present source files, and no other claim as failing. "working": everything between; see
-        :attr:`failing`.
-        """
-        if self.planned:
-            return "planned"
-        held = {m.check for m in self.measured if m.result == "holds"}
-        if not held or self.failing or self.outdated:
-            return "working"
-        needed = {c.name for c in self.checks if c.kind in ("exact", "scaling")}
-        return "verified" if needed and needed <= held else "working"
-
-
-@functools.cache
-def _results() -> dict[str, SystemResults]:
-    return read_results()
-
-
 @functools.cache
 def _systems() -> dict[str, System]:
     provided: dict[str, list[Entry]] = {}
@@ -260,15 +190,22 @@ def _systems() -> dict[str, System]:
         provided.setdefault(entry.system, []).append(entry)
     return {
         slug: System(
-            **{f.name: getattr(record, f.name) for f in fields(record)}, provides=tuple(provided.get(slug, ()))
+            **{f.name: getattr(record, f.name) for f in fields(record)},
+            provides=tuple(provided.get(slug, ())),
+            record=file,
         )
-        for slug, record in all_records().items()
+        for slug, (record, file) in all_records().items()
     }
 
 
-def unrecorded() -> list[Entry]:
-    """Registered entries whose system has no record, tasks among them."""
-    return [entry for entry in entries() if entry.system not in _systems()]
+@functools.cache
+def _unrecorded() -> dict[str, System]:
+    """What is registered without a record, tasks among it: systems that say no more than their docstring."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries():
+        if entry.system not in _systems():
+            found.setdefault(entry.system, []).append(entry)
+    return {slug: System(slug, slug, "", "", e[0].summary, "", "", "", provides=tuple(e)) for slug, e in found.items()}
 
 
 def find_systems(
@@ -281,10 +218,10 @@ def find_systems(
     rank: int | None = None,
     causal: bool | None = None,
     streaming: bool | None = None,
-) -> list[tuple[str, float]]:
-    """Slugs of the systems that satisfy every given filter, with their scores: :func:`list_systems` with numbers.
+) -> list[tuple[System, float]]:
+    """The systems that :func:`list_systems` names, with their scores (0 without ``search``), and what has no record.
 
-    Scores are those of :func:`foveate.catalog.search.search`, and 0 without ``search``.
+    The latter are systems without family and title; tasks are among them with ``kind="task"`` only.
     """
     tasks = {e.name for e in entries("task")}
     for what, value, legal in (
@@ -298,21 +235,21 @@ def find_systems(
     wanted = (causal, streaming, rank, kind)
 
     def provides(system: System, task: str | None) -> bool:
-        return any(_fits(entry, task, *wanted) for entry in system.provides)
+        return any(_fits(e, task, *wanted) for e in system.provides if e.kind != "task" or kind == "task")
 
     def keep(system: System) -> bool:
         if family not in (None, system.family) or status not in (None, system.status):
             return False
         if task is None or task in system.tasks:
-            return wanted == (None,) * 4 or provides(system, None)
+            return provides(system, None) or (wanted == (None,) * 4 and system.record is not None)
         return task in tasks and provides(system, task)
 
-    kept = {slug: system for slug, system in sorted(_systems().items()) if keep(system)}
+    known = _systems() | _unrecorded()
     if search is None:
-        return [(slug, 0.0) for slug in kept]
+        return [(system, 0.0) for _, system in sorted(known.items()) if keep(system)]
     from .catalog.search import search as ranked
 
-    return [(slug, score) for slug, score in ranked(search, _systems()) if slug in kept]
+    return [(known[slug], score) for slug, score in ranked(search, known) if keep(known[slug])]
 
 
 def list_systems(
@@ -343,7 +280,7 @@ def list_systems(
     found = find_systems(
         search, status=status, family=family, task=task, kind=kind, rank=rank, causal=causal, streaming=streaming
     )
-    return [slug for slug, _ in found]
+    return [system.slug for system, _ in found if system.record is not None]
 
 
 def get_system(slug: str) -> System:
@@ -352,12 +289,16 @@ def get_system(slug: str) -> System:
     Raises:
         UnknownName: no such slug; the nearest ones are given.
     """
-    try:
+    if slug in _systems():
         return _systems()[slug]
-    except KeyError:
-        hint = f"something registered has this name, but no record (catalog/{slug}.toml)."
-        known = any(e.system == slug for e in unrecorded())
-        raise unknown_name("system", slug, _systems(), hint if known else "") from None
+    if any(e.name == slug for e in entries("task")):
+        raise UnknownName(f"unknown system {slug!r}: it is a task, see foveate compare {slug} --help.")
+    if slug in _unrecorded():
+        raise UnknownName(f"{slug!r} is registered and has no record: it needs a file catalog/{slug}.toml.")
+    for entry in entries():
+        if entry.name == slug:
+            raise UnknownName(f"unknown system {slug!r}: the {entry.kind} of this name belongs to {entry.system!r}.")
+    raise unknown_name("system", slug, _systems())
 
 
 def cite(*slugs: str) -> str:

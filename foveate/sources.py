@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,15 @@ from .errors import InvalidValue
 
 KINDS = ("op", "mixer", "fuser", "model", "control", "scorer", "task")
 _SPECS = {c.__name__: c for c in (_spec.MixerSpec, _spec.ModelSpec, _spec.TaskSpec, _spec.Grid, _spec.Order)}
+
+#: From a registering decorator to the end of what it decorates.
+_BLOCK = re.compile(
+    r"^@register\(.*\n(?:(?:[ )@#].*)?\n)*?(?:class|def|async def) .*\n(?:(?:[ )\t].*)?(?:\n|\Z))*", re.MULTILINE
+)
+_REGISTER = re.compile(r"^@register\(", re.MULTILINE)
+_FUNCTION = re.compile(r"^(?:async )?def ", re.MULTILINE)
+_METHOD = re.compile(r"^    (?:def |async def |@)", re.MULTILINE)
+_SPEC = re.compile(r"^    spec\b", re.MULTILINE)
 
 
 class PluginWarning(UserWarning):
@@ -77,14 +87,14 @@ class Plugin:
     Attributes:
         name, module: of the entry point.
         entries: what its source registers.
-        records: its records by slug.
+        records: its records by slug, each with its file.
         problems: what is wrong with it, a sentence each; what they name was left out.
     """
 
     name: str
     module: str
     entries: list[Entry] = field(default_factory=list)
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, tuple[Record, Path]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -112,19 +122,41 @@ def _class_spec(node: ast.AST) -> Any:
     return None
 
 
-def _definitions(file: Path, decorator: str) -> Iterator[ast.ClassDef | ast.FunctionDef]:
-    """Classes and functions of a file that uses ``decorator`` somewhere."""
-    source = file.read_text(encoding="utf-8")
-    if f"@{decorator}(" in source:
-        for node in ast.parse(source, filename=str(file)).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                yield node
+def _tree(source: str, file: Path) -> list[ast.ClassDef | ast.FunctionDef]:
+    return [n for n in ast.parse(source, filename=str(file)).body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+
+
+def _heads(source: str) -> str | None:
+    """What a registration says, cut out of its file: decorators, header, docstring and the plain lines of a class.
+
+    Methods are most of a file and take most of the time to parse. None where cutting would lose a spec.
+    """
+    heads = []
+    for block in _BLOCK.findall(source):
+        opened = block.find('"""') if _FUNCTION.search(block) else -1
+        method = _METHOD.search(block)
+        end = method.start() if method else len(block)
+        if opened >= 0:
+            end = block.find('"""', opened + 3) + 3
+        elif _SPEC.search(block, end):
+            return None
+        heads.append(block[:end])
+    text = "\n".join(heads)
+    return text if len(_REGISTER.findall(text)) == len(_REGISTER.findall(source)) else None
 
 
 def scan_file(file: Path, module: str) -> list[Entry]:
     """Read the registrations in one source file without importing it."""
+    source = file.read_text(encoding="utf-8")
+    if "@register(" not in source:
+        return []
+    heads = _heads(source)
+    try:
+        nodes = _tree(source if heads is None else heads, file)
+    except SyntaxError:  # cut in the wrong place: a docstring that shows code, a class without one
+        nodes = _tree(source, file)
     entries = []
-    for node in _definitions(file, "register"):
+    for node in nodes:
         summary = (ast.get_docstring(node) or "").split("\n")[0]
         for (kind, name), keywords in _decorations(node, "register"):
             system = keywords.get("system") or name
@@ -133,12 +165,10 @@ def scan_file(file: Path, module: str) -> list[Entry]:
 
 
 def scan_claims(file: Path) -> list[Check]:
-    """Read the checks in one file of claims without importing it; none where there is no such file."""
-    if not file.is_file():
-        return []
+    """Read the checks in one file of claims without importing it."""
     return [
         Check(node.name, keywords["kind"], keywords["says"], keywords.get("timed", False))
-        for node in _definitions(file, "claim")
+        for node in _tree(file.read_text(encoding="utf-8"), file)
         for _, keywords in _decorations(node, "claim")
     ]
 
@@ -168,7 +198,7 @@ def refuse(plugin: Plugin, problem: str) -> None:
 def _locate(module: str) -> ModuleSpec | None:
     """Where a module is; unlike ``importlib.util.find_spec`` this imports none of its parents."""
     first, *rest = module.split(".")
-    found, path = importlib.util.find_spec(first), first
+    found, path = importlib.util.find_spec(first) if first else None, first
     for part in rest:
         if found is None or found.submodule_search_locations is None:
             return None
@@ -204,7 +234,7 @@ def read_plugin(name: str, module: str) -> Plugin:
             _register(plugin, file, inner)
         for file in sorted((folder / "catalog").glob("*.toml")):
             try:
-                plugin.records[file.stem] = read(file)
+                plugin.records[file.stem] = read(file), file
             except InvalidValue as error:
                 refuse(plugin, f"{error}")
     return plugin
@@ -214,16 +244,19 @@ def read_plugin(name: str, module: str) -> Plugin:
 def plugins() -> tuple[Plugin, ...]:
     """Everything that joined, sorted by the entry points' names."""
     points = importlib.metadata.entry_points(group="foveate.plugins")
-    return tuple(read_plugin(point.name, point.module) for point in sorted(points, key=lambda p: p.name))
+    return tuple(read_plugin(p.name, p.value.partition(":")[0].strip()) for p in sorted(points, key=lambda p: p.name))
 
 
 @functools.cache
-def all_records() -> dict[str, Record]:
-    """Records of foveate and of plug-ins by slug; a plug-in's record whose slug is taken is left out."""
-    known = records()
+def all_records() -> dict[str, tuple[Record, Path]]:
+    """Records of foveate and of plug-ins by slug, each with its file; a plug-in cannot take a slug that is in use."""
+    here = Path(__file__).parent / "catalog"
+    known = {slug: (record, here / f"{slug}.toml") for slug, record in records().items()}
     for plugin in plugins():
-        for slug, record in list(plugin.records.items()):
-            if known.setdefault(slug, record) is not record:
-                refuse(plugin, f"its record {slug!r} is left out: that slug is taken.")
+        for slug, (record, file) in list(plugin.records.items()):
+            if slug in known:
                 del plugin.records[slug]
+                refuse(plugin, f"its record {file} is left out: the slug {slug!r} is in use by {known[slug][1]}.")
+            else:
+                known[slug] = record, file
     return known

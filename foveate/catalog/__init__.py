@@ -104,6 +104,7 @@ class Record:
         licence: of the official code.
         family: one of :data:`FAMILIES`.
         tasks: what it was made for, of :data:`TASKS`.
+        brief: what it is in at most 60 characters, for listings; the summary's beginning where it is empty.
         keywords: what people may look for it by, besides the words of title and summary.
         summary: what it is, in our words.
         when, when_not, cost: when to use it, when something else is better, and how its cost grows.
@@ -120,6 +121,7 @@ class Record:
     when: str
     when_not: str
     cost: str
+    brief: str = ""
     year: int = 0
     venue: str = ""
     arxiv: str = ""

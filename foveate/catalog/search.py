@@ -23,6 +23,7 @@ FIELDS = {
     "keywords": 2.0,
     "family": 2.0,
     "tasks": 2.5,
+    "brief": 2.0,
     "summary": 2.0,
     "when": 2.0,
     "cost": 0.5,
@@ -37,15 +38,11 @@ _PREFIX = 0.7
 _NAME = 10.0
 
 
-def _texts(record: Record, field: str) -> Iterable[str]:
+def _words(record: Record, field: str) -> list[str]:
     value = getattr(record, field)
     if field == "claims":
-        return [claim.says for claim in value]
-    return [value] if isinstance(value, str) else value
-
-
-def _stems(text: str) -> list[str]:
-    return [stem(word) for word in words(text) if word not in STOP]
+        value = [claim.says for claim in value]
+    return words(value if isinstance(value, str) else "\n".join(value))
 
 
 class Index:
@@ -54,22 +51,20 @@ class Index:
     def __init__(self, records: Mapping[str, Record]) -> None:
         self.slugs = sorted(records)
         self.size = max(1, len(self.slugs))
-        counts = {
-            field: [Counter(s for text in _texts(records[slug], field) for s in _stems(text)) for slug in self.slugs]
-            for field in FIELDS
-        }
+        texts = {field: [_words(records[slug], field) for slug in self.slugs] for field in FIELDS}
+        #: words as they are spelt, for corrections
+        self.spelt = {word for field in texts.values() for text in field for word in text} | set(SYNONYMS.split())
         #: stem to {slug: weighed frequency}
         self.found: dict[str, dict[str, float]] = {}
         for field, weight in FIELDS.items():
-            lengths = [sum(counter.values()) for counter in counts[field]]
+            counts = [Counter(stem(word) for word in text if word not in STOP) for text in texts[field]]
+            lengths = [counter.total() for counter in counts]
             mean = sum(lengths) / self.size or 1.0
-            for slug, counter, length in zip(self.slugs, counts[field], lengths, strict=True):
+            for slug, counter, length in zip(self.slugs, counts, lengths, strict=True):
                 scale = weight / (1 - _LENGTH + _LENGTH * length / mean)
                 for word, count in counter.items():
                     places = self.found.setdefault(word, {})
                     places[slug] = places.get(slug, 0.0) + count * scale
-        self.spelt = {w for record in records.values() for f in FIELDS for t in _texts(record, f) for w in words(t)}
-        self.spelt |= set(SYNONYMS.split())
 
     def alternatives(self, word: str) -> dict[str, float]:
         """Stems to look for instead of a word of the question, and what each is worth."""
@@ -124,7 +119,11 @@ def distance(a: str, b: str, limit: int) -> int:
 def corrections(word: str, known: Iterable[str]) -> list[str]:
     """The known words that a misspelt one may have been; a word of four letters or fewer is left alone."""
     limit = 0 if len(word) < 5 else 1 if len(word) < 8 else 2
-    near = {w: d for w in known if len(w) >= 4 and (d := distance(word, w, limit)) <= limit} if limit else {}
+    if not limit:
+        return []
+    letters = set(word)
+    alike = (w for w in known if len(w) >= 4 and len(letters.symmetric_difference(w)) <= 2 * limit)
+    near = {w: d for w in alike if (d := distance(word, w, limit)) <= limit}
     closest = min(near.values(), default=0)
     return sorted(w for w, d in near.items() if d == closest)
 

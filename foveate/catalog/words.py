@@ -18,33 +18,34 @@ which while who whose why will with within without would yet you your
 """
 STOP = frozenset(_STOP.split())
 
-#: Several words that are one notion, and what they are read as.
+#: Several words that are one notion: what a text must hold for the pattern to be tried, and what it is read as.
 PHRASES = [
-    (re.compile(pattern), to)
-    for pattern, to in (
-        (r"\b(large )?language models?\b", r"\g<0> llm"),
-        (r"\bchat ?bots?\b|\bllms\b", "llm"),
+    (marks.split("|"), re.compile(pattern), to)
+    for marks, pattern, to in (
+        ("language model", r"\b(large )?language models?\b", r"\g<0> llm"),
+        ("chatbot|chat bot|llms", r"\bchat ?bots?\b|\bllms\b", "llm"),
         (
+            "without |no |zero ",
             r"\b(without|no|zero) (any |more |further |new )?(re|fine|pre)?-?(training|tuning)( again)?\b",
             "trainingfree",
         ),
-        (r"\b(training|tuning)[- ]free\b|\bnothing is (learned|trained)\b", "trainingfree"),
-        (r"\b(in place of|instead of)\b", "replace"),
-        (r"\b(does not|doesn't|do not|don't|not|never|without) grow(ing|s)?\b", "constant"),
-        (
-            r"\b(text|story|code|prose)[- ]generation\b|\bgenerat(e|es|ing) (long |longer )?(texts?|stories|code)\b",
-            "language llm",
-        ),
-        (r"\bblack[- ]and[- ]white\b|\bgr[ae]yscale\b|\bgr[ae]y\b", "grayscale"),
-        (r"\bfirst[- ]person\b|\bhead[- ]mounted\b", "egocentric"),
-        (r"\btime[- ]series\b", "time series timeseries"),
-        (r"\bmany (sensors|variables|channels|series)\b", r"\1 multivariate"),
-        (r"\bevent[- ](based )?(cameras?|vision)\b", r"\g<0> dvs"),
-        (r"\breal[- ]time\b", "realtime"),
-        (r"\bstate[- ]spaces?\b", r"\g<0> ssm"),
-        (r"\binfra[- ]red\b", "infrared"),
-        (r"\b(two|2)[- ](d|dimensional|dimensions)\b", "2d"),
-        (r"\b(three|3)[- ](d|dimensional|dimensions)\b", "3d"),
+        ("ing-free|ing free", r"\b(training|tuning)[- ]free\b", "trainingfree"),
+        ("nothing is", r"\bnothing is (learned|trained)\b", "trainingfree"),
+        ("in place of|instead of", r"\b(in place of|instead of)\b", "replace"),
+        (" grow", r"\b(does not|doesn't|do not|don't|not|never|without) grow(ing|s)?\b", "constant"),
+        ("generation", r"\b(text|story|code|prose)[- ]generation\b", "language llm"),
+        ("generat", r"\bgenerat(e|es|ing) (long |longer )?(texts?|stories|code)\b", "language llm"),
+        ("white", r"\bblack[- ]and[- ]white\b", "grayscale"),
+        ("grey|gray", r"\bgr[ae]y(scale)?\b", "grayscale"),
+        ("first|head", r"\bfirst[- ]person\b|\bhead[- ]mounted\b", "egocentric"),
+        ("series", r"\btime[- ]series\b", "time series timeseries"),
+        ("many ", r"\bmany (sensors|variables|channels|series)\b", r"\1 multivariate"),
+        ("event", r"\bevent[- ](based )?(cameras?|vision)\b", r"\g<0> dvs"),
+        ("real", r"\breal[- ]time\b", "realtime"),
+        ("state", r"\bstate[- ]spaces?\b", r"\g<0> ssm"),
+        ("infra", r"\binfra[- ]red\b", "infrared"),
+        ("two|2", r"\b(two|2)[- ](d|dimensional|dimensions)\b", "2d"),
+        ("three|3", r"\b(three|3)[- ](d|dimensional|dimensions)\b", "3d"),
     )
 ]
 
@@ -154,6 +155,9 @@ _BRITISH = (
     (r"([aeiou]l)l(ed|ing|er|ers)$", r"\1\2"),
     (r"haem", "hem"),
 )
+_MAYBE_BRITISH = re.compile("is|our|ys|re|ll|grey|haem")
+_CHUNK = re.compile(r"[a-z0-9]+(?:[-_/'][a-z0-9]+)*")
+_JOINT = re.compile(r"[-_/']")
 #: Words that the rule for British spelling must not touch.
 _KEPT = "noise noises rise rises raise raised wise likewise precise exercise exercises four hour hours your"
 _KEEP = frozenset(_KEPT.split())
@@ -163,7 +167,7 @@ _SUFFIXES = ("ization", "ing", "edly", "ed", "er", "ers", "ion", "ive", "ment", 
 @functools.cache
 def spelling(word: str) -> str:
     """A word in American spelling, so that both find each other."""
-    if word in _KEEP or "our" in word[:3]:
+    if word in _KEEP or "our" in word[:3] or not _MAYBE_BRITISH.search(word):
         return word
     for pattern, to in _BRITISH:
         word = re.sub(pattern, to, word)
@@ -196,7 +200,7 @@ def stem(word: str) -> str:
     if word.endswith("tor") and len(word) > 5:
         word = word[:-2]
     if word.endswith("ificat"):
-        word = word[:-4] + "fy"
+        word = word[:-4] + "y"
     word = word[:-1] if word.endswith("e") and len(word) > 3 else word
     word = word[:-2] if word.endswith("at") and len(word) > 5 else word
     return word[:-1] + "i" if word.endswith("y") else word
@@ -205,14 +209,16 @@ def stem(word: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a text in order, lower case; parts of compounds and the compound, and phrases, each on its own."""
     text = text.lower()
-    for pattern, to in PHRASES:
-        text = pattern.sub(to, text)
+    for marks, pattern, to in PHRASES:
+        if any(mark in text for mark in marks):
+            text = pattern.sub(to, text)
     found = []
-    for chunk in re.findall(r"[a-z0-9]+(?:[-_/'][a-z0-9]+)*", text):
-        parts = re.split(r"[-_/']", chunk)
-        found += parts
-        if len(parts) > 1:
-            found.append("".join(parts))
+    for chunk in _CHUNK.findall(text):
+        if chunk.isalnum():
+            found.append(chunk)
+        else:
+            parts = _JOINT.split(chunk)
+            found += [*parts, "".join(parts)]
     return found
 
 

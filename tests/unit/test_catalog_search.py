@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+
+import foveate
+from foveate.catalog import FAMILIES, Claimed, Record, records
+from foveate.catalog.search import corrections, distance, search
+from foveate.catalog.words import stem, words
 
 #: Question and the right system; more than one only where both are right.
 QUESTIONS = [
@@ -62,5 +69,120 @@ HELD_OUT = [
 ]
 
 
+def hits(questions: list[tuple[str, str]]) -> tuple[int, list[str]]:
+    """How many questions are answered by the right system first, and the others."""
+    misses = []
+    for question, right in questions:
+        first = foveate.list_systems(question)[:1]
+        if not set(first) & set(right.split()):
+            misses.append(f"{question}: {' or '.join(right.split())}, not {first}")
+    return len(questions) - len(misses), misses
+
+
 def test_forty_questions():
     assert len(QUESTIONS) == len(dict(QUESTIONS)) == 40
+    families = {foveate.get_system(slug).family for _, right in QUESTIONS for slug in right.split()}
+    assert families == set(FAMILIES)
+    count, misses = hits(QUESTIONS)
+    assert count >= 36, misses
+
+
+def test_ten_questions_that_the_search_was_not_made_for():
+    assert len(HELD_OUT) == len(dict(HELD_OUT)) == 10
+    count, misses = hits(HELD_OUT)
+    assert count >= 9, misses
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("timesnt", "timesnet"),
+        ("linear atention for long vidoe", "lingen"),
+        ("spikng neurons with delys", "snn_delays"),
+        ("colourise grey films", "colormnet"),
+        ("colorize gray movies", "colormnet"),
+        ("patch tst", "patchtst"),
+        ("Mamba-2", "mamba2"),
+        ("MAMBA", "mamba"),
+        ("heartbeats", "s4d"),
+    ],
+)
+def test_typos_spelling_and_names(typed, meant):
+    assert meant in foveate.list_systems(typed)[: 1 if typed != "heartbeats" else 4]
+
+
+def test_a_typo_costs():
+    right = dict(search("segmentation", records()))
+    wrong = dict(search("segmentaton", records()))
+    assert wrong
+    assert all(score < right[slug] for slug, score in wrong.items())
+
+
+def test_short_words_are_not_corrected_into_others():
+    assert corrections("eeg", ["ecg", "seg", "eegs"]) == []
+    assert corrections("lift", ["list", "left"]) == []
+    assert corrections("spikng", ["spiking", "speaking"]) == ["spiking"]
+    assert corrections("atention", ["attention", "retention"]) == ["attention"]
+    assert corrections("patcs", ["patch", "parts", "pact"]) == ["patch"]
+    assert corrections("delys", ["delay", "delays", "relays"]) == ["delays"]
+    assert corrections("zzzzzzzz", ["attention"]) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "edits"),
+    [("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("abc", "xbcd", 2), ("vidoe", "video", 1)],
+)
+def test_edit_distance(a, b, edits):
+    assert distance(a, b, 2) == distance(b, a, 2) == edits
+    assert distance(a, b, 0) > 0 or not edits
+
+
+def test_the_forms_of_a_word_are_one():
+    for forms in (
+        "predict predicts predicted prediction predictor predicting",
+        "segment segmentation segmenting segments",
+        "generate generation generator generative generating",
+        "classify classifier classification classifies",
+        "recognise recognize recognition recogniser",
+        "localise localize localisation localization",
+        "colour color colours coloured",
+        "memory memories",
+        "learn learned learner learning",
+    ):
+        assert len({stem(word) for word in forms.split()}) == 1, {word: stem(word) for word in forms.split()}
+    for different in ("local localize", "move movie", "class classify", "sense sensor", "series serious"):
+        assert len({stem(word) for word in different.split()}) == 2, different
+
+
+def test_words_are_read_with_their_compounds_and_phrases():
+    assert words("Black-and-white 3-D films") == ["grayscale", "3d", "films"]
+    assert {"patch", "tst", "patchtst"} <= set(words("Patch-TST"))
+    assert "trainingfree" in words("without any retraining")
+
+
+def test_what_a_system_is_not_for_is_not_searched():
+    made = {"a": record("a", when_not="It is bad at needlework."), "b": record("b", when="It is good at needlework.")}
+    assert [slug for slug, _ in search("needlework", made)] == ["b"]
+
+
+def test_a_rare_word_counts_more_than_a_common_one_and_a_name_more_than_a_claim():
+    made = {f"s{i}": record(f"s{i}", when="Common word.") for i in range(9)}
+    made |= {"rare": record("rare", when="Unusual word.")}
+    assert search("common unusual", made)[0][0] == "rare"
+    made = {"one": record("one", title="Needlework"), "two": record("two", claims=(Claimed("Needlework.", "exact"),))}
+    assert [slug for slug, _ in search("needlework", made)] == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["", "?!", "qqqqqqqq"])
+def test_nothing_is_found_for_nothing(text):
+    assert search(text, records()) == []
+
+
+def test_nothing_is_found_among_nothing():
+    assert search("attention", {}) == []
+
+
+def record(slug: str, **fields: Any) -> Record:
+    """A record that says nothing but what is given."""
+    empty = dict.fromkeys(("title", "licence", "family", "summary", "when", "when_not", "cost"), "")
+    return Record(slug, **(empty | fields))
