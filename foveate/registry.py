@@ -116,13 +116,10 @@ def _fits(
     causal: bool | None,
     streaming: bool | None,
     rank: int | None,
-    kind: str | None = None,
 ) -> bool:
     """Whether an entry satisfies every filter that is not None, see :func:`list_names`."""
     s = entry.spec
     is_mixer = isinstance(s, _spec.MixerSpec)
-    if kind not in (None, entry.kind):
-        return False
     if task is not None:
         spec = find(task, "task").spec
         fits = spec.rank in s.ranks if is_mixer else (spec.models_of or task) in getattr(s, "tasks", ())
@@ -232,16 +229,19 @@ def find_systems(
     ):
         if value is not None and value not in legal:
             raise unknown_name(what, value, legal)
-    wanted = (causal, streaming, rank, kind)
+    wanted = (causal, streaming, rank)
 
     def provides(system: System, task: str | None) -> bool:
-        return any(_fits(e, task, *wanted) for e in system.provides if e.kind != "task" or kind == "task")
+        found = [e for e in system.provides if kind == e.kind or (kind is None and e.kind != "task")]
+        if streaming is False and any(_fits(e, None, None, True, None) for e in found):
+            return False  # an op beside a mixer that streams does not make a system without streaming
+        return any(_fits(e, task, *wanted) for e in found)
 
     def keep(system: System) -> bool:
         if family not in (None, system.family) or status not in (None, system.status):
             return False
         if task is None or task in system.tasks:
-            return provides(system, None) or (wanted == (None,) * 4 and system.record is not None)
+            return provides(system, None) or ((kind, *wanted) == (None,) * 4 and system.record is not None)
         return task in tasks and provides(system, task)
 
     known = _systems() | _unrecorded()

@@ -162,7 +162,9 @@ def _wrong(found: dict[str, Any]) -> str:
     for number, claim in enumerate(claims, start=1):
         if not isinstance(claim, dict) or set(claim) != {"says", "kind"}:
             return f"claim {number} is no table of says and kind"
-        if not isinstance(claim["says"], str) or claim["kind"] not in CLAIM_KINDS:
+        if not isinstance(claim["says"], str):
+            return f"claim {number} says={claim['says']!r} is no string"
+        if claim["kind"] not in CLAIM_KINDS:
             return f"claim {number} has kind={claim['kind']!r}; legal are {', '.join(CLAIM_KINDS)}"
     if found["family"] not in FAMILIES:
         return str(unknown_name("family", found["family"], FAMILIES)).rstrip(".?")

@@ -182,11 +182,11 @@ def _checks(out: Console, system: System) -> None:
         if found and len(runs) > 1:
             text.append(f"\n{_run(found)}", "bright_black")
         rows.append([verdict, check.kind, text] if runs else [check.kind, text])
-    note = (
-        f"measured {runs[0]}" if len(runs) == 1 else "" if runs else f"not measured yet: foveate verify {system.slug}"
-    )
+    note = f"not measured yet: foveate verify {system.slug}"
+    if runs:
+        note = f"{'measured' if len(runs) == 1 else 'last measured'} {runs[0]}"
     if system.outdated:
-        note += "; on earlier sources"
+        note += ", on earlier sources"
     _section(out, "Checks", rows, note)
 
 
