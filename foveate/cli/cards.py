@@ -177,11 +177,12 @@ def _checks(out: Console, system: System) -> None:
     for check, found in pairs(system):
         verdict = Text(found.result, _VERDICTS.get(found.result, "")) if found else Text("-", "bright_black")
         text = Text(check.says)
-        if found and _numbers(found):
-            text.append(f"\n{_numbers(found)}", "bright_black")
+        if found:
+            told = ", ".join(part for part in (check.kind, _numbers(found)) if part)
+            text.append(f"\n{told}", "bright_black")
         if found and len(runs) > 1:
             text.append(f"\n{_run(found)}", "bright_black")
-        rows.append([verdict, check.kind, text] if runs else [check.kind, text])
+        rows.append([verdict, text] if runs else [check.kind, text])
     note = f"not measured yet: foveate verify {system.slug}"
     if runs:
         note = f"{'measured' if len(runs) == 1 else 'last measured'} {runs[0]}"

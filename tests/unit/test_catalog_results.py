@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -231,13 +232,13 @@ def cli(*words: str, width: int = 120) -> str:
 
 def test_show_lays_checks_beside_what_was_measured(published):
     name = first("exact")
-    published(measured(**{name: {"result": "fails", "value": 0.123456}}))
+    file = published(measured(**{name: {"result": "fails", "value": 0.123456}}))
     shown = cli("show", "mamba2")
     assert "working, 1 claim fails" in shown
     assert "measured 2026-11-27 on A Processor, foveate 1.2.3" in shown
-    assert "fails        exact" in shown
-    assert "measured 0.1235 against 2: in units." in shown
-    assert "not checked  needs-pretrained" in shown
+    assert "exact, measured 0.1235 against 2: in units." in shown
+    verdicts = [line.split("  ")[1] for line in shown.splitlines() if re.match("  (holds|fails|not checked)  ", line)]
+    assert verdicts == [m["result"] for m in json.loads(file.read_text())["systems"]["mamba2"]["claims"].values()]
     assert "earlier sources" not in shown
     facts = json.loads(cli("show", "mamba2", "--json"))
     assert facts["failing"] == [name]
