@@ -15,13 +15,14 @@ from .registry import cite, create, get_system, list_names, list_systems
 if TYPE_CHECKING:
     from .checkpoint import load
     from .models.official import load_official
+    from .verification import verify
 
 try:
     __version__ = version("foveate")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-_LAZY = {"load": "foveate.checkpoint", "load_official": "foveate.models.official"}
+_LAZY = {"load": "foveate.checkpoint", "load_official": "foveate.models.official", "verify": "foveate.verification"}
 
 __all__ = [
     "__version__",
@@ -32,6 +33,7 @@ __all__ = [
     "list_systems",
     "load",
     "load_official",
+    "verify",
 ]
 
 

@@ -1,4 +1,4 @@
-"""``list``, ``show``, ``cite``, ``verify``, ``doctor``: what there is, what it claims, what this installation has."""
+"""``list``, ``show``, ``cite``, ``doctor``: what there is, what it claims, what this installation has."""
 
 from __future__ import annotations
 
@@ -139,37 +139,6 @@ def cite(
     """Print the BibTeX entries of systems."""
     found = bibtex(*slugs)
     print(json.dumps({slug: bibtex(slug) for slug in slugs}, indent=2) if as_json else found)
-
-
-def verify(
-    slug: Annotated[str, typer.Argument(help="A system, as `foveate list` names it.")],
-    kind: Annotated[str | None, typer.Option(help="exact, scaling, learned or needs-pretrained.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Check a system's claims here: claimed against measured. Exit status 1 if one fails."""
-    import dataclasses
-
-    from ..claims import KINDS as CLAIM_KINDS
-    from ..claims import claims_of
-
-    if kind is not None and kind not in CLAIM_KINDS:
-        raise InvalidValue(f"--kind {kind} is not possible: legal are {', '.join(CLAIM_KINDS)}.")
-    get_system(slug)
-    failed, records = 0, []
-    for claim in claims_of(slug, kind):
-        found = claim.check()
-        skipped = claim.kind == "needs-pretrained"
-        failed += not found.passed and not skipped
-        record = {"claim": claim.says, "kind": claim.kind, "check": claim.name, **dataclasses.asdict(found)}
-        records.append(record)
-        if not as_json:
-            verdict = "not checked" if skipped else "holds" if found.passed else "FAILS"
-            numbers = "" if skipped else f"measured {found.value:.4g} against {found.threshold:.4g}: "
-            print(f"{verdict:11}  [{claim.kind}] {claim.says}\n             {numbers}{found.detail}")
-    if as_json:
-        print(json.dumps(records, indent=2))
-    if failed:
-        raise typer.Exit(1)
 
 
 def doctor(as_json: Json = False) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import FoveateError
 from ..sources import PluginWarning
-from . import bench, browse, compare, predict
+from . import bench, browse, compare, predict, verify
 from .group import Verbs
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ app.command("leaderboard")(compare.leaderboard)
 app.command("list")(browse.list_)
 app.command("show")(browse.show)
 app.command("cite")(browse.cite)
-app.command("verify")(browse.verify)
+app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("doctor")(browse.doctor)
 

@@ -1,0 +1,146 @@
+"""The file of results as a Markdown page: what does not hold first, what could not be checked last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..compare.figures import plain, significant
+from ..errors import InvalidValue
+from ..measure.memory import format_bytes
+from .display import WORDS, counted
+from .results import check_writable
+
+MARK = "<!-- Made by `foveate verify --page` of claims.json: change the checks, not this page. -->"
+
+
+def check_target(file: Path) -> None:
+    """Refuse a page that could not be written, before anything is measured.
+
+    Raises:
+        InvalidValue: it, or its folder, cannot be written, or it is someone else's.
+    """
+    check_writable(file)
+    if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        raise InvalidValue(f"{file} is a page that `foveate verify` has not made: choose another name.")
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of a record (:mod:`foveate.verification.results`), from the record alone.
+
+    Its links lead from ``docs/`` to the pages of systems and to the files of their checks.
+    """
+    systems: Mapping[str, Any] = record["systems"]
+    entries = [(slug, name, entry) for slug, system in systems.items() for name, entry in system["claims"].items()]
+    broken = [e for result in ("fails", "error") for e in entries if e[2]["result"] == result]
+    lines = [
+        "# Claims, measured",
+        "",
+        MARK,
+        "",
+        "What the papers say, in our words, beside what checks of it measured; [how](verify.md) they are made, and how to "
+        "repeat them.",
+        "",
+        f"**{_number(len(entries), 'check')} of {_number(len(systems), 'system')}**: "
+        f"{counted(entry['result'] for _, _, entry in entries) or 'none'}.",
+        "",
+        *_table_of_counts(systems),
+        "",
+        "## What does not hold",
+        "",
+        *(_failing(broken, record["runs"]) if broken else ["Of what was checked, everything holds."]),
+        "",
+        "## By system",
+        "",
+    ]
+    for slug, system in systems.items():
+        lines += [
+            f"### {slug}",
+            "",
+            f"[About it](systems/{slug}.md), [the checks](../foveate/claims/{slug}.py): "
+            f"{counted(entry['result'] for entry in system['claims'].values())}.",
+            "",
+            *_measured(system["claims"], record["runs"]),
+            "",
+        ]
+    unchecked = [e for e in entries if e[2]["result"] == "not checked"]
+    lines += ["## What could not be checked", "", *_unchecked(unchecked), ""]
+    lines += ["## Where it was measured", "", *(f"{n}. {_run(run)}" for n, run in enumerate(record["runs"], start=1))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table_of_counts(systems: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("| | fails | error | holds | not checked |", "| --- | ---: | ---: | ---: | ---: |")
+    for kind in ("exact", "scaling", "learned", "needs-pretrained"):
+        results = [c["result"] for s in systems.values() for c in s["claims"].values() if c["kind"] == kind]
+        if results:
+            counts = " | ".join(str(results.count(result) or "") for result in WORDS_IN_ORDER)
+            yield f"| {kind} | {counts} |"
+
+
+#: The worst first.
+WORDS_IN_ORDER = ("fails", "error", "holds", "not checked")
+
+
+def _failing(broken: list[tuple[str, str, Mapping[str, Any]]], runs: list[Any]) -> Iterator[str]:
+    yield from (
+        "| system | claimed | kind | measured | against | how | date |",
+        "| --- | --- | --- | ---: | ---: | --- | --- |",
+    )
+    for slug, name, entry in broken:
+        said = f"{_text(entry['says'])} (`{name}`)"
+        how = ("ended in an error: " if entry["result"] == "error" else "") + _text(entry["detail"])
+        yield f"| [{slug}](#{slug}) | {said} | {entry['kind']} | {_numbers(entry)} | {how} | {_date(entry, runs)} |"
+
+
+def _measured(claims: Mapping[str, Any], runs: list[Any]) -> Iterator[str]:
+    yield from (
+        "| | claimed | kind | measured | against | how | date |",
+        "| --- | --- | --- | ---: | ---: | --- | --- |",
+    )
+    for entry in sorted(claims.values(), key=lambda e: WORDS_IN_ORDER.index(e["result"])):
+        checked = entry["result"] != "not checked"
+        how = _text(entry["detail"]) if checked else "[what it would need](#what-could-not-be-checked)"
+        word = WORDS[entry["result"]]
+        word = f"**{word}**" if entry["result"] in ("fails", "error") else word
+        cells = (word, _text(entry["says"]), entry["kind"], _numbers(entry), how, _date(entry, runs) if checked else "")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _unchecked(entries: list[tuple[str, str, Mapping[str, Any]]]) -> Iterator[str]:
+    if not entries:
+        yield "Nothing."
+    for slug, name, entry in entries:
+        yield f"- [{slug}](#{slug}) (`{name}`): {_text(entry['says'])} {_text(entry['detail'])}"
+
+
+def _run(run: Mapping[str, Any]) -> str:
+    machine = run["machine"]
+    gpus = "".join(f", {gpu}" for gpu in machine["gpus"])
+    versions = ", ".join(
+        f"{name} {version}" for name, version in {"foveate": run["foveate"], **run["versions"]}.items()
+    )
+    cores = _number(machine["cores"], "core")
+    memory = format_bytes(machine["memory_bytes"])
+    return f"{run['date'][:10]}: {machine['cpu']}, {cores}{gpus}, {memory}, {machine['os']}; {versions}"
+
+
+def _date(entry: Mapping[str, Any], runs: list[Any]) -> str:
+    return str(runs[entry["run"]]["date"][:10])
+
+
+def _numbers(entry: Mapping[str, Any]) -> str:
+    return f"{significant(entry['value'])} | {significant(entry['threshold'])}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _text(text: str) -> str:
+    """A text inside a table cell: nothing in it ends the cell or is read as Markdown."""
+    shown = plain(text)
+    for mark in "\\|*_<>[]`":
+        shown = shown.replace(mark, f"\\{mark}")
+    return shown
