@@ -84,10 +84,8 @@ def _measured(slugs: list[str] | None, kinds: tuple[str, ...], options: dict[str
         try:
             return verify(slugs or None, kinds, progress=display.event, **options)
         except KeyboardInterrupt:
-            interrupted = f"{len(display.ended)} of {display.total} claims were checked"
-    print(
-        f"foveate: interrupted: {interrupted}; what they gave is in {out} (--missing checks the rest).", file=sys.stderr
-    )
+            done = f"{len(display.ended)} of {display.total} claims are checked"
+    print(f"foveate: interrupted: {done}, with results in {out}; --missing checks the rest.", file=sys.stderr)
     raise typer.Exit(130)
 
 

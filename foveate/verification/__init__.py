@@ -15,7 +15,8 @@ from ..registry import get_system
 
 #: Seconds that a check may take.
 TIMEOUT = 1800.0
-#: How a check can end. "error": it raised, died or took too long; "not checked": something it needs is not here.
+#: How a check can end, the worst first. "error": it raised, died or took too long; "not checked": it needs something
+#: that is not here.
 RESULTS = ("fails", "error", "holds", "not checked")
 
 Event = dict[str, Any]

@@ -1,10 +1,10 @@
-"""The progress of a verification: a live picture in a terminal, plain lines anywhere else; and the tables at its end."""
+"""The progress of a verification, a live picture in a terminal and plain lines anywhere else, and its tables."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..claims import Listed
 from ..compare.display import bar
-from ..compare.figures import clock, duration, english_list, plain, significant
+from ..compare.figures import NONE, clock, duration, english_list, plain, significant
 
 #: Frames a second: drawing must not disturb the checks that compare times.
 FRAMES = 2.0
@@ -94,7 +94,15 @@ def _line(check: Listed, found: Mapping[str, Any]) -> str:
 
 def numbers(found: Mapping[str, Any]) -> str:
     """Measured against threshold, in words."""
-    return f"measured {significant(found['value'])} against {significant(found['threshold'])}"
+    return f"measured {number(found['value'])} against {number(found['threshold'])}"
+
+
+def number(value: float | None) -> str:
+    """A measured number or a threshold: counts in full, others to four digits."""
+    if value is None or value == round(value):
+        return NONE if value is None else f"{value:,.0f}" if abs(value) < 1e12 else significant(value)
+    shown = significant(value)
+    return shown.rstrip("0").rstrip(".") if "." in shown and "e" not in shown else shown
 
 
 def tables(record: Mapping[str, Any]) -> Group:
@@ -111,23 +119,24 @@ def tables(record: Mapping[str, Any]) -> Group:
             table.add_row(
                 Text(WORDS[entry["result"]], style=style),
                 entry["kind"],
-                significant(entry["value"]),
-                significant(entry["threshold"]),
+                number(entry["value"]),
+                number(entry["threshold"]),
                 Text.assemble(plain(entry["says"]), "\n", (plain(entry["detail"]), "dim")),
             )
         parts += [Text.assemble((slug, "bold"), ": ", counted(entry["result"] for entry in found)), table, Text("")]
     return Group(*parts)
 
 
-def counted(results: Any) -> str:
+_COUNTED = {
+    "fails": ("fails", "fail"),
+    "error": ("ended in an error", "ended in an error"),
+    "holds": ("holds", "hold"),
+    "not checked": ("was not checked", "were not checked"),
+}
+
+
+def counted(results: Iterable[str]) -> str:
     """How many ended how, in words, the worst first: "1 fails, 9 hold and 1 was not checked"."""
     counts = Counter(results)
-    words = {
-        "fails": ("fails", "fail"),
-        "error": ("ended in an error", "ended in an error"),
-        "holds": ("holds", "hold"),
-        "not checked": ("was not checked", "were not checked"),
-    }
-    return english_list(
-        [f"{counts[r]} {one if counts[r] == 1 else many}" for r, (one, many) in words.items() if counts[r]]
-    )
+    ended = [(counts[result], words) for result, words in _COUNTED.items() if counts[result]]
+    return english_list([f"{number} {words[number > 1]}" for number, words in ended])

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..compare.figures import plain, significant
+from ..compare.figures import plain
 from ..errors import InvalidValue
 from ..measure.memory import format_bytes
-from .display import WORDS, counted
+from . import RESULTS
+from .display import WORDS, counted, number
 from .results import check_writable
 
 MARK = "<!-- Made by `foveate verify --page` of claims.json: change the checks, not this page. -->"
@@ -39,10 +40,10 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         MARK,
         "",
-        "What the papers say, in our words, beside what checks of it measured; [how](verify.md) they are made, and how to "
-        "repeat them.",
+        "What the papers say, in our words, beside what checks of it measured. [How](verify.md) they are made, "
+        "repeated and added.",
         "",
-        f"**{_number(len(entries), 'check')} of {_number(len(systems), 'system')}**: "
+        f"**{_counted(len(entries), 'check')} of {_counted(len(systems), 'system')}**: "
         f"{counted(entry['result'] for _, _, entry in entries) or 'none'}.",
         "",
         *_table_of_counts(systems),
@@ -75,12 +76,8 @@ def _table_of_counts(systems: Mapping[str, Any]) -> Iterator[str]:
     for kind in ("exact", "scaling", "learned", "needs-pretrained"):
         results = [c["result"] for s in systems.values() for c in s["claims"].values() if c["kind"] == kind]
         if results:
-            counts = " | ".join(str(results.count(result) or "") for result in WORDS_IN_ORDER)
+            counts = " | ".join(str(results.count(result) or "") for result in RESULTS)
             yield f"| {kind} | {counts} |"
-
-
-#: The worst first.
-WORDS_IN_ORDER = ("fails", "error", "holds", "not checked")
 
 
 def _failing(broken: list[tuple[str, str, Mapping[str, Any]]], runs: list[Any]) -> Iterator[str]:
@@ -96,10 +93,10 @@ def _failing(broken: list[tuple[str, str, Mapping[str, Any]]], runs: list[Any]) 
 
 def _measured(claims: Mapping[str, Any], runs: list[Any]) -> Iterator[str]:
     yield from (
-        "| | claimed | kind | measured | against | how | date |",
+        "| result | claimed | kind | measured | against | how | date |",
         "| --- | --- | --- | ---: | ---: | --- | --- |",
     )
-    for entry in sorted(claims.values(), key=lambda e: WORDS_IN_ORDER.index(e["result"])):
+    for entry in sorted(claims.values(), key=lambda e: RESULTS.index(e["result"])):
         checked = entry["result"] != "not checked"
         how = _text(entry["detail"]) if checked else "[what it would need](#what-could-not-be-checked)"
         word = WORDS[entry["result"]]
@@ -109,19 +106,24 @@ def _measured(claims: Mapping[str, Any], runs: list[Any]) -> Iterator[str]:
 
 
 def _unchecked(entries: list[tuple[str, str, Mapping[str, Any]]]) -> Iterator[str]:
-    if not entries:
-        yield "Nothing."
+    needs: dict[str, list[str]] = {}
     for slug, name, entry in entries:
-        yield f"- [{slug}](#{slug}) (`{name}`): {_text(entry['says'])} {_text(entry['detail'])}"
+        needs.setdefault(entry["detail"], []).append(f"[{slug}](#{slug}) (`{name}`): {_text(entry['says'])}")
+    if not needs:
+        yield "Nothing."
+    for need, claims in sorted(needs.items(), key=lambda item: len(item[1])):  # what many wait for comes last
+        if len(claims) == 1:
+            yield f"- {claims[0]} *{_text(need)}*"
+        else:
+            yield from (f"- *{_text(need)}*", *(f"    - {claim}" for claim in claims))
 
 
 def _run(run: Mapping[str, Any]) -> str:
     machine = run["machine"]
     gpus = "".join(f", {gpu}" for gpu in machine["gpus"])
-    versions = ", ".join(
-        f"{name} {version}" for name, version in {"foveate": run["foveate"], **run["versions"]}.items()
-    )
-    cores = _number(machine["cores"], "core")
+    releases = {"foveate": run["foveate"], **run["versions"]}
+    versions = ", ".join(f"{name} {release}" for name, release in releases.items())
+    cores = _counted(machine["cores"], "core")
     memory = format_bytes(machine["memory_bytes"])
     return f"{run['date'][:10]}: {machine['cpu']}, {cores}{gpus}, {memory}, {machine['os']}; {versions}"
 
@@ -131,10 +133,10 @@ def _date(entry: Mapping[str, Any], runs: list[Any]) -> str:
 
 
 def _numbers(entry: Mapping[str, Any]) -> str:
-    return f"{significant(entry['value'])} | {significant(entry['threshold'])}"
+    return f"{number(entry['value'])} | {number(entry['threshold'])}"
 
 
-def _number(count: int, what: str) -> str:
+def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 

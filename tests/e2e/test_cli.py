@@ -218,6 +218,7 @@ def test_bad_options_are_refused_by_name(compared, options):
         (("list", "--status", "verifed"), ["status", "verifed", "verified"]),
         (("list", "--family", "spikng"), ["family", "spikng", "spiking"]),
         (("verify", "timesnet", "--kind", "proved"), ["proved", "exact"]),
+        (("verify", "timesnt"), ["timesnt", "timesnet"]),
     ],
 )
 def test_unknown_words_are_answered_with_the_nearest(arguments, parts):
@@ -261,9 +262,6 @@ def test_browsing():
     assert set(facts["native"]) == {"level", "built", "kernels", "advice"}
     assert "selective_scan" in facts["native"]["kernels"]
     assert "native kernels: " in foveate_command("doctor").stdout
-    verified = foveate_command("verify", "dlinear", "--kind", "exact")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert "holds" in verified.stdout
 
 
 def test_a_planned_system_can_be_looked_at_and_cited():
