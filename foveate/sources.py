@@ -72,12 +72,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The executable check of a claim, as its decorator in ``claims/<slug>.py`` describes it."""
+    """The executable check of a claim, as ``claims/<slug>.py`` describes it.
 
+    Attributes:
+        slug: the system's.
+        name: of the function.
+        kind, says, timed: as its decorator says, see :class:`foveate.claims.Claim`.
+        about: its docstring: how it measures, and how it was seen failing.
+    """
+
+    slug: str
     name: str
     kind: str
     says: str
     timed: bool = False
+    about: str = ""
 
 
 @dataclass(slots=True)
@@ -167,9 +176,9 @@ def scan_file(file: Path, module: str) -> list[Entry]:
 def scan_claims(file: Path) -> list[Check]:
     """Read the checks in one file of claims without importing it."""
     return [
-        Check(node.name, keywords["kind"], keywords["says"], keywords.get("timed", False))
+        Check(slug, node.name, about=ast.get_docstring(node) or "", **keywords)
         for node in _tree(file.read_text(encoding="utf-8"), file)
-        for _, keywords in _decorations(node, "claim")
+        for (slug,), keywords in _decorations(node, "claim")
     ]
 
 

@@ -8,12 +8,10 @@ One file per system, named by its slug::
 
 from __future__ import annotations
 
-import ast
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidValue
@@ -68,24 +66,6 @@ class Claim:
         return self.check.__name__
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A claim as its source tells it: nothing has been imported.
-
-    Attributes:
-        slug, kind, says, timed: as in :class:`Claim`.
-        name: the check's function name.
-        about: the check's docstring: how it measures, and how it was seen failing.
-    """
-
-    slug: str
-    name: str
-    kind: Kind
-    says: str
-    timed: bool = False
-    about: str = ""
-
-
 _claims: dict[tuple[str, str], Claim] = {}
 
 
@@ -117,36 +97,6 @@ def claim(
 def _place(check: Callable[[], Measurement]) -> tuple[str, int]:
     code: Any = check.__code__  # type: ignore[attr-defined]
     return code.co_filename, code.co_firstlineno
-
-
-def listed(slug: str | None = None) -> list[Listed]:
-    """All claims, or those of one system, in the order of their files, read from the source without importing it.
-
-    So a file of claims that cannot be imported here is listed as well, and listing loads no torch.
-    """
-    files = sorted(file for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_"))
-    return [found for file in files if slug in (None, file.stem) for found in _read(file)]
-
-
-def _read(file: Path) -> Iterator[Listed]:
-    body = ast.parse(file.read_text(encoding="utf-8"), filename=str(file)).body
-    constants = {
-        target.id: node.value.value
-        for node in body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-
-    def value(node: ast.expr) -> Any:
-        return constants[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
-
-    for node in body:
-        for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
-            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "claim":
-                given = {keyword.arg: value(keyword.value) for keyword in decorator.keywords if keyword.arg}
-                about = ast.get_docstring(node) or ""
-                yield Listed(value(decorator.args[0]), node.name, about=about, **given)  # type: ignore[union-attr]
 
 
 def claims_of(slug: str | None = None, kind: str | None = None) -> list[Claim]:

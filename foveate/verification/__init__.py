@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..claims import KINDS, Listed, listed
+from ..claims import KINDS
 from ..errors import InvalidValue, unknown_name
-from ..registry import get_system
+from ..registry import get_system, list_systems
+from ..sources import Check
 
 #: Seconds that a check may take.
 TIMEOUT = 1800.0
@@ -24,7 +25,7 @@ Event = dict[str, Any]
 
 def choose(
     slugs: Sequence[str] | str | None = None, kinds: Sequence[str] | None = None, timed: bool | None = None
-) -> list[Listed]:
+) -> list[Check]:
     """The claims of these systems and kinds.
 
     Args:
@@ -35,13 +36,11 @@ def choose(
     Raises:
         UnknownName: no such system or kind; the nearest names are given.
     """
-    slugs = [slugs] if isinstance(slugs, str) else slugs
+    slugs = [slugs] if isinstance(slugs, str) else list_systems() if slugs is None else slugs
     for kind in kinds or ():
         if kind not in KINDS:
             raise unknown_name("kind of claim", kind, KINDS)
-    for slug in slugs or ():
-        get_system(slug)
-    found = listed() if slugs is None else [claim for slug in dict.fromkeys(slugs) for claim in listed(slug)]
+    found = [check for slug in dict.fromkeys(slugs) for check in get_system(slug).checks]
     return [c for c in found if (not kinds or c.kind in kinds) and timed in (None, c.timed)]
 
 
@@ -68,7 +67,7 @@ def verify(
         timeout: seconds that a check may take.
         out: file that the results are merged into, after every check; see :mod:`foveate.verification.results`.
         progress: told what happens, as dicts: "type" is "plan" (with "checks"), "started" or "ended" (with "check", a
-            :class:`~foveate.claims.Listed`, and "found").
+            :class:`~foveate.sources.Check`, and "found").
 
     Returns:
         What was measured now, in the form of the file. ``["systems"][slug]["claims"][name]`` has "says", "kind",
@@ -92,11 +91,12 @@ def verify(
     file = None if out is None else Path(out)
     if file is not None:
         results.check_target(file)
+    known = {slug: [check.name for check in get_system(slug).checks] for slug in list_systems()}
     now = results.Now({claim.slug for claim in chosen})
     if missing and file is not None:
         chosen = [claim for claim in chosen if not now.has(results.read(file), claim)]
     for claim, found in runner.run(chosen, timed is not False, workers, timeout, progress or (lambda event: None)):
         now.add(claim, found)
         if file is not None:
-            results.merge_into(file, now.record())
+            results.merge_into(file, now.record(), known)
     return now.record()

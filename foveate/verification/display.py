@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..claims import Listed
 from ..compare.display import bar
 from ..compare.figures import NONE, clock, duration, english_list, plain, significant
+from ..sources import Check
 
 #: Frames a second: drawing must not disturb the checks that compare times.
 FRAMES = 2.0
@@ -34,8 +34,8 @@ class Display:
         self.console = console or Console(stderr=True)
         self.total = 0
         self.begun = time.monotonic()
-        self.running: dict[Listed, float] = {}
-        self.ended: list[tuple[Listed, Mapping[str, Any]]] = []
+        self.running: dict[Check, float] = {}
+        self.ended: list[tuple[Check, Mapping[str, Any]]] = []
         live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live = (
             Live(
@@ -87,7 +87,7 @@ class Display:
         return Group(*lines)
 
 
-def _line(check: Listed, found: Mapping[str, Any]) -> str:
+def _line(check: Check, found: Mapping[str, Any]) -> str:
     said = plain(found["detail"]) if found["result"] in ("error", "not checked") else numbers(found)
     return f"{check.slug} {check.name}: {WORDS[found['result']]} after {duration(found['seconds'])}: {said}"
 

@@ -14,14 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..catalog.results import sources_digest
-from ..claims import Listed, listed
+from ..catalog.results import FORMAT, read_results, sources_digest
 from ..errors import InvalidValue
 from ..measure.machine import machine_facts, versions
 from ..registry import get_system
+from ..sources import Check
 from ..tasks.io import read_json, write_json
-
-FORMAT = 1
 
 Record = dict[str, Any]
 
@@ -44,13 +42,13 @@ class Now:
             "versions": known,
         }
 
-    def has(self, record: Record, claim: Listed) -> bool:
+    def has(self, record: Record, claim: Check) -> bool:
         """Whether a record holds a measurement of this claim on the present sources."""
         system = record["systems"].get(claim.slug, {"sources": "", "claims": {}})
         result = system["claims"].get(claim.name, {}).get("result")
         return system["sources"] == self.sources[claim.slug] and result in ("holds", "fails")
 
-    def add(self, claim: Listed, found: Mapping[str, Any]) -> None:
+    def add(self, claim: Check, found: Mapping[str, Any]) -> None:
         """Take in what a check found."""
         entry = {"says": claim.says, "kind": claim.kind, **found, "run": 0}
         entry["seconds"] = round(entry["seconds"], 3)
@@ -83,6 +81,7 @@ def read(file: Path) -> Record:
         raise InvalidValue(f"{file} is not a file of results of `foveate verify`: choose another one.")
     if number > FORMAT:
         raise InvalidValue(f"{file} has format {number}, this version knows {FORMAT}: update foveate.")
+    read_results(file)  # refuses what is damaged
     return record
 
 
@@ -112,11 +111,8 @@ def check_writable(file: Path) -> None:
         raise InvalidValue(f"{file} cannot be written ({error.strerror}): choose another place.") from error
 
 
-def merge_into(file: Path, now: Record) -> None:
-    """Merge new results into a file."""
-    known: dict[str, list[str]] = {}
-    for claim in listed():
-        known.setdefault(claim.slug, []).append(claim.name)
+def merge_into(file: Path, now: Record, known: Mapping[str, Collection[str]]) -> None:
+    """Merge new results into a file; see :func:`merged`."""
     write_json(file, merged(read(file), now, known))
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..claims import KINDS, Listed
+from ..claims import KINDS
 from ..compare.pool import Ended, Pool, start_server
+from ..sources import Check
 from .worker import NOT_MEASURED, failure, work
 
 LEFT_OUT = f"{NOT_MEASURED}: the check compares times, which needs a quiet machine, and was left out."
@@ -18,12 +19,12 @@ Found = dict[str, Any]
 
 
 def run(
-    checks: Sequence[Listed],
+    checks: Sequence[Check],
     with_timed: bool,
     workers: int | None,
     timeout: float,
     progress: Callable[[dict[str, Any]], None],
-) -> Iterator[tuple[Listed, Found]]:
+) -> Iterator[tuple[Check, Found]]:
     """Each check with what it found, as they end: quick kinds first, those that compare times last.
 
     Args:
@@ -45,8 +46,8 @@ def run(
     start_server()  # it imports while this process does
     from ..measure.machine import usable_cores
 
-    told: dict[Listed, Found] = {}
-    begun: dict[Listed, float] = {}
+    told: dict[Check, Found] = {}
+    begun: dict[Check, float] = {}
     with (
         tempfile.TemporaryDirectory(prefix="foveate-") as folder,
         Pool(

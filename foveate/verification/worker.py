@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from ..claims import Listed, Measurement, claims_of
+from ..claims import Measurement, claims_of
 from ..compare.figures import plain
 from ..compare.worker import output_to
+from ..sources import Check
 
 #: How the detail of a check begins that could not be made here.
 NOT_MEASURED = "not measured"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def work(claim: Listed, config: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
+def work(claim: Check, config: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
     """Run a claim's check and send what it found; the entry point of every worker process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -34,7 +35,7 @@ def work(claim: Listed, config: dict[str, Any], send: Callable[[dict[str, Any]],
     send(found)
 
 
-def _check(claim: Listed) -> Callable[[], Any]:
+def _check(claim: Check) -> Callable[[], Any]:
     return next(c.check for c in claims_of(claim.slug) if c.name == claim.name)
 
 
@@ -43,7 +44,7 @@ def failure(detail: str) -> dict[str, Any]:
     return {"result": "error", "value": None, "threshold": None, "detail": detail, "seconds": 0.0}
 
 
-def _told(claim: Listed, found: Any) -> dict[str, Any]:
+def _told(claim: Check, found: Any) -> dict[str, Any]:
     if not isinstance(found, Measurement):
         return failure(f"the check returned {type(found).__name__}, no Measurement.")
     unchecked = claim.kind == "needs-pretrained" or found.detail.startswith(NOT_MEASURED)

@@ -11,9 +11,11 @@ import torch
 
 import foveate
 import foveate.claims
-from foveate.claims import KINDS, Claim, Listed, Measurement, claim, claims_of, listed
+from foveate.claims import KINDS, Claim, Measurement, claim, claims_of
+from foveate.sources import Check, scan_claims
 
 ALL = claims_of()
+FILES = sorted(Path(foveate.claims.__file__).parent.glob("[!_]*.py"))
 
 
 def _marks(entry: Claim) -> list[pytest.MarkDecorator]:
@@ -40,7 +42,7 @@ def test_claim_holds(entry):
 SEEN_FAILING = re.compile(r"\bSeen failing(?: \(.+?\))? (?:with|without|when|after|at|untrained)\b")
 
 
-def described(entry: Listed) -> str:
+def described(entry: Check) -> str:
     """What is missing in a claim's words; "" if nothing is."""
     about = " ".join(entry.about.split())
     if not entry.says.endswith("."):
@@ -54,7 +56,7 @@ def described(entry: Listed) -> str:
 
 def test_every_claim_is_described_and_says_how_it_was_seen_failing():
     assert ALL, "no claims were found"
-    found = {f"{entry.slug}.{entry.name}": described(entry) for entry in listed()}
+    found = {f"{entry.slug}.{entry.name}": described(entry) for file in FILES for entry in scan_claims(file)}
     assert not {name: missing for name, missing in found.items() if missing}
 
 
@@ -72,20 +74,20 @@ def test_every_claim_is_described_and_says_how_it_was_seen_failing():
     ],
 )
 def test_what_a_description_lacks_is_named(change, missing):
-    whole = Listed("dlinear", "a", "exact", "It is fast.", about="Seen failing with a loop.")
+    whole = Check("dlinear", "a", "exact", "It is fast.", about="Seen failing with a loop.")
     found = described(dataclasses.replace(whole, **change))
     assert missing in found
     assert bool(found) == bool(missing)
 
 
 def test_claims_are_of_the_system_their_file_is_named_after():
-    for file in sorted(Path(foveate.claims.__file__).parent.glob("[!_]*.py")):
+    for file in FILES:
         foveate.get_system(file.stem)  # a file of claims whose system has no record is named
-        assert {c.slug for c in listed(file.stem)} == {file.stem}, f"{file.name} has claims of others, or none"
+        assert {c.slug for c in scan_claims(file)} == {file.stem}, f"{file.name} has claims of others, or none"
 
 
 def test_names_of_checks_are_unique():
-    names = [(c.slug, c.name) for c in listed()]
+    names = [(c.slug, c.name) for file in FILES for c in scan_claims(file)]
     assert len(set(names)) == len(names), {name for name in names if names.count(name) > 1}
 
 
