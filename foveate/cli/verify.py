@@ -50,13 +50,13 @@ def verify(
     if not (all_ or slugs or page):
         raise InvalidValue("verify does not know what to check: give systems, or --all.")
     seconds, kinds = duration(timeout, "--timeout"), names(",".join(kind or ()))
-    from ..verification import choose
+    from ..verification import choose, results
 
     checks = choose(slugs or None, kinds, timed or None)
     if page is not None:
-        from ..verification import page as pages
-
-        pages.check_target(page)
+        results.check_page(page)
+        if not (all_ or slugs or out.exists()):
+            raise InvalidValue(f"--page {page} is not possible: {out} does not exist, and nothing is to be measured.")
     record: dict[str, Any] = {"systems": {}}
     if all_ or slugs:
         options = {"timed": timed, "missing": missing, "workers": workers, "timeout": seconds, "out": out}
@@ -67,11 +67,9 @@ def verify(
             _print(record, out, bool(checks))
     if page is not None:
         from ..tasks.io import atomic_write
-        from ..verification import results
+        from ..verification.page import markdown
 
-        if not out.exists():
-            raise InvalidValue(f"--page {page} is not possible: {out} does not exist, and nothing was measured.")
-        atomic_write(page, pages.markdown(results.read(out)))
+        atomic_write(page, markdown(results.read(out)))
     if any(c["result"] in ("fails", "error") for s in record["systems"].values() for c in s["claims"].values()):
         raise typer.Exit(1)
 

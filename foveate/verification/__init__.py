@@ -79,8 +79,6 @@ def verify(
         InvalidValue: ``out`` cannot be written or is not a file of results, or ``workers`` or ``timeout`` is not
             positive.
     """
-    from . import results, runner
-
     if workers is not None and workers < 1:
         raise InvalidValue(f"workers={workers} is not possible: at least one check must run.")
     if not timeout > 0:
@@ -89,8 +87,15 @@ def verify(
         raise InvalidValue("missing=True is not possible without out: that file says what is there already.")
     chosen = choose(slugs, kinds, timed or None)
     file = None if out is None else Path(out)
+    from . import results
+
     if file is not None:
         results.check_target(file)
+    from ..compare.pool import start_server
+
+    start_server()  # it imports torch while this process does
+    from . import runner
+
     known = {slug: [check.name for check in get_system(slug).checks] for slug in list_systems()}
     now = results.Now({claim.slug for claim in chosen})
     if missing and file is not None:

@@ -76,6 +76,8 @@ class Display:
         width, now = self.console.width, time.monotonic()
         tail = f"  {len(self.ended)}/{self.total} claims  {clock(now - self.begun)} "
         done = len(self.ended) / max(1, self.total)
+        if not self.total:
+            return Group(Text(f" loading  {clock(now - self.begun)}", style="dim"))
         lines = [Text.assemble(" ", bar(done, max(10, width - len(tail) - 1), "green"), (tail, "bold"))]
         for check, since in list(self.running.items()):
             lines.append(Text(f"   {clock(now - since):>7}  {check.slug} {check.name} ({check.kind})", style="cyan"))

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..compare.figures import plain
-from ..errors import InvalidValue
 from ..measure.memory import format_bytes
 from . import RESULTS
 from .display import WORDS, counted, number
-from .results import check_writable
-
-MARK = "<!-- Made by `foveate verify --page` of claims.json: change the checks, not this page. -->"
-
-
-def check_target(file: Path) -> None:
-    """Refuse a page that could not be written, before anything is measured.
-
-    Raises:
-        InvalidValue: it, or its folder, cannot be written, or it is someone else's.
-    """
-    check_writable(file)
-    if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
-        raise InvalidValue(f"{file} is a page that `foveate verify` has not made: choose another name.")
+from .results import MARK
 
 
 def markdown(record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ The file is replaced atomically after every check, so nothing is lost when a run
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -16,10 +17,11 @@ from typing import Any
 
 from ..catalog.results import FORMAT, read_results, sources_digest
 from ..errors import InvalidValue
-from ..measure.machine import machine_facts, versions
 from ..registry import get_system
 from ..sources import Check
-from ..tasks.io import read_json, write_json
+
+#: What tells our page from another one.
+MARK = "<!-- Made by `foveate verify --page` of claims.json: change the checks, not this page. -->"
 
 Record = dict[str, Any]
 
@@ -32,6 +34,8 @@ class Now:
     """
 
     def __init__(self, slugs: Collection[str]) -> None:
+        from ..measure.machine import machine_facts, versions  # with torch, which refusing a file does not wait for
+
         self.sources = {slug: sources_digest(get_system(slug)) for slug in slugs}
         self._claims: dict[str, Record] = {}
         known = versions()
@@ -75,7 +79,12 @@ def read(file: Path) -> Record:
     """
     if not file.exists():
         return empty()
-    record = read_json(file)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidValue(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError:
+        record = None
     number = record.get("format") if isinstance(record, dict) and {"systems", "runs"} <= set(record) else None
     if not isinstance(number, int):
         raise InvalidValue(f"{file} is not a file of results of `foveate verify`: choose another one.")
@@ -93,6 +102,17 @@ def check_target(file: Path) -> None:
     """
     check_writable(file)
     read(file)
+
+
+def check_page(file: Path) -> None:
+    """Refuse a page that could not be written, before anything is measured.
+
+    Raises:
+        InvalidValue: it, or its folder, cannot be written, or it is someone else's.
+    """
+    check_writable(file)
+    if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        raise InvalidValue(f"{file} is a page that `foveate verify` has not made: choose another name.")
 
 
 def check_writable(file: Path) -> None:
@@ -113,6 +133,8 @@ def check_writable(file: Path) -> None:
 
 def merge_into(file: Path, now: Record, known: Mapping[str, Collection[str]]) -> None:
     """Merge new results into a file; see :func:`merged`."""
+    from ..tasks.io import write_json
+
     write_json(file, merged(read(file), now, known))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..claims import KINDS
-from ..compare.pool import Ended, Pool, start_server
+from ..compare.pool import Ended, Pool
 from ..sources import Check
 from .worker import NOT_MEASURED, failure, work
 
@@ -43,7 +43,6 @@ def run(
         yield check, found
     if not waiting:
         return
-    start_server()  # it imports while this process does
     from ..measure.machine import usable_cores
 
     told: dict[Check, Found] = {}

@@ -49,12 +49,11 @@ def _told(claim: Check, found: Any) -> dict[str, Any]:
         return failure(f"the check returned {type(found).__name__}, no Measurement.")
     unchecked = claim.kind == "needs-pretrained" or found.detail.startswith(NOT_MEASURED)
     result = "not checked" if unchecked else "holds" if found.passed else "fails"
-    numbers, detail = {"value": found.value, "threshold": found.threshold}, found.detail
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            numbers[name] = None
-            detail += "" if unchecked else f" (the {name} is {number})"
-    return {"result": result, **numbers, "detail": detail}
+    numbers = {"value": found.value, "threshold": found.threshold}
+    absent = [f"the {name} is {number}" for name, number in numbers.items() if not math.isfinite(number)]
+    detail = found.detail + (f" ({', '.join(absent)})" if absent and not unchecked else "")
+    known = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    return {"result": result, **known, "detail": detail}
 
 
 def _sentence(error: Exception) -> str:

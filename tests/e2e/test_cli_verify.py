@@ -72,7 +72,7 @@ def test_a_system_without_checks_says_so(tmp_path):
         (("dlinear", "--timeout", "soon"), ["--timeout", "soon", "90s"]),
         (("dlinear", "--out", "."), ["cannot be written", "folder"]),
         (("dlinear", "--out", "thesis.tex/claims.json"), ["cannot be written"]),
-        (("dlinear", "--out", "thesis.tex"), ["thesis.tex", "not JSON"]),
+        (("dlinear", "--out", "thesis.tex"), ["thesis.tex", "not a file of results"]),
         (("dlinear", "--out", "mine.json"), ["mine.json", "not a file of results"]),
         (("dlinear", "--page", "thesis.tex"), ["thesis.tex", "has not made"]),
         (("--page", "page.md"), ["page.md", "claims.json does not exist"]),

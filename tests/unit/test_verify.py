@@ -257,10 +257,11 @@ def test_not_checked_replaces_no_measurement_on_the_same_sources():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("my notes", "is damaged: it is not JSON"),
+        ("my notes", "is not a file of results"),
         ("[1]", "is not a file of results"),
         ('{"format": 1}', "is not a file of results"),
         ('{"format": 2, "systems": {}, "runs": []}', "has format 2, this version knows 1"),
+        ('{"format": 1, "systems": {"dlinear": {}}, "runs": []}', "are damaged"),
     ],
 )
 def test_files_that_are_something_else_are_left_alone(tmp_path, content, words):
@@ -274,12 +275,12 @@ def test_files_that_are_something_else_are_left_alone(tmp_path, content, words):
 def test_targets_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     for target in (tmp_path, tmp_path / "file" / "claims.json"):
-        for check in (results.check_target, page.check_target):
+        for check in (results.check_target, results.check_page):
             with pytest.raises(ValueError, match="cannot be written"):
                 check(target)
     (tmp_path / "mine.md").write_text("# My page")
     with pytest.raises(ValueError, match=r"mine\.md is a page that `foveate verify` has not made"):
-        page.check_target(tmp_path / "mine.md")
+        results.check_page(tmp_path / "mine.md")
 
 
 # ----- pages and tables
@@ -300,7 +301,7 @@ def test_the_page_has_what_fails_first_and_what_was_not_checked_last():
     assert places == sorted(places)
     assert "| [one](#one) | It is so. (`b`) | exact | 3 | 2 | off \\| by; at most | 2026-11-02 |" in text
     assert "ended in an error: E: x\\_y" in text
-    assert page.MARK in text
+    assert results.MARK in text
     everything = page.markdown(record([a_run(1)], one={"a": entry()}))
     assert "Of what was checked, everything holds." in everything
     assert "Nothing." in everything
