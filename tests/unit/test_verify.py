@@ -120,12 +120,10 @@ def test_an_error_names_its_place(tmp_path):
 
 
 def test_a_check_that_takes_too_long_is_ended(toys):
-    begun = time.monotonic()
-    found, _ = toys(made("sleeps"), made("holds"), timeout=3)
-    assert time.monotonic() - begun < 60
-    assert found["sleeps"]["detail"] == "exceeded the time limit of 3 s."
-    assert found["sleeps"]["seconds"] >= 3
-    assert found["holds"]["result"] == "holds"
+    found, _ = toys(made("sleeps"), timeout=2)
+    assert found["sleeps"]["result"] == "error"
+    assert found["sleeps"]["detail"] == "exceeded the time limit of 2 s."
+    assert 2 <= found["sleeps"]["seconds"] < 200
 
 
 def test_checks_that_compare_times_run_alone_and_last(toys):
