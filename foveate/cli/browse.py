@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from ..catalog import FAMILIES
-from ..errors import InvalidValue
 from ..registry import KINDS, STATUSES, Entry, System, find_systems, get_system
 from ..registry import cite as bibtex
 from . import cards
