@@ -52,7 +52,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         ]
     unchecked = [e for e in entries if e[2]["result"] == "not checked"]
     lines += ["## What could not be checked", "", *_unchecked(unchecked), ""]
-    lines += ["## Where it was measured", "", *(f"{n}. {_run(run)}" for n, run in enumerate(record["runs"], start=1))]
+    lines += ["## Where it was measured", "", *dict.fromkeys(f"- {_run(run)}" for run in record["runs"])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -66,28 +66,26 @@ def _table_of_counts(systems: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failing(broken: list[tuple[str, str, Mapping[str, Any]]], runs: list[Any]) -> Iterator[str]:
-    yield from (
-        "| system | claimed | kind | measured | against | how | date |",
-        "| --- | --- | --- | ---: | ---: | --- | --- |",
-    )
+    yield from ("| system | claimed | measured | against |", "| --- | --- | ---: | ---: |")
     for slug, name, entry in broken:
-        said = f"{_text(entry['says'])} (`{name}`)"
-        how = ("ended in an error: " if entry["result"] == "error" else "") + _text(entry["detail"])
-        yield f"| [{slug}](#{slug}) | {said} | {entry['kind']} | {_numbers(entry)} | {how} | {_date(entry, runs)} |"
+        yield f"| [{slug}](#{slug}) | {_claimed(entry, runs, name)} | {_numbers(entry)} |"
 
 
 def _measured(claims: Mapping[str, Any], runs: list[Any]) -> Iterator[str]:
-    yield from (
-        "| result | claimed | kind | measured | against | how | date |",
-        "| --- | --- | --- | ---: | ---: | --- | --- |",
-    )
+    yield from ("| result | claimed | measured | against |", "| --- | --- | ---: | ---: |")
     for entry in sorted(claims.values(), key=lambda e: RESULTS.index(e["result"])):
-        checked = entry["result"] != "not checked"
-        how = _text(entry["detail"]) if checked else "[what it would need](#what-could-not-be-checked)"
         word = WORDS[entry["result"]]
         word = f"**{word}**" if entry["result"] in ("fails", "error") else word
-        cells = (word, _text(entry["says"]), entry["kind"], _numbers(entry), how, _date(entry, runs) if checked else "")
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {word} | {_claimed(entry, runs)} | {_numbers(entry)} |"
+
+
+def _claimed(entry: Mapping[str, Any], runs: list[Any], name: str = "") -> str:
+    """The claim with its kind, how it was measured, and when."""
+    if entry["result"] == "not checked":
+        how = f"{entry['kind']}; [what it would need](#what-could-not-be-checked)"
+    else:
+        how = f"{entry['kind']}, {runs[entry['run']]['date'][:10]}: {_text(entry['detail'])}"
+    return f"{_text(entry['says'])}{f' (`{name}`)' * bool(name)}<br><small>{how}</small>"
 
 
 def _unchecked(entries: list[tuple[str, str, Mapping[str, Any]]]) -> Iterator[str]:
@@ -111,10 +109,6 @@ def _run(run: Mapping[str, Any]) -> str:
     cores = _counted(machine["cores"], "core")
     memory = format_bytes(machine["memory_bytes"])
     return f"{run['date'][:10]}: {machine['cpu']}, {cores}{gpus}, {memory}, {machine['os']}; {versions}"
-
-
-def _date(entry: Mapping[str, Any], runs: list[Any]) -> str:
-    return str(runs[entry["run"]]["date"][:10])
 
 
 def _numbers(entry: Mapping[str, Any]) -> str:

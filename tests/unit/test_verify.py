@@ -294,11 +294,15 @@ def test_the_page_has_what_fails_first_and_what_was_not_checked_last():
     text = page.markdown(made)
     assert "**4 checks of 2 systems**: 1 fails, 1 ended in an error, 1 holds and 1 was not checked." in text
     order = ["## What does not hold", "[one](#one)", "[two](#two)", "## By system", "### one", "### two"]
-    order += ["## What could not be checked", need, "## Where it was measured", "1. 2026-11-01: A CPU, 2 cores"]
+    order += ["## What could not be checked", need, "## Where it was measured", "- 2026-11-01: A CPU, 2 cores"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
-    assert "| [one](#one) | It is so. (`b`) | exact | 3 | 2 | off \\| by; at most | 2026-11-02 |" in text
-    assert "ended in an error: E: x\\_y" in text
+    said = "It is so. (`b`)<br><small>exact, 2026-11-02: off \\| by; at most</small>"
+    assert f"| [one](#one) | {said} | 3 | 2 |" in text
+    assert "| **ERROR** | It is so.<br><small>exact, 2026-11-01: E: x\\_y</small> |" in text
+    assert (
+        "| not checked | It is so.<br><small>exact; [what it would need](#what-could-not-be-checked)</small> |" in text
+    )
     assert results.MARK in text
     everything = page.markdown(record([a_run(1)], one={"a": entry()}))
     assert "Of what was checked, everything holds." in everything
