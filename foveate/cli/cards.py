@@ -130,7 +130,7 @@ def pairs(system: System) -> list[tuple[Check, Measured | None]]:
     """Every check of a system's claims with what is on record of it; checks that are gone come last."""
     found = {m.check: m for m in system.measured}
     known = [(check, found.pop(check.name, None)) for check in system.checks]
-    return known + [(Check(m.check, m.kind, m.says), m) for m in found.values()]
+    return known + [(Check(system.slug, m.check, m.kind, m.says), m) for m in found.values()]
 
 
 def _section(out: Console, title: str, rows: Iterable[Sequence[Any]], note: str = "") -> None:

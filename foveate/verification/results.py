@@ -84,7 +84,7 @@ def read(file: Path) -> Record:
     except OSError as error:
         raise InvalidValue(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError:
-        record = None
+        record = {}
     number = record.get("format") if isinstance(record, dict) and {"systems", "runs"} <= set(record) else None
     if not isinstance(number, int):
         raise InvalidValue(f"{file} is not a file of results of `foveate verify`: choose another one.")
