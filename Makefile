@@ -7,7 +7,7 @@ KERNELS := setup.py $(wildcard foveate/ops/native/kernels/*)
 BENCH_VENV := .venv-bench
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint slow bench clean
+.PHONY: demo test lint slow claims bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foveate compare forecast --out foveate-runs/demo
@@ -22,6 +22,10 @@ lint: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# Every claim that has no result on the present sources. A quiet machine, please: some compare times.
+claims: $(VENV)/.installed-dev
+	$(THREADS) $(BIN)/python -m foveate verify --all --missing --out foveate/catalog/claims.json --page docs/claims.md
 
 # Peers live in an environment of their own. Options: make bench BENCH="selective_scan --threads 1".
 bench: $(BENCH_VENV)/.peers

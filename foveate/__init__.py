@@ -10,12 +10,13 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .registry import create, get_system, list_names, list_systems
+from .registry import cite, create, get_system, list_names, list_systems
 
 if TYPE_CHECKING:
     from .checkpoint import load
     from .exporting import export
     from .models.official import load_official
+    from .verification import verify
 
 try:
     __version__ = version("foveate")
@@ -26,10 +27,12 @@ _LAZY = {
     "export": "foveate.exporting",
     "load": "foveate.checkpoint",
     "load_official": "foveate.models.official",
+    "verify": "foveate.verification",
 }
 
 __all__ = [
     "__version__",
+    "cite",
     "create",
     "export",
     "get_system",
@@ -37,6 +40,7 @@ __all__ = [
     "list_systems",
     "load",
     "load_official",
+    "verify",
 ]
 
 

@@ -6,63 +6,49 @@ Registering is a decorator with literal arguments above the class or function::
     class LightningAttention(Mixer):
         spec = MixerSpec(causal="strict", streaming="exact")
 
-The registry finds these lines by *reading* the source of foveate's packages, not by importing it, so names, kinds and
-specs are known without loading torch; the module is imported when the object is first needed. There is no second list
-to edit. Other distributions join through the entry-point group ``foveate.plugins``: each entry point names a module
-(or package) whose source is read the same way.
+The registry finds these lines by *reading* the source of foveate's packages (:mod:`foveate.sources`), not by importing
+it, so names, kinds and specs are known without loading torch; the module is imported when the object is first needed.
+There is no second list to edit.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib
-import importlib.metadata
-import importlib.util
-import inspect
-import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import spec as _spec
-from .catalog import Record, records
+from .catalog import FAMILIES, TASKS
 from .errors import InvalidType, InvalidValue, UnknownName, unknown_name
+from .options import check_options, option_types
+from .sources import KINDS, Entry, all_records, plugins, refuse, scan_file, scan_package
+from .systems import STATUSES, System
 
-KINDS = ("op", "mixer", "fuser", "model", "control", "scorer", "task")
+__all__ = [
+    "KINDS",
+    "STATUSES",
+    "Entry",
+    "System",
+    "check_options",
+    "cite",
+    "create",
+    "entries",
+    "find",
+    "find_systems",
+    "get_system",
+    "list_names",
+    "list_systems",
+    "option_types",
+    "register",
+    "scan_file",
+]
+
+_HERE = Path(__file__).parent
 _ROOTS = ("ops", "mixers", "models", "control", "scorers", "tasks")
-_SPECS = {c.__name__: c for c in (_spec.MixerSpec, _spec.ModelSpec, _spec.TaskSpec, _spec.Grid, _spec.Order)}
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One registered name.
-
-    Attributes:
-        kind: one of :data:`KINDS`.
-        name: unique within its kind.
-        system: slug of the system (catalogue record) it belongs to; defaults to ``name``.
-        module, attribute: where the object lives.
-        file: the source file.
-        spec: its :class:`~foveate.spec.MixerSpec` or :class:`~foveate.spec.ModelSpec`, if it has one.
-        summary: first line of its docstring.
-    """
-
-    kind: str
-    name: str
-    system: str
-    module: str
-    attribute: str
-    file: Path
-    spec: Any = None
-    summary: str = ""
-
-    def load(self) -> Any:
-        """Import the module and return the registered class or function."""
-        return getattr(importlib.import_module(self.module), self.attribute)
 
 
 def register(kind: str, name: str, *, system: str | None = None) -> Callable[[T], T]:
@@ -83,85 +69,22 @@ def register(kind: str, name: str, *, system: str | None = None) -> Callable[[T]
     return mark
 
 
-def _literal(node: ast.expr) -> Any:
-    """Evaluate literals and calls of the spec classes; nothing else can appear in a registration."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SPECS:
-        keywords = {k.arg: _literal(k.value) for k in node.keywords if k.arg}
-        return _SPECS[node.func.id](**keywords)
-    return ast.literal_eval(node)
-
-
-def _registrations(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str, str]]:
-    for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "register":
-            arguments = [_literal(a) for a in decorator.args]
-            keywords = {k.arg: _literal(k.value) for k in decorator.keywords}
-            kind, name = arguments
-            yield kind, name, keywords.get("system") or name
-
-
-def _class_spec(node: ast.AST) -> Any:
-    for statement in getattr(node, "body", []):
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if any(getattr(t, "id", None) == "spec" for t in targets):
-                return _literal(statement.value)
-    return None
-
-
-def scan_file(file: Path, module: str) -> list[Entry]:
-    """Read the registrations in one source file without importing it."""
-    source = file.read_text(encoding="utf-8")
-    if "@register(" not in source:
-        return []
-    entries = []
-    for node in ast.parse(source, filename=str(file)).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            summary = (ast.get_docstring(node) or "").split("\n")[0]
-            for kind, name, system in _registrations(node):
-                entry = Entry(kind, name, system, module, node.name, file, _class_spec(node), summary)
-                entries.append(entry)
-    return entries
-
-
-def _scan_package(package: str, folder: Path) -> Iterator[Entry]:
-    for file in sorted(folder.rglob("*.py")):
-        parts = file.relative_to(folder).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        yield from scan_file(file, ".".join((package, *parts)))
-
-
-def _plugin_entries() -> Iterator[Entry]:
-    for point in importlib.metadata.entry_points(group="foveate.plugins"):
-        found = importlib.util.find_spec(point.module)
-        if found is None or found.origin is None:
-            raise UnknownName(
-                f"the plug-in {point.name!r} names the module {point.module!r}, which is not installed: "
-                f"repair or remove that distribution."
-            )
-        if found.submodule_search_locations:
-            yield from _scan_package(point.module, Path(found.origin).parent)
-        else:
-            yield from scan_file(Path(found.origin), point.module)
-
-
 @functools.cache
 def _table() -> dict[tuple[str, str], Entry]:
-    here = Path(__file__).parent
     table: dict[tuple[str, str], Entry] = {}
-
-    def add(entries: Iterator[Entry]) -> None:
-        for entry in entries:
+    for root in _ROOTS:
+        for entry in scan_package(f"foveate.{root}", _HERE / root):
             other = table.setdefault((entry.kind, entry.name), entry)
             if other is not entry:
                 raise InvalidValue(
                     f"the {entry.kind} {entry.name!r} is registered twice: in {other.file} and in {entry.file}."
                 )
-
-    for root in _ROOTS:
-        if (here / root).is_dir():
-            add(_scan_package(f"foveate.{root}", here / root))
-    add(_plugin_entries())
+    for plugin in plugins():
+        for entry in list(plugin.entries):
+            other = table.setdefault((entry.kind, entry.name), entry)
+            if other != entry:
+                plugin.entries.remove(entry)
+                refuse(plugin, f"the {entry.kind} {entry.name!r} of {entry.file} is left out: {other.file} has it.")
     return table
 
 
@@ -187,6 +110,28 @@ def find(name: str, kind: str | None = None) -> Entry:
     return hits[0]
 
 
+def _fits(
+    entry: Entry,
+    task: str | None,
+    causal: bool | None,
+    streaming: bool | None,
+    rank: int | None,
+) -> bool:
+    """Whether an entry satisfies every filter that is not None, see :func:`list_names`."""
+    s = entry.spec
+    is_mixer = isinstance(s, _spec.MixerSpec)
+    if task is not None:
+        spec = find(task, "task").spec
+        fits = spec.rank in s.ranks if is_mixer else (spec.models_of or task) in getattr(s, "tasks", ())
+        if not fits:
+            return False
+    if causal is not None and not (is_mixer and (s.causal == "strict" if causal else s.bidirectional)):
+        return False
+    if streaming is not None and (getattr(s, "streaming", "no") != "no") is not streaming:
+        return False
+    return rank is None or (is_mixer and rank in s.ranks)
+
+
 def list_names(
     kind: str | None = None,
     *,
@@ -205,47 +150,9 @@ def list_names(
         streaming: True: has a streaming form.
         rank: mixers that accept grids of this rank.
     """
-    spec_of_task = find(task, "task").spec if task is not None else None
-
-    def keep(entry: Entry) -> bool:
-        s = entry.spec
-        is_mixer = isinstance(s, _spec.MixerSpec)
-        if spec_of_task is not None:
-            fits = (
-                spec_of_task.rank in s.ranks
-                if is_mixer
-                else (spec_of_task.models_of or task) in getattr(s, "tasks", ())
-            )
-            if not fits:
-                return False
-        if causal is not None and not (is_mixer and (s.causal == "strict" if causal else s.bidirectional)):
-            return False
-        if streaming is not None and (getattr(s, "streaming", "no") != "no") is not streaming:
-            return False
-        return rank is None or (is_mixer and rank in s.ranks)
-
-    return sorted({e.name for e in entries(kind) if keep(e)})
-
-
-def _signature_options(cls: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(cls).parameters
-    return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def check_options(name: str, target: Callable[..., Any], options: dict[str, Any], *, partial: bool = False) -> None:
-    """Refuse options that ``target`` does not have, or lacks (unless ``partial``), before it is called.
-
-    Raises:
-        InvalidType: an unknown option (legal ones are listed), a required one missing.
-    """
-    legal = _signature_options(target)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
-    for option in options:
-        if option not in legal and not takes_any:
-            raise InvalidType(f"{name!r} has no option {option!r}: its options are {', '.join(legal)}.")
-    required = [n for n, p in legal.items() if p.default is p.empty and n not in options]
-    if required and not partial:
-        raise InvalidType(f"{name!r} needs {', '.join(required)}: give {'it' if len(required) == 1 else 'them'}.")
+    if task is not None:
+        find(task, "task")
+    return sorted({e.name for e in entries(kind) if _fits(e, task, causal, streaming, rank)})
 
 
 def create(name: str, kind: str | None = None, **options: Any) -> Any:
@@ -273,36 +180,6 @@ def create(name: str, kind: str | None = None, **options: Any) -> Any:
     return target(**options)
 
 
-def option_types(cls: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Option name to (annotation, default) of a registered class, for documentation and configuration files."""
-    hints = typing.get_type_hints(getattr(cls, "__init__", cls))
-    return {n: (hints.get(n, p.annotation), p.default) for n, p in _signature_options(cls).items()}
-
-
-@dataclass(frozen=True, slots=True)
-class System(Record):
-    """A catalogue record with what the registry provides for it.
-
-    Attributes:
-        provides: registered entries that belong to it.
-    """
-
-    provides: tuple[Entry, ...] = field(default=())
-
-    @property
-    def files(self) -> list[Path]:
-        """Source files of what it provides, its analysis, its claims and its record, those that exist."""
-        here = Path(__file__).parent
-        extra = [here / folder / f"{self.slug}.py" for folder in ("analysis", "claims")]
-        extra.append(here / "catalog" / f"{self.slug}.toml")
-        return sorted({e.file for e in self.provides}) + [f for f in extra if f.exists()]
-
-    @property
-    def planned(self) -> bool:
-        """Whether there is a record and nothing else yet."""
-        return {file.suffix for file in self.files} == {".toml"}
-
-
 @functools.cache
 def _systems() -> dict[str, System]:
     provided: dict[str, list[Entry]] = {}
@@ -310,24 +187,130 @@ def _systems() -> dict[str, System]:
         provided.setdefault(entry.system, []).append(entry)
     return {
         slug: System(
-            **{f.name: getattr(record, f.name) for f in fields(record)}, provides=tuple(provided.get(slug, ()))
+            **{f.name: getattr(record, f.name) for f in fields(record)},
+            provides=tuple(provided.get(slug, ())),
+            record=file,
         )
-        for slug, record in records().items()
+        for slug, (record, file) in all_records().items()
     }
 
 
-def list_systems() -> list[str]:
-    """Slugs of all catalogue records, sorted."""
-    return sorted(_systems())
+@functools.cache
+def _unrecorded() -> dict[str, System]:
+    """What is registered without a record, tasks among it: systems that say no more than their docstring."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries():
+        if entry.system not in _systems():
+            found.setdefault(entry.system, []).append(entry)
+    return {slug: System(slug, slug, "", "", e[0].summary, "", "", "", provides=tuple(e)) for slug, e in found.items()}
+
+
+def find_systems(
+    search: str | None = None,
+    *,
+    status: str | None = None,
+    family: str | None = None,
+    task: str | None = None,
+    kind: str | None = None,
+    rank: int | None = None,
+    causal: bool | None = None,
+    streaming: bool | None = None,
+) -> list[tuple[System, float]]:
+    """The systems that :func:`list_systems` names, with their scores (0 without ``search``), and what has no record.
+
+    The latter are systems without family and title; tasks are among them with ``kind="task"`` only.
+    """
+    tasks = {e.name for e in entries("task")}
+    for what, value, legal in (
+        ("status", status, STATUSES),
+        ("family", family, FAMILIES),
+        ("task", task, tasks | set(TASKS)),
+        ("kind", kind, KINDS),
+    ):
+        if value is not None and value not in legal:
+            raise unknown_name(what, value, legal)
+    wanted = (causal, streaming, rank)
+
+    def provides(system: System, task: str | None) -> bool:
+        found = [e for e in system.provides if kind == e.kind or (kind is None and e.kind != "task")]
+        if streaming is False and any(_fits(e, None, None, True, None) for e in found):
+            return False  # an op beside a mixer that streams does not make a system without streaming
+        return any(_fits(e, task, *wanted) for e in found)
+
+    def keep(system: System) -> bool:
+        if family not in (None, system.family) or status not in (None, system.status):
+            return False
+        if task is None or task in system.tasks:
+            return provides(system, None) or ((kind, *wanted) == (None,) * 4 and system.record is not None)
+        return task in tasks and provides(system, task)
+
+    known = _systems() | _unrecorded()
+    if search is None:
+        return [(system, 0.0) for _, system in sorted(known.items()) if keep(system)]
+    from .catalog.search import search as ranked
+
+    return [(known[slug], score) for slug, score in ranked(search, known) if keep(known[slug])]
+
+
+def list_systems(
+    search: str | None = None,
+    *,
+    status: str | None = None,
+    family: str | None = None,
+    task: str | None = None,
+    kind: str | None = None,
+    rank: int | None = None,
+    causal: bool | None = None,
+    streaming: bool | None = None,
+) -> list[str]:
+    """Slugs of the catalogue's systems that satisfy every given filter: sorted, or best first where searched.
+
+    Args:
+        search: what is looked for, in plain words.
+        status: "planned", "working" or "verified", see :attr:`System.status`.
+        family: one of :data:`foveate.catalog.FAMILIES`.
+        task: a registered task, for systems that can take part today, or one of :data:`foveate.catalog.TASKS`, for
+            systems made for it.
+        kind: systems that provide a mixer, a model, an op, ...
+        rank, causal, streaming: systems that provide something of which :func:`list_names` says so.
+
+    Raises:
+        UnknownName: no such status, family, task or kind; the nearest ones are given.
+    """
+    found = find_systems(
+        search, status=status, family=family, task=task, kind=kind, rank=rank, causal=causal, streaming=streaming
+    )
+    return [system.slug for system, _ in found if system.record is not None]
 
 
 def get_system(slug: str) -> System:
-    """The catalogue record of a system.
+    """The catalogue record of a system, with its status, what it provides and what was measured.
 
     Raises:
         UnknownName: no such slug; the nearest ones are given.
     """
-    try:
+    if slug in _systems():
         return _systems()[slug]
-    except KeyError:
-        raise unknown_name("system", slug, _systems()) from None
+    if any(e.name == slug for e in entries("task")):
+        raise UnknownName(f"unknown system {slug!r}: it is a task, see foveate compare {slug} --help.")
+    if slug in _unrecorded():
+        raise UnknownName(f"{slug!r} is registered and has no record: it needs a file catalog/{slug}.toml.")
+    for entry in entries():
+        if entry.name == slug:
+            raise UnknownName(f"unknown system {slug!r}: the {entry.kind} of this name belongs to {entry.system!r}.")
+    raise unknown_name("system", slug, _systems())
+
+
+def cite(*slugs: str) -> str:
+    """The BibTeX entries of systems, in the order asked for, one blank line between two.
+
+    Raises:
+        UnknownName: no such slug; the nearest ones are given.
+        InvalidValue: a system has no publication.
+    """
+    found = []
+    for system in map(get_system, dict.fromkeys(slugs)):
+        if not system.bibtex.strip():
+            raise InvalidValue(f"{system.slug} has no publication to cite: it is {system.title}.")
+        found.append(system.bibtex.strip())
+    return "\n\n".join(found)

@@ -6,10 +6,13 @@ What a record cannot know is not in it: what is registered for a system, its fil
 
 from __future__ import annotations
 
+import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from ..errors import InvalidValue, unknown_name
 
 #: What kind of thing a system is; each record names one.
 FAMILIES = (
@@ -74,6 +77,8 @@ TASKS = (
     "estimate-flow",
     "predict-scanpaths",
 )
+#: What kind of thing a claim is, as :data:`foveate.claims.KINDS`.
+CLAIM_KINDS = ("exact", "scaling", "learned", "needs-pretrained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Claimed:
 
     Attributes:
         says: the claim in our words, with its number.
-        kind: how it can be checked: "exact", "scaling", "learned" or "needs-pretrained".
+        kind: how it can be checked, one of :data:`CLAIM_KINDS`.
     """
 
     says: str
@@ -99,6 +104,7 @@ class Record:
         licence: of the official code.
         family: one of :data:`FAMILIES`.
         tasks: what it was made for, of :data:`TASKS`.
+        brief: what it is in at most 60 characters, for listings; the summary's beginning where it is empty.
         keywords: what people may look for it by, besides the words of title and summary.
         summary: what it is, in our words.
         when, when_not, cost: when to use it, when something else is better, and how its cost grows.
@@ -115,6 +121,7 @@ class Record:
     when: str
     when_not: str
     cost: str
+    brief: str = ""
     year: int = 0
     venue: str = ""
     arxiv: str = ""
@@ -127,14 +134,66 @@ class Record:
     claims: tuple[Claimed, ...] = ()
 
 
+_FIELDS = {f.name: f for f in fields(Record) if f.name != "slug"}
+_REQUIRED = tuple(name for name, f in _FIELDS.items() if f.default is MISSING)
+
+
+def _wrong(found: dict[str, Any]) -> str:
+    """What is wrong with a record's table, or nothing."""
+    for key, value in found.items():
+        if key not in _FIELDS:
+            return f"it has no key {key!r}; its keys are {', '.join(_FIELDS)}"
+        if key == "claims":
+            continue
+        if key == "year":
+            if type(value) is not int:
+                return f"year={value!r} is no whole number"
+        elif _FIELDS[key].default == ():
+            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                return f"{key} is no list of strings"
+        elif not isinstance(value, str):
+            return f"{key}={value!r} is no string"
+    missing = [key for key in _REQUIRED if not found.get(key)]
+    if missing:
+        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    claims = found.get("claims", [])
+    if not isinstance(claims, list):
+        return "claims is no list of tables: write [[claims]] above each"
+    for number, claim in enumerate(claims, start=1):
+        if not isinstance(claim, dict) or set(claim) != {"says", "kind"}:
+            return f"claim {number} is no table of says and kind"
+        if not isinstance(claim["says"], str):
+            return f"claim {number} says={claim['says']!r} is no string"
+        if claim["kind"] not in CLAIM_KINDS:
+            return f"claim {number} has kind={claim['kind']!r}; legal are {', '.join(CLAIM_KINDS)}"
+    if found["family"] not in FAMILIES:
+        return str(unknown_name("family", found["family"], FAMILIES)).rstrip(".?")
+    for task in found.get("tasks", ()):
+        if task not in TASKS:
+            return str(unknown_name("task", task, TASKS)).rstrip(".?")
+    return ""
+
+
 def read(file: Path) -> Record:
-    """The record in a file."""
-    found: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    """The record in a file.
+
+    Raises:
+        InvalidValue: the file is no TOML, a key is unknown or missing, a value is of the wrong type or not legal; the
+            file and the reason are named.
+    """
+    try:
+        found: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"the record {file} is no TOML: {error}.") from None
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", file.stem):
+        raise InvalidValue(f"the record {file} has no legal slug: lower case with underscores, as a file name.")
+    if reason := _wrong(found):
+        raise InvalidValue(f"the record {file} is malformed: {reason}.")
     found |= {key: tuple(value) for key, value in found.items() if isinstance(value, list)}
     found["claims"] = tuple(Claimed(**claim) for claim in found.get("claims", ()))
     return Record(slug=file.stem, **found)
 
 
 def records() -> dict[str, Record]:
-    """All records by slug."""
+    """All records of foveate itself by slug; those of plug-ins are :func:`foveate.sources.plugins`'."""
     return {file.stem: read(file) for file in sorted(Path(__file__).parent.glob("*.toml"))}

@@ -84,10 +84,19 @@ def claim(
         raise InvalidValue(f"kind={kind!r} is not a kind of claim: legal are {', '.join(KINDS)}.")
 
     def mark(check: Callable[[], Measurement]) -> Callable[[], Measurement]:
-        _claims[slug, check.__name__] = Claim(slug, kind, says, check, timed)
+        other = _claims.setdefault((slug, check.__name__), Claim(slug, kind, says, check, timed)).check
+        if _place(other) != _place(check):  # the same place again is a module that is imported anew
+            raise InvalidValue(
+                f"the claim {check.__name__!r} of {slug!r} is registered twice: give one of the checks another name."
+            )
         return check
 
     return mark
+
+
+def _place(check: Callable[[], Measurement]) -> tuple[str, int]:
+    code: Any = check.__code__  # type: ignore[attr-defined]
+    return code.co_filename, code.co_firstlineno
 
 
 def claims_of(slug: str | None = None, kind: str | None = None) -> list[Claim]:

@@ -17,10 +17,12 @@ from ..ops.neighborhood_attention import neighborhood_attention, neighborhood_ma
 from ..ops.neighborhood_windows import axes_of, boxes
 from . import Measurement, claim
 
-SLUG = "faster_neighborhood_attention"
 
-
-@claim(SLUG, kind="exact", says="It spans from a band of two keys to self attention, by the window alone.")
+@claim(
+    "faster_neighborhood_attention",
+    kind="exact",
+    says="It spans from a band of two keys to self attention, by the window alone.",
+)
 def window_spans_to_self_attention() -> Measurement:
     """Seen failing with a window that is cut, not shifted, at the edges."""
     worst = 0.0
@@ -35,7 +37,11 @@ def window_spans_to_self_attention() -> Measurement:
     return Measurement.at_most(worst, 1e-12, "largest deviation from SDPA, whole window and window 2, 1 to 3 axes")
 
 
-@claim(SLUG, kind="exact", says="The fused form equals dense attention under the mask, with all three gradients.")
+@claim(
+    "faster_neighborhood_attention",
+    kind="exact",
+    says="The fused form equals dense attention under the mask, with all three gradients.",
+)
 def fused_equals_dense() -> Measurement:
     """Seen failing with the leader of an even stride group taken to the left of its middle."""
     worst, chance = 0.0, random.Random(0)
@@ -63,7 +69,9 @@ def fused_equals_dense() -> Measurement:
 
 
 @claim(
-    SLUG, kind="exact", says="Every query sees exactly the product of the windows; on a causal axis min(p + 1, w) keys."
+    "faster_neighborhood_attention",
+    kind="exact",
+    says="Every query sees exactly the product of the windows; on a causal axis min(p + 1, w) keys.",
 )
 def rows_have_their_keys() -> Measurement:
     """Seen failing with a window that is cut at the edges."""
@@ -80,7 +88,11 @@ def rows_have_their_keys() -> Measurement:
     return Measurement.at_most(wrong, 0, "queries with another number of keys")
 
 
-@claim(SLUG, kind="exact", says="Along a causal axis nothing of what comes later reaches an output.")
+@claim(
+    "faster_neighborhood_attention",
+    kind="exact",
+    says="Along a causal axis nothing of what comes later reaches an output.",
+)
 def causal_axes_do_not_leak() -> Measurement:
     """Seen failing with the end of a causal window one further."""
     q, k, v = (torch.randn(1, 2, 12, 9, 8) for _ in range(3))
@@ -102,7 +114,11 @@ def _attend(*given: Any, **options: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found[0]
 
 
-@claim(SLUG, kind="scaling", says="Cost is linear in the number of tokens, where dense attention's is quadratic.")
+@claim(
+    "faster_neighborhood_attention",
+    kind="scaling",
+    says="Cost is linear in the number of tokens, where dense attention's is quadratic.",
+)
 def cost_is_linear() -> Measurement:
     """Seen failing (exponent 2) with the definition in place of the boxes."""
     exponents = []
@@ -114,7 +130,7 @@ def cost_is_linear() -> Measurement:
     return Measurement.at_most(max(exponents), 1.15, f"exponents of FLOPs in tokens, 2-D and 1-D: {found}")
 
 
-@claim(SLUG, kind="scaling", says="The fused form's memory does not grow with the window.")
+@claim("faster_neighborhood_attention", kind="scaling", says="The fused form's memory does not grow with the window.")
 def memory_is_constant() -> Measurement:
     """Seen failing (36) with the gathered keys of every window held at once."""
     setup = """
@@ -130,7 +146,7 @@ neighborhood_attention(q, k, v, 3)
 
 
 @claim(
-    SLUG,
+    "faster_neighborhood_attention",
     kind="scaling",
     says="Boxes of 8 x 8 queries touch less than 15 % of all pairs at 64 x 64 with a window of 13.",
 )
@@ -142,7 +158,9 @@ def tiles_touch_little() -> Measurement:
 
 
 @claim(
-    SLUG, kind="exact", says="Windows, dilation and causality may differ from axis to axis: the mask is their product."
+    "faster_neighborhood_attention",
+    kind="exact",
+    says="Windows, dilation and causality may differ from axis to axis: the mask is their product.",
 )
 def axes_are_independent() -> Measurement:
     """Seen failing with the first axis fastest."""
@@ -154,7 +172,7 @@ def axes_are_independent() -> Measurement:
 
 
 @claim(
-    SLUG,
+    "faster_neighborhood_attention",
     kind="needs-pretrained",
     says="On an A100, GEMM kernels are 895 % (1-D) and 272 % (2-D) faster than naive CUDA kernels in full precision, "
     "fused ones 1607 % and 581 % in half precision.",

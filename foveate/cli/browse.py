@@ -1,16 +1,27 @@
-"""``list``, ``show``, ``cite``, ``verify``, ``doctor``: what there is, what it claims, what this installation has."""
+"""``list``, ``show``, ``cite``, ``doctor``: what there is, what it claims, what this installation has."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InvalidValue
-from ..registry import KINDS, Entry, entries, get_system, list_names
+from ..catalog import FAMILIES
+from ..registry import KINDS, STATUSES, Entry, System, find_systems, get_system
+from ..registry import cite as bibtex
+from . import cards
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+#: How the filters that are a choice of two are written on the command line.
+_FLAGS = {
+    ("causal", True): "--causal",
+    ("causal", False): "--bidirectional",
+    ("streaming", True): "--streaming",
+    ("streaming", False): "--no-streaming",
+}
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
@@ -20,64 +31,104 @@ def _facts(entry: Entry) -> dict[str, Any]:
     return {"kind": entry.kind, "name": entry.name, "system": entry.system, "summary": entry.summary, "spec": spec}
 
 
+def _row(system: System, score: float | None) -> dict[str, Any]:
+    """Facts of a system in a list; ``score`` where it was searched for."""
+    facts = {
+        "slug": system.slug,
+        "title": system.title,
+        "brief": system.brief,
+        "year": system.year,
+        "status": system.status,
+        "failing": list(system.failing),
+        "family": system.family,
+        "tasks": list(system.tasks),
+        "provides": [_facts(e) for e in system.provides],
+        "summary": system.summary,
+    }
+    return facts if score is None else facts | {"score": round(score, 4)}
+
+
+def _nothing(given: dict[str, Any]) -> str:
+    """The sentence that says that nothing was found, and with which filter left out there is something."""
+
+    def written(name: str) -> str:
+        return _FLAGS.get((name, given[name])) or f"--{name} {shlex.quote(str(given[name]))}"
+
+    counts = {n: len(find_systems(**{k: v for k, v in given.items() if k != n})) for n in given if len(given) > 1}
+    ways = [f"without {written(name)} there {'is' if c == 1 else 'are'} {c}" for name, c in counts.items() if c]
+    if not ways:
+        ways = ["leave out more than one of these" if counts else "foveate list alone shows all systems"]
+    return f"Nothing is found by {' '.join(map(written, given))}: {', '.join(ways)}."
+
+
 def list_(
-    kind: Annotated[str | None, typer.Option(help=f"One of {', '.join(KINDS)}.")] = None,
-    task: Annotated[str | None, typer.Option(help="What can take part in this task.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Mixers for token grids of this rank (1, 2, 3).")] = None,
-    causal: Annotated[bool | None, typer.Option("--causal/--bidirectional", help="Mixers with this form.")] = None,
-    streaming: Annotated[bool | None, typer.Option("--streaming/--no-streaming", help="Has a streaming form.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help=f"Systems that provide one: {', '.join(KINDS)} (task: the tasks themselves).")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What can take part in this task today (foveate list --kind task names them), or what the publication "
+            "is about: classify-images, edit-video, ..."
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="With a mixer for token grids of this rank (1, 2, 3).")] = None,
+    causal: Annotated[bool | None, typer.Option("--causal/--bidirectional", help="With a mixer of this form.")] = None,
+    streaming: Annotated[bool | None, typer.Option("--streaming/--no-streaming", help="With a streaming form.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"One of {', '.join(STATUSES)}.")] = None,
+    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="What is looked for, in plain words; best first, typos are forgiven.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what is registered."""
-    names = set(list_names(kind, task=task, rank=rank, causal=causal, streaming=streaming))
-    hits = [e for e in entries(kind) if e.name in names]
-    if as_json:
-        print(json.dumps([_facts(e) for e in hits], indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    """List the systems; filters can be combined."""
+    filters = {
+        "search": search,
+        "kind": kind,
+        "task": task,
+        "rank": rank,
+        "causal": causal,
+        "streaming": streaming,
+        "status": status,
+        "family": family,
+    }
+    given = {name: value for name, value in filters.items() if value is not None}
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("kind", "name", "what it is"):
-        table.add_column(column, no_wrap=column != "what it is")
-    for entry in hits:
-        table.add_row(entry.kind, entry.name, entry.summary)
-    Console().print(table)
+    found = find_systems(**given)
+    if not found:
+        print(_nothing(given), file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps([_row(s, score if search is not None else None) for s, score in found], indent=2))
+    elif found:
+        provides = {"kind", "rank", "causal", "streaming"} & given.keys()
+        cards.listing([s for s, _ in found], ranked=search is not None, kind=kind, provides=bool(provides))
 
 
 def show(
     slug: Annotated[str, typer.Argument(help="A system, as `foveate list` names it.")],
     as_json: Json = False,
 ) -> None:
-    """Show a system: what it is, where it comes from, what it provides, its files."""
+    """Show a system: what it is, when to use it, what it provides, its claims as published and as measured, files."""
     import dataclasses
 
     system = get_system(slug)
-    if as_json:
-        record = dataclasses.asdict(system) | {
-            "provides": [_facts(e) for e in system.provides],
-            "files": [str(f) for f in system.files],
-        }
-        print(json.dumps(record, indent=2))
+    if not as_json:
+        cards.card(system)
         return
-    published = ", ".join(str(p) for p in (system.venue, system.year) if p)
-    print(f"{system.title}\n{published or system.family}\n\n{system.summary}\n")
-    print(f"{system.when}\nNot: {system.when_not}\nCost: {system.cost}\n")
-    for label, value in (("family", system.family), ("arXiv", system.arxiv), ("code", system.code)):
-        if value:
-            print(f"{label}: {value}")
-    print(f"licence: {system.licence}")
-    if system.planned:
-        print("planned: there is a record, and no code yet")
-    for entry in system.provides:
-        print(f"{entry.kind} {entry.name}: {entry.summary}")
-    for claim in system.claims:
-        print(f"claims [{claim.kind}]: {claim.says}")
-    for label, texts in (("reconstructed", system.reconstructed), ("unverified", system.unverified)):
-        for text in texts:
-            print(f"{label}: {text}")
-    for file in system.files:
-        print(f"file: {file}")
+    facts = dataclasses.asdict(system) | {
+        "record": str(system.record),
+        "status": system.status,
+        "failing": list(system.failing),
+        "outdated": system.outdated,
+        "provides": [_facts(e) for e in system.provides],
+        "checks": [
+            dataclasses.asdict(check) | {"measured": dataclasses.asdict(found) if found else None}
+            for check, found in cards.pairs(system)
+        ],
+        "files": [str(f) for f in system.files],
+    }
+    print(json.dumps(facts, indent=2))
 
 
 def cite(
@@ -85,42 +136,8 @@ def cite(
     as_json: Json = False,
 ) -> None:
     """Print the BibTeX entries of systems."""
-    entries = {slug: get_system(slug).bibtex.strip() for slug in slugs}
-    for slug, entry in entries.items():
-        if not entry:
-            raise InvalidValue(f"{slug} has no publication to cite: it is {get_system(slug).title}.")
-    print(json.dumps(entries, indent=2) if as_json else "\n\n".join(entries.values()))
-
-
-def verify(
-    slug: Annotated[str, typer.Argument(help="A system, as `foveate list` names it.")],
-    kind: Annotated[str | None, typer.Option(help="exact, scaling, learned or needs-pretrained.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Check a system's claims here: claimed against measured. Exit status 1 if one fails."""
-    import dataclasses
-
-    from ..claims import KINDS as CLAIM_KINDS
-    from ..claims import claims_of
-
-    if kind is not None and kind not in CLAIM_KINDS:
-        raise InvalidValue(f"--kind {kind} is not possible: legal are {', '.join(CLAIM_KINDS)}.")
-    get_system(slug)
-    failed, records = 0, []
-    for claim in claims_of(slug, kind):
-        found = claim.check()
-        skipped = claim.kind == "needs-pretrained"
-        failed += not found.passed and not skipped
-        record = {"claim": claim.says, "kind": claim.kind, "check": claim.name, **dataclasses.asdict(found)}
-        records.append(record)
-        if not as_json:
-            verdict = "not checked" if skipped else "holds" if found.passed else "FAILS"
-            numbers = "" if skipped else f"measured {found.value:.4g} against {found.threshold:.4g}: "
-            print(f"{verdict:11}  [{claim.kind}] {claim.says}\n             {numbers}{found.detail}")
-    if as_json:
-        print(json.dumps(records, indent=2))
-    if failed:
-        raise typer.Exit(1)
+    found = bibtex(*slugs)
+    print(json.dumps({slug: bibtex(slug) for slug in slugs}, indent=2) if as_json else found)
 
 
 def doctor(as_json: Json = False) -> None:
@@ -129,6 +146,8 @@ def doctor(as_json: Json = False) -> None:
 
     from ..measure.machine import machine_facts
     from ..ops import native
+    from ..registry import entries
+    from ..sources import all_records, plugins
 
     extras = {
         "pyarrow": "series: Parquet files",
@@ -142,8 +161,19 @@ def doctor(as_json: Json = False) -> None:
     }
     facts, built = machine_facts(), native.state()
     optional = {name: importlib.util.find_spec(name) is not None for name in extras}
+    entries(), all_records()  # what plug-ins bring is compared with what is there
+    joined = [
+        {
+            "name": plugin.name,
+            "module": plugin.module,
+            "registers": [f"{e.kind} {e.name}" for e in plugin.entries],
+            "records": sorted(plugin.records),
+            "problems": plugin.problems,
+        }
+        for plugin in plugins()
+    ]
     if as_json:
-        print(json.dumps({**facts, "native": built, "optional": optional}, indent=2))
+        print(json.dumps({**facts, "native": built, "optional": optional, "plugins": joined}, indent=2))
         return
     for key, value in facts.items():
         print(f"{key}: {value}")
@@ -154,3 +184,8 @@ def doctor(as_json: Json = False) -> None:
         print(f"native kernels: none; {built['advice']}")
     for name, present in optional.items():
         print(f"{name}: {'present' if present else 'missing'} ({extras[name]})")
+    for plugin in joined:
+        brings = [*plugin["registers"], *(f"record {slug}" for slug in plugin["records"])]
+        print(f"plug-in {plugin['name']} ({plugin['module']}): {', '.join(brings) or 'nothing'}")
+        for problem in plugin["problems"]:
+            print(f"plug-in {plugin['name']}: {problem}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import FoveateError
-from . import bench, browse, compare, predict
+from ..sources import PluginWarning
+from . import bench, browse, compare, predict, verify
 from . import export as export_
 from .group import Verbs
 
@@ -48,13 +50,22 @@ app.command("leaderboard")(compare.leaderboard)
 app.command("list")(browse.list_)
 app.command("show")(browse.show)
 app.command("cite")(browse.cite)
-app.command("verify")(browse.verify)
+app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("doctor")(browse.doctor)
 
 
+def _warn(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """What is wrong with a plug-in is one sentence; any other warning looks as usual."""
+    if issubclass(category, PluginWarning):
+        print(f"foveate: warning: {message}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
+
+
 def main() -> None:
     """Run the command line; what the user got wrong ends in one sentence and exit status 2, never a traceback."""
+    warnings.showwarning = _warn
     try:
         app()
     except FoveateError as error:

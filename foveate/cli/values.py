@@ -13,12 +13,12 @@ from ..errors import InvalidValue
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def duration(text: str) -> float:
+def duration(text: str, option: str = "budget") -> float:
     """Seconds of a duration such as ``90s``, ``30m``, ``2h`` or ``1h30m``; a bare number is seconds."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
     if "".join(n + u for n, u in parts) != text.strip() or seconds <= 0:
-        raise InvalidValue(f"budget={text!r} is not a duration: write it as 90s, 30m, 2h or 1h30m.")
+        raise InvalidValue(f"{option}={text!r} is not a duration: write it as 90s, 30m, 2h or 1h30m.")
     return seconds
 
 

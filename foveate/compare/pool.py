@@ -2,23 +2,25 @@
 
 A trial may diverge, exhaust the memory or crash the interpreter; nothing of that may reach the others. So every job has
 a process of its own. It is forked from a "forkserver" that imported torch once and has run nothing (threads and forks
-do not mix), which takes milliseconds instead of the seconds of a fresh import. The parent polls the resident memory of
-each worker and kills the one that passes the limit; a worker kills itself, and whatever it started, when its parent is
-gone, so that not even ``kill -9`` leaves anyone behind.
+do not mix), which takes milliseconds instead of the seconds of a fresh import. The parent watches the resident memory
+and the time of each worker and kills the one that passes a limit; a worker kills itself, and whatever it started, when
+its parent is gone, so that not even ``kill -9`` leaves anyone behind.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -58,6 +60,7 @@ class _Worker:
     Attributes:
         watch: to see its memory by; None when it ended before it could be watched.
         job: what it does; None while it waits for a job.
+        begun: when it was given the job, by the monotonic clock.
         open: whether it can still be heard.
         finished: whether it said that the job is done.
     """
@@ -66,6 +69,7 @@ class _Worker:
     connection: Connection
     watch: psutil.Process | None
     job: Any = None
+    begun: float = field(default_factory=time.monotonic)
     peak: float = 0.0
     error: str = ""
     open: bool = True
@@ -80,6 +84,7 @@ class Pool:
         workers: processes at once.
         memory_limit: MiB of resident memory that one may hold.
         on_event: called with the job and each event of its worker.
+        time_limit: seconds that one may take.
     """
 
     def __init__(
@@ -89,8 +94,10 @@ class Pool:
         workers: int,
         memory_limit: float,
         on_event: Callable[[Any, Event], None],
+        time_limit: float = math.inf,
     ) -> None:
         self.target, self.workers, self.memory_limit, self.on_event = target, workers, memory_limit, on_event
+        self.time_limit = time_limit
         self._running: list[_Worker] = []
         self._next: _Worker | None = None
         self._leaving: list[_Worker] = []
@@ -118,7 +125,7 @@ class Pool:
     def submit(self, job: Any, config: dict[str, Any]) -> None:
         """Start a worker on a job."""
         worker, self._next = self._next or self._start(), None
-        worker.job = job
+        worker.job, worker.begun = job, time.monotonic()
         self._running.append(worker)
         with suppress(OSError):  # it has been killed: waiting for it will tell
             worker.connection.send((job, config))
@@ -137,7 +144,7 @@ class Pool:
         return _Worker(process, ours, watch)
 
     def wait(self) -> list[Ended]:
-        """Pass on events and watch memory until at least one worker has ended; returns those."""
+        """Pass on events and watch memory and time until at least one worker has ended; returns those."""
         while self._running:
             ready = wait([r.connection for r in self._running if r.open], timeout=WATCH_EVERY)
             for worker in self._running:
@@ -173,6 +180,9 @@ class Pool:
                 f"exceeded the memory limit of {self.memory_limit:.0f} MiB (it held {resident:.0f} MiB); "
                 f"memory_limit raises it."
             )
+            self._kill(worker)
+        elif time.monotonic() - worker.begun > self.time_limit:
+            worker.error = f"exceeded the time limit of {self.time_limit:.0f} s."
             self._kill(worker)
 
     def _end(self, worker: _Worker) -> Ended:

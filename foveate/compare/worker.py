@@ -67,7 +67,7 @@ def work(job: Job, config: Config, send: Send) -> None:
     keep_freed_memory()  # not where latencies are measured: the user's process will not do so
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=LOCK_SECONDS), _output_to(folder / OUTPUT):
+    with FileLock(folder / ".lock", timeout=LOCK_SECONDS), output_to(folder / OUTPUT):
         _recorded(training[job.kind], job, config, send, folder)
 
 
@@ -319,7 +319,7 @@ def flops_of(task: Task, model: nn.Module) -> int:
 
 
 @contextmanager
-def _output_to(file: Path) -> Iterator[None]:
+def output_to(file: Path) -> Iterator[None]:
     """Send what the system prints, warnings included, into a file: the terminal belongs to the parent."""
     with file.open("ab") as target:
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):

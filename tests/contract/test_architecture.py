@@ -20,8 +20,11 @@ LONGEST = 400
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": set(),
-    "registry": {"errors", "spec", "catalog"},
-    "catalog": set(),
+    "catalog": {"errors"},
+    "options": {"errors"},
+    "sources": {"errors", "spec", "catalog"},
+    "systems": {"catalog", "sources"},
+    "registry": {"errors", "spec", "catalog", "options", "sources", "systems"},
     "measure": {"errors"},
     "ops": {"errors", "registry"},
     "mixers": {"errors", "spec", "registry", "measure", "ops"},
@@ -36,6 +39,7 @@ MAY_IMPORT["exporting"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["bench"] = MAY_IMPORT["compare"] | {"compare"}
 # A claim may be about anything below the main job, never the other way round.
 MAY_IMPORT["claims"] = MAY_IMPORT["checkpoint"] | {"control", "analysis", "parallel"}
+MAY_IMPORT["verification"] = MAY_IMPORT["compare"] | {"compare", "claims", "catalog", "sources"}
 MAY_IMPORT["cli"] = MAY_IMPORT["web"] = set(MAY_IMPORT) | {"cli", "web"}
 #: The package itself offers what users call first, most of it lazily; the command line asks it for its version.
 MAY_IMPORT["__init__"] = {"registry", "checkpoint", "models", "errors", "exporting"}

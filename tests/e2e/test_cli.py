@@ -214,7 +214,11 @@ def test_bad_options_are_refused_by_name(compared, options):
         (("train", "forecast"), ["--system"]),
         (("show", "timesnt"), ["timesnt", "timesnet"]),
         (("list", "--kind", "mixr"), ["mixr", "mixer"]),
+        (("list", "--task", "classify-image"), ["task", "classify-image", "classify-images"]),
+        (("list", "--status", "verifed"), ["status", "verifed", "verified"]),
+        (("list", "--family", "spikng"), ["family", "spikng", "spiking"]),
         (("verify", "timesnet", "--kind", "proved"), ["proved", "exact"]),
+        (("verify", "timesnt"), ["timesnt", "timesnet"]),
     ],
 )
 def test_unknown_words_are_answered_with_the_nearest(arguments, parts):
@@ -250,7 +254,7 @@ def test_checkpoints_that_are_not_ours_are_refused(compared, tmp_path):
 def test_browsing():
     listed = foveate_command("list", "--kind", "mixer", "--json")
     assert listed.returncode == 0, listed.stderr
-    assert "mamba" in {entry["name"] for entry in json.loads(listed.stdout)}
+    assert "mamba" in {system["slug"] for system in json.loads(listed.stdout)}
     shown = foveate_command("show", "timesnet")
     assert "TimesNet" in shown.stdout
     assert "models/series/timesnet.py" in shown.stdout.replace(os.sep, "/")
@@ -258,16 +262,13 @@ def test_browsing():
     assert set(facts["native"]) == {"level", "built", "kernels", "advice"}
     assert "selective_scan" in facts["native"]["kernels"]
     assert "native kernels: " in foveate_command("doctor").stdout
-    verified = foveate_command("verify", "dlinear", "--kind", "exact")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert "holds" in verified.stdout
 
 
 def test_a_planned_system_can_be_looked_at_and_cited():
     shown = foveate_command("show", "dinat")
     assert shown.returncode == 0, shown.stderr
     assert "Dilated Neighborhood Attention" in shown.stdout
-    assert "licence: MIT" in shown.stdout
+    assert "licence  MIT" in shown.stdout
     cited = foveate_command("cite", "dinat", "timesnet")
     assert cited.stdout.count("@") == 2
     assert json.loads(foveate_command("cite", "mamba", "--json").stdout)["mamba"].startswith("@")

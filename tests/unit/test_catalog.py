@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from foveate.catalog import FAMILIES, TASKS
+from foveate.catalog import CLAIM_KINDS, FAMILIES, TASKS
 from foveate.claims import KINDS
 from foveate.registry import get_system, list_systems
 
@@ -39,6 +39,9 @@ def test_a_record_says_what_when_and_at_what_cost(slug: str):
     assert set(record.tasks) <= set(TASKS), set(record.tasks) - set(TASKS)
     for text in (record.summary, record.when, record.when_not, record.cost):
         assert sentence(text), text
+    assert 10 <= len(record.brief) <= 60, record.brief
+    assert re.match(r"[A-Z]", record.brief)
+    assert not record.brief.endswith("."), "it is a line of a list, no sentence"
     for text in (*record.reconstructed, *record.unverified):
         assert sentence(text), text
     assert 3 <= len(record.keywords) <= 14
@@ -58,6 +61,10 @@ def test_a_publication_can_be_cited_and_claims_something(slug: str):
     assert entry, record.bibtex
     for field in ("title", "author", "year"):
         assert re.search(rf"^\s*{field}\s*=", entry[1], re.MULTILINE), field
+
+
+def test_a_record_and_a_check_name_the_same_kinds_of_claim():
+    assert CLAIM_KINDS == KINDS
 
 
 def test_the_catalogue_holds_all_87_publications():

@@ -58,7 +58,7 @@ def test_a_command_exists_with_its_options(words: list[str]) -> None:
         name, *words = words
         assert name in command.commands, f"{' '.join(path)} has no command {name}"
         command, path = command.commands[name], [*path, name]
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
         if word.startswith("--"):
             assert word.split("=")[0] in known, f"{' '.join(path)} has no option {word}"

@@ -1,8 +1,7 @@
-"""The registry: names without torch, nearest names, options, plug-ins, system records."""
+"""The registry: names without torch, nearest names, options, systems and what finds them."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 import sys
 
@@ -15,7 +14,9 @@ from foveate.errors import nearest
 TORCH_FREE = """
 import sys, foveate
 names = foveate.list_names(task="forecast", causal=True)
-foveate.list_systems(); foveate.get_system("lightning_attention")
+assert foveate.list_systems("linear attention", status="working", kind="mixer")
+system = foveate.get_system("lightning_attention")
+system.status, system.measured, system.checks, foveate.cite("mamba2")
 assert names, "nothing is listed"
 assert "torch" not in sys.modules, "torch was imported"
 assert "numpy" not in sys.modules, "numpy was imported"
@@ -54,43 +55,88 @@ def test_what_is_wrong_is_named(call, error, message):
         call()
 
 
-def test_a_plug_in_joins_without_being_imported(tmp_path, monkeypatch):
-    (tmp_path / "other.py").write_text(
-        "raise RuntimeError('imported')\n"
-        "@register('mixer', 'others_own')\n"
-        "class Own(Mixer):\n"
-        "    '''Somebody else's mixer.'''\n"
-        "    spec = MixerSpec(causal='strict', ranks=(1, 2), order=Order(flops=1.5))\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    point = importlib.metadata.EntryPoint("mine", "other", "foveate.plugins")
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == "foveate.plugins" else [])
-    registry._table.cache_clear()
-    try:
-        entry = registry.find("others_own")
-        assert entry.spec.order.flops == 1.5
-        assert entry.summary == "Somebody else's mixer."
-        assert entry.file == tmp_path / "other.py"
-    finally:
-        registry._table.cache_clear()
-
-
-def test_the_same_name_twice_is_refused(tmp_path):
-    file = tmp_path / "twice.py"
-    file.write_text("@register('op', 'a')\ndef f():\n    pass\n@register('op', 'a')\ndef g():\n    pass\n")
-    assert [e.attribute for e in registry.scan_file(file, "twice")] == ["f", "g"]
-
-
 def test_a_system_knows_its_files_and_whether_there_is_more_than_a_record():
     for slug in foveate.list_systems():
         system = foveate.get_system(slug)
         assert all(file.exists() for file in system.files), slug
-        assert system.planned == (not system.provides and slug != "beyond_llms"), (
-            slug
-        )  # it analyses and registers nothing
+        assert system.planned == (not system.provides and slug != "beyond_llms")  # which analyses, registers nothing
 
 
 def test_nearest_names_forgive_typos_and_find_parts():
     assert nearest("timesnt", ["timesnet", "mamba"]) == ["timesnet"]
     assert "softmax_attention" in nearest("softmax", ["softmax_attention", "mamba"])
     assert nearest("zzz", ["timesnet"]) == []
+
+
+# Systems ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("filters", "among", "not_among"),
+    [
+        ({}, "titans mamba2 theta", "forecast"),
+        ({"status": "planned"}, "", "mamba2 beyond_llms"),
+        ({"family": "state space"}, "mamba2 lamamba_diff", "titans"),
+        ({"kind": "op"}, "mamba2", "gru"),
+        ({"kind": "model"}, "timesnet", "mamba2"),
+        ({"task": "forecast"}, "timesnet mamba2 aaren titans", "mvbench"),
+        ({"task": "forecast", "kind": "mixer"}, "mamba2", "timesnet"),
+        ({"task": "forecast-m4"}, "theta mamba", "linear_interpolation"),
+        ({"task": "classify-images"}, "davit dinat", "mamba2"),
+        ({"task": "classify-images", "rank": 2}, "softmax_attention", "mamba"),
+        ({"causal": True}, "mamba2", "timesnet"),
+        ({"causal": False}, "softmax_attention gru", "mamba2"),
+        ({"streaming": True}, "mamba2", "timesnet"),
+        ({"streaming": False}, "timesnet", "mamba"),
+        ({"rank": 3, "causal": False}, "softmax_attention", "gru"),
+        ({"family": "series", "task": "impute"}, "patchtst", "dlinear mamba2"),
+        ({"search": "long video", "family": "video"}, "lingen", "mamba2 storm"),
+    ],
+    ids=str,
+)
+def test_systems_are_found_by_what_they_are(filters, among, not_among):
+    found = foveate.list_systems(**filters)
+    assert set(among.split()) <= set(found)
+    assert not set(not_among.split()) & set(found)
+    assert len(found) == len(set(found))
+    if "search" not in filters:
+        assert found == sorted(found)
+
+
+def test_a_search_comes_best_first_whatever_is_filtered():
+    everywhere = foveate.list_systems("long video")
+    video = foveate.list_systems("long video", family="video")
+    assert video == [slug for slug in everywhere if slug in video]
+    assert [s.slug for s, _ in registry.find_systems("long video", family="video")] == video
+    scores = [score for _, score in registry.find_systems("long video")]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"status": "workin"}, "unknown status 'workin': did you mean 'working'"),
+        ({"family": "spikng"}, "unknown family 'spikng': did you mean 'spiking'"),
+        ({"task": "clasify-images"}, "unknown task 'clasify-images': did you mean 'classify-images'"),
+        ({"kind": "mixr"}, "unknown kind 'mixr': did you mean 'mixer'"),
+    ],
+    ids=str,
+)
+def test_an_unknown_filter_is_named(filters, message):
+    with pytest.raises(LookupError, match=message):
+        foveate.list_systems(**filters)
+
+
+def test_a_name_that_is_no_system_says_where_it_belongs():
+    with pytest.raises(LookupError, match="'ssd': the op of this name belongs to 'mamba2'"):
+        foveate.get_system("ssd")
+    with pytest.raises(LookupError, match="'forecast': it is a task, see foveate compare forecast --help"):
+        foveate.get_system("forecast")
+
+
+def test_citing():
+    both = foveate.cite("mamba2", "gru", "mamba2")
+    assert both == foveate.cite("mamba2") + "\n\n" + foveate.cite("gru")
+    assert foveate.cite("gru").startswith("@inproceedings{")
+    with pytest.raises(LookupError, match="unknown system 'mambo': did you mean 'mamba'"):
+        foveate.cite("gru", "mambo")
