@@ -82,8 +82,10 @@ def listing(systems: Sequence[System], *, ranked: bool, kind: str | None, provid
     if wide or provides:
         columns.append([Text(provided(s, kind), "cyan") for s in shown])
     widths = [max(len(cell) for cell in column) for column in columns]
-    most = 28 if wide else min(30 if kind else 18, out.width - widths[0] - 28)
-    widths[2:] = [max(10, min(width, most)) for width in widths[2:]]
+    if wide or provides:
+        room = out.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        most = max(28, room) if wide else min(30 if kind else 18, out.width - widths[0] - 28)
+        widths[-1] = max(10, min(widths[-1], most))
     rest = out.width - sum(widths) + widths[1] - 2 * (len(widths) - 1)
     widths[1] = max(20, min(widths[1], rest))
     rows = dict(zip(statuses, zip(*columns, strict=True), strict=True))

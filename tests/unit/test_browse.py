@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -34,13 +35,14 @@ def slugs(text: str) -> list[str]:
     return re.findall(r"^[●◐○✗] ([a-z][a-z0-9_]*)", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 120, 200, None])
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 300, None])
 def test_every_system_is_one_line_that_fits(width):
     listed = cli("list", width=width)
     assert sorted(slugs(listed)) == foveate.list_systems()
     assert max(map(len, listed.splitlines())) <= (width or 140)
     headings = [line.strip() for line in listed.splitlines() if line.strip() in FAMILIES]
     assert headings == list(FAMILIES)
+    assert ("…" in listed) == (width != 300), "what does not fit ends in dots"
     assert "\x1b" not in listed, "control characters although not a terminal"
 
 
@@ -138,11 +140,11 @@ def test_a_card_holds_brackets_as_they_are(monkeypatch):
     from foveate.cli import browse
 
     system = foveate.get_system("mamba2")
-    changed = type(system)(
-        **{f: getattr(system, f) for f in system.__dataclass_fields__} | {"summary": "[bold] [/x] []."}
-    )
+    changed = dataclasses.replace(system, summary="[bold] [/x] [].", when="[bold] [/y] [].")
     monkeypatch.setattr(browse, "get_system", lambda slug: changed)
-    assert "[bold] [/x] []." in cli("show", "mamba2")
+    card = cli("show", "mamba2")
+    assert "[bold] [/x] []." in card
+    assert "[bold] [/y] []." in card
 
 
 def test_cite():

@@ -166,7 +166,7 @@ def test_what_a_system_is_not_for_is_not_searched():
 
 
 def test_a_rare_word_counts_more_than_a_common_one_and_a_name_more_than_a_claim():
-    made = {f"s{i}": record(f"s{i}", when="Common word.") for i in range(9)}
+    made = {f"a{i}": record(f"a{i}", when="Common word.") for i in range(9)}
     made |= {"rare": record("rare", when="Unusual word.")}
     assert search("common unusual", made)[0][0] == "rare"
     made = {"one": record("one", title="Needlework"), "two": record("two", claims=(Claimed("Needlework.", "exact"),))}

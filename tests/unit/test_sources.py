@@ -105,6 +105,7 @@ def test_reading_the_heads_is_reading_the_file(file: Path, monkeypatch):
         "@register('op', 'a')\n@register('op', 'b')\ndef f(x): pass\n",
         "@register('mixer', 'a')\nclass A(Mixer):\n    def f(self): pass\n    spec = MixerSpec(causal='strict')\n",
         "@register('mixer', 'a')\nclass A:\n    '''Shows\n\n    def f(): pass\n    '''\n    spec = MixerSpec()\n",
+        "@register('mixer', 'a')\nclass A:\n    x = 1\n\n    def f(): pass\n\n    spec = MixerSpec(ranks=(2,))\n",
         "@register(\n    'mixer',\n    'a',\n    system='s',\n)\nclass A:\n    spec = MixerSpec(ranks=(1,))\n",
         "@register('op', 'a')\ndef f(x): pass",
         "x = '''\n@register('op', 'never')\n'''\n@register('op', 'a')\ndef f(x): pass\n",
