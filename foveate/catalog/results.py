@@ -69,20 +69,22 @@ def _measured(check: str, found: dict[str, Any], runs: list[dict[str, Any]]) -> 
     run = runs[found["run"]]
     if found["result"] not in RESULTS:
         raise ValueError(f"{check} has the result {found['result']!r}")
-    numbers = (found["value"], found["threshold"])
-    if not all(n is None or isinstance(n, int | float) for n in numbers):
+    value, threshold = found["value"], found["threshold"]
+    if not all(n is None or isinstance(n, int | float) for n in (value, threshold)):
         raise ValueError(f"{check} has a value or threshold that is no number")
-    words = [str(found[key]) for key in ("says", "kind", "result")]
     return Measured(
-        check,
-        *words,
-        *numbers,
-        str(found.get("detail", "")),
-        float(found.get("seconds", 0)),
-        str(run["date"]),
-        str(run["foveate"]),
-        dict(run.get("machine", {})),
-        dict(run.get("versions", {})),
+        check=check,
+        says=str(found["says"]),
+        kind=str(found["kind"]),
+        result=found["result"],
+        value=value,
+        threshold=threshold,
+        detail=str(found.get("detail", "")),
+        seconds=float(found.get("seconds", 0)),
+        date=str(run["date"]),
+        foveate=str(run["foveate"]),
+        machine=dict(run.get("machine", {})),
+        versions=dict(run.get("versions", {})),
     )
 
 

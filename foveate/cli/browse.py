@@ -161,7 +161,8 @@ def doctor(as_json: Json = False) -> None:
     }
     facts, built = machine_facts(), native.state()
     optional = {name: importlib.util.find_spec(name) is not None for name in extras}
-    entries(), all_records()  # what plug-ins bring is compared with what is there
+    entries()
+    all_records()  # only now is what plug-ins bring compared with what is there
     joined = [
         {
             "name": plugin.name,
