@@ -1,0 +1,1 @@
+"""Networks that read series, `(B, T, C)`."""
