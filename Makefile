@@ -7,7 +7,7 @@ KERNELS := setup.py $(wildcard foveate/ops/native/kernels/*)
 BENCH_VENV := .venv-bench
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint slow claims bench clean
+.PHONY: demo test lint slow claims docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foveate compare forecast --out foveate-runs/demo
@@ -26,6 +26,10 @@ slow: $(VENV)/.installed-dev
 # Every claim that has no result on the present sources. A quiet machine, please: some compare times.
 claims: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m foveate verify --all --missing --out foveate/catalog/claims.json --page docs/claims.md
+
+# The site, in build/site: open build/site/index.html. Nothing is fetched, neither now nor by its pages.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Peers live in an environment of their own. Options: make bench BENCH="selective_scan --threads 1".
 bench: $(BENCH_VENV)/.peers

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def bullets(texts: tuple[str, ...]) -> str:
     return "\n".join(f"- {text}" for text in texts)
 
 
-def code(names: Any) -> str:
+def code(names: Iterable[str]) -> str:
     """Names as code, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)
 
@@ -297,58 +298,57 @@ def mixers() -> str:
     rows = []
     for e in entries("mixer"):
         s = e.spec
-        causal = {"strict": "yes", "values": "selection looks ahead", "never": "–"}[s.causal]
-        extras = [word for word in ("masks", "segments", "cross", "export") if getattr(s, word)]
-        rows.append(
-            [
-                f"[`{e.name}`](../systems/{e.system}.md)" if e.system in list_systems() else f"`{e.name}`",
-                ", ".join(str(rank) for rank in s.ranks),
-                causal,
-                "yes" if s.bidirectional else "–",
-                "–" if s.streaming == "no" else s.streaming,
-                f"n^{s.order.flops:g}",
-                f"n^{s.order.memory:g}",
-                ", ".join(extras),
-            ]
-        )
-    return table(["Mixer", "Ranks", "Causal", "Both ways", "Streams", "FLOPs", "Memory", "Takes"], rows)
+        causal = {"strict": "causal", "values": "causal in values", "never": ""}[s.causal]
+        reads = " or ".join(way for way in (causal, "both ways" if s.bidirectional else "") if way)
+        name = f"[`{e.name}`](../systems/{e.system}.md)" if e.system in list_systems() else f"`{e.name}`"
+        ranks, streams = ", ".join(map(str, s.ranks)), "–" if s.streaming == "no" else s.streaming
+        takes = [word for word in ("masks", "segments", "cross") if getattr(s, word)]
+        rows.append([name, ranks, reads, streams, power(s.order.flops), power(s.order.memory), ", ".join(takes)])
+    return table(["Mixer", "Ranks", "Reads", "Streams", "FLOPs", "Memory", "Takes"], rows)
+
+
+def power(exponent: float) -> str:
+    """Growth in the number of tokens n."""
+    return {0: "1", 1: "n", 2: "n²"}.get(exponent, f"n^{exponent:g}")
 
 
 def needs() -> str:
     """What a reader may need of a mixer, how to ask for it, and what there is."""
     specs = {e.name: e.spec for e in entries("mixer")}
-    asked = [
-        ("Nothing may see the future", dict(causal=True)),
-        ("Every token may look both ways", dict(causal=False)),
-        ("A stream, one token at a time", dict(streaming=True)),
-        ("Images: tokens in rows and columns", dict(rank=2)),
-        ("Video: tokens in time, rows and columns", dict(rank=3)),
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("Nothing may see the future", {"causal": True}),
+        ("Every token may look both ways", {"causal": False}),
+        ("A stream, one token at a time", {"streaming": True}),
+        ("Images: rows and columns of tokens", {"rank": 2}),
+        ("Video: time, rows and columns", {"rank": 3}),
     ]
-    promised = [
-        ("Work that grows no faster than the length", lambda s: s.order.flops <= 1),
-        ("Batches with padding", lambda s: s.masks),
-        ("Several documents packed into one sequence", lambda s: s.segments),
-        ("A second sequence to read from", lambda s: s.cross),
-        ("The exported network", lambda s: s.export),
+    promised: list[tuple[str, str, Callable[[Any], bool]]] = [
+        ("Work that grows as the length", "order.flops", lambda spec: spec.order.flops <= 1),
+        ("Batches with padding", "masks", lambda spec: spec.masks),
+        ("Several documents in one sequence", "segments", lambda spec: spec.segments),
+        ("A second sequence to read from", "cross", lambda spec: spec.cross),
+        ("An exported network", "export", lambda spec: spec.export),
     ]
 
-    def named(names: Any) -> str:
+    def named(names: Iterable[str]) -> str:
         names = list(names)
         return f"all {len(specs)}" if len(names) == len(specs) else code(names) or "none yet"
 
     rows = [
-        [what, f"`list_names(\"mixer\", {', '.join(f'{k}={v}' for k, v in how.items())})`", named(list_names("mixer", **how))]
+        [what, ", ".join(f"`{key}={value}`" for key, value in how.items()), named(list_names("mixer", **how))]
         for what, how in asked
     ]
-    rows += [[what, "the spec", named(n for n, s in specs.items() if keep(s))] for what, keep in promised]
-    return table(["You need", "Ask", "There is"], rows)
+    rows += [[what, f"`spec.{name}`", named(n for n, s in specs.items() if keep(s))] for what, name, keep in promised]
+    return table(["You need", "Filter or promise", "There is"], rows)
 
 
 def registered(kind: str | None = None) -> str:
     """Everything registered, with links to where it is documented."""
     rows = []
     for e in entries(kind):
-        where = f"[`{e.attribute}`][{e.module}.{e.attribute}]" if e.module in owners() else f"`{e.module}.{e.attribute}`"
+        where = (
+            f"[`{e.attribute}`][{e.module}.{e.attribute}]" if e.module in owners() else f"`{e.module}.{e.attribute}`"
+        )
         rows.append([e.kind, f"`{e.name}`", where, e.summary.replace("``", "`")])
     return table(["Kind", "Name", "What stands behind it", ""], rows)
 
