@@ -46,6 +46,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[2]))
         name = pages.page_of(target)
+        if not (pages.ROOT / target).exists():
+            return found[0]  # MkDocs will warn
         if name is None or files.get_file_from_path(name) is None:
             kind = "tree" if (pages.ROOT / target).is_dir() else "blob"
             return f"{found[1]}{config.extra['repository']}/{kind}/main/{target}{found[3]}"

@@ -222,7 +222,7 @@ def claims(system: System) -> str:
     """What the publication says, and what was measured here."""
     said = table(["The publication says", "Kind"], [[claim.says, claim.kind] for claim in system.claims])
     measured = results().get(system.slug, {}).get("claims", {})
-    order = list(MARKS)[1:] + ["holds"]
+    order = [*list(MARKS)[1:], "holds"]
     rows = sorted(measured.items(), key=lambda item: order.index(item[1]["result"]))
     if rows:
         head = ["Checked here", "Kind", "Result", "Measured", "Threshold", "How"]
