@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.catalog import FAMILIES
-from foveate.registry import System, entries, get_system, list_names, list_systems
+from foveate.registry import entries, get_system, list_names, list_systems
+from foveate.systems import STATUSES, System
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "foveate"
-MARKS = {"holds": "✓ holds", "fails": "✗ fails", "error": "✗ error", "not checked": "not checked"}
+#: Results of checks, in the order in which they are shown.
+MARKS = {"fails": "✗ fails", "error": "✗ error", "not checked": "not checked", "holds": "✓ holds"}
 #: Of a longer table of measurements, a system's page quotes this many rows and links to the others.
 QUOTED_ROWS = 12
 
@@ -111,14 +112,9 @@ def linked(text: str, but: str = "") -> str:
     return re.sub(rf"(?<![\w./-])({others})(?![\w/-]|\.\w)", r"[\1](\1.md)", text)
 
 
-def status(system: System) -> str:
-    """How far a system is."""
-    return "planned" if system.planned else "working"
-
-
 def badge(system: System) -> str:
     """The status, as the style sheet shows it."""
-    return f'<span class="status {status(system)}">{status(system)}</span>'
+    return f'<span class="status {system.status}">{system.status}</span>'
 
 
 def authors(bibtex: str) -> str:
@@ -152,7 +148,7 @@ def system_page(system: System) -> str:
         for label, text in (("When", system.when), ("When not", system.when_not), ("What it costs", system.cost))
     )
     front = f"---\ntitle: {json.dumps(title.split(' (`')[0])}\ndescription: {json.dumps(system.summary)}"
-    front += f"\nstatus: {status(system)}\nsearch:\n  boost: 2\n---"
+    front += f"\nstatus: {system.status}\nsearch:\n  boost: 2\n---"
     parts = [
         f"{front}\n\n# {title}",
         f"{system.summary}\n{{ .lead }}",
@@ -211,35 +207,29 @@ def modules(system: System) -> list[str]:
     return [module for module, slug in owners().items() if slug == system.slug]
 
 
-@functools.cache
-def results() -> dict[str, Any]:
-    """What ``foveate verify`` last measured, by slug; empty if it never ran."""
-    file = PACKAGE / "catalog" / "claims.json"
-    return json.loads(file.read_text(encoding="utf-8"))["systems"] if file.exists() else {}
-
-
 def claims(system: System) -> str:
-    """What the publication says, and what was measured here."""
+    """What the publication says, and what was measured here: what does not hold first."""
     said = table(["The publication says", "Kind"], [[claim.says, claim.kind] for claim in system.claims])
-    measured = results().get(system.slug, {}).get("claims", {})
-    order = [*list(MARKS)[1:], "holds"]
-    rows = sorted(measured.items(), key=lambda item: order.index(item[1]["result"]))
-    if rows:
-        head = ["Checked here", "Kind", "Result", "Measured", "Threshold", "How"]
-        keys = ("says", "kind", "result", "value", "threshold", "detail")
-        shown = [[number(MARKS[r[k]] if k == "result" else r[k]) for k in keys] for _, r in rows]
-        here = table(head, shown)
-    elif (PACKAGE / "claims" / f"{system.slug}.py").exists():
-        here = "Its checks have no result on record."
-    else:
-        here = ""
-    again = f"`foveate verify {system.slug}` measures on your machine." if not system.planned else ""
-    return "\n\n".join(part for part in (said if system.claims else "", here, again) if part)
+    measured = {m.check: m for m in system.measured}
+    rows = [
+        [m.says, m.kind, MARKS[m.result], number(m.value), number(m.threshold), m.detail]
+        for m in sorted(measured.values(), key=lambda m: list(MARKS).index(m.result))
+    ]
+    rows += [[c.says, c.kind, "not on record", "", "", ""] for c in system.checks if c.name not in measured]
+    here = table(["Checked here", "Kind", "Result", "Measured", "Threshold", "How"], rows) if rows else ""
+    dates = sorted({m.date[:10] for m in measured.values()})
+    when = f"Measured {' to '.join(dates[:1] + dates[1:][-1:])}." if dates else ""
+    if system.outdated:
+        when += " Its source files have changed since."
+    again = f"`foveate verify {system.slug}` measures on your machine." if system.checks else ""
+    return "\n\n".join(
+        part for part in (said if system.claims else "", here, " ".join(filter(None, (when, again)))) if part
+    )
 
 
-def number(value: object) -> object:
-    """A number in four figures; anything else as it is."""
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+def number(value: float | None) -> str:
+    """A number in four figures, or nothing."""
+    return "" if value is None else f"{value:.4g}"
 
 
 def benchmarks(system: System) -> list[str]:
@@ -279,8 +269,8 @@ def systems() -> str:
     """All systems by family."""
     parts = []
     for family, of in by_family():
-        rows = [[f"[`{s.slug}`]({s.slug}.md)", s.title, s.year or "", badge(s)] for s in of]
-        parts.append(section(family.capitalize(), table(["System", "Published as", "Year", "Status"], rows)))
+        rows = [[f"[`{s.slug}`]({s.slug}.md)", s.brief or s.title, s.year or "", badge(s)] for s in of]
+        parts.append(section(family.capitalize(), table(["System", "What it is", "Year", "Status"], rows)))
     return "\n\n".join(parts)
 
 
@@ -288,7 +278,7 @@ def numbers() -> str:
     """How many systems there are, and of which status."""
     systems = [get_system(slug) for slug in list_systems()]
     baselines = sum(s.family == "baseline" for s in systems)
-    counted = {word: sum(status(s) == word for s in systems) for word in ("planned", "working", "verified")}
+    counted = {word: sum(s.status == word for s in systems) for word in STATUSES}
     split = ", ".join(f"{count} {word}" for word, count in counted.items() if count)
     return f"{len(systems)} records, {baselines} of them baselines: {split}."
 

@@ -16,8 +16,11 @@ from typing import Any
 import griffe
 import pytest
 
+from foveate import systems
 from foveate.catalog import Claimed
-from foveate.registry import System, entries, get_system, list_systems
+from foveate.catalog.results import Measured, SystemResults
+from foveate.registry import entries, get_system, list_systems
+from foveate.systems import System
 
 ROOT = Path(__file__).parents[2]
 #: Attributes by which a page loads something; a plain link in its text loads nothing until it is followed.
@@ -81,14 +84,26 @@ def test_authors_are_read_from_bibtex(pages: ModuleType) -> None:
 
 
 def test_results_of_claims_are_shown_with_failures_first(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = {"says": "It holds.", "kind": "exact", "value": 0.5, "threshold": 1.0, "detail": "half", "seconds": 1.0}
-    found = {"good": check | {"result": "holds"}, "bad": check | {"result": "fails", "says": "It is fast."}}
-    monkeypatch.setattr(pages, "results", lambda: {"some_system": {"claims": found}})
-    rows = [line for line in pages.claims(example()).splitlines() if "exact" in line]
-    assert rows == [
-        "| It is fast. | exact | ✗ fails | 0.5 | 1 | half |",
-        "| It holds. | exact | ✓ holds | 0.5 | 1 | half |",
+    def measured(name: str, result: str, value: float | None) -> Measured:
+        return Measured(name, f"It is {name}.", "exact", result, value, 1.0, "half", 1.0, "2026-11-27T03:00:00Z", "0.1")
+
+    found = (measured("right", "holds", 0.5), measured("fast", "fails", 2.0), measured("seen", "not checked", None))
+    monkeypatch.setattr(systems, "_results", lambda: {"some_system": SystemResults("of other sources", found)})
+    text = pages.claims(example())
+    assert [line for line in text.splitlines() if "exact" in line] == [
+        "| It is fast. | exact | ✗ fails | 2 | 1 | half |",
+        "| It is seen. | exact | not checked |  | 1 | half |",
+        "| It is right. | exact | ✓ holds | 0.5 | 1 | half |",
     ]
+    assert "Measured 2026-11-27. Its source files have changed since." in text
+
+
+def test_checks_without_a_result_are_listed(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "_results", dict)
+    system = get_system("mamba2")
+    text = pages.claims(system)
+    assert text.count("| not on record |") == len(system.checks) > 0
+    assert "`foveate verify mamba2`" in text
 
 
 def test_benchmark_rows_are_those_of_the_system(
