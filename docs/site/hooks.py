@@ -17,12 +17,18 @@ ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):<code>(?:([^<&]+) &lt;)?~
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the navigation's generated sections."""
+    """Fill the navigation's generated sections: those whose place is a folder."""
     sections = {"systems/": pages.system_navigation, "benchmarks/": pages.benchmark_navigation}
-    for item in config.nav or []:
-        for title, value in item.items():
-            if isinstance(value, str) and value in sections:
-                item[title] = sections[value]()
+
+    def fill(items: list[Any]) -> None:
+        for item in items:
+            for title, value in item.items() if isinstance(item, dict) else ():
+                if isinstance(value, list):
+                    fill(value)
+                elif value in sections:
+                    item[title] = sections[value]()
+
+    fill(config.nav or [])
     return config
 
 

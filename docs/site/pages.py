@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.catalog import FAMILIES
-from foveate.registry import entries, get_system, list_names, list_systems
-from foveate.systems import STATUSES, System
+from foveate.registry import STATUSES, System, entries, get_system, list_names, list_systems
 
 ROOT = Path(__file__).parents[2]
 #: Results of checks, in the order in which they are shown.

@@ -16,11 +16,9 @@ from typing import Any
 import griffe
 import pytest
 
-from foveate import systems
 from foveate.catalog import Claimed
 from foveate.catalog.results import Measured, SystemResults
-from foveate.registry import entries, get_system, list_systems
-from foveate.systems import System
+from foveate.registry import System, entries, get_system, list_systems
 
 ROOT = Path(__file__).parents[2]
 #: Attributes by which a page loads something; a plain link in its text loads nothing until it is followed.
@@ -88,7 +86,9 @@ def test_results_of_claims_are_shown_with_failures_first(pages: ModuleType, monk
         return Measured(name, f"It is {name}.", "exact", result, value, 1.0, "half", 1.0, "2026-11-27T03:00:00Z", "0.1")
 
     found = (measured("right", "holds", 0.5), measured("fast", "fails", 2.0), measured("seen", "not checked", None))
-    monkeypatch.setattr(systems, "_results", lambda: {"some_system": SystemResults("of other sources", found)})
+    monkeypatch.setattr(
+        sys.modules[System.__module__], "_results", lambda: {"some_system": SystemResults("of other sources", found)}
+    )
     text = pages.claims(example())
     assert [line for line in text.splitlines() if "exact" in line] == [
         "| It is fast. | exact | ✗ fails | 2 | 1 | half |",
@@ -99,7 +99,7 @@ def test_results_of_claims_are_shown_with_failures_first(pages: ModuleType, monk
 
 
 def test_checks_without_a_result_are_listed(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systems, "_results", dict)
+    monkeypatch.setattr(sys.modules[System.__module__], "_results", dict)
     system = get_system("mamba2")
     text = pages.claims(system)
     assert text.count("| not on record |") == len(system.checks) > 0
