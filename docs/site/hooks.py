@@ -45,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in generated fragments, and turn links to the repository's files into links of the site."""
     here = pages.source_of(page.file.src_uri)
-    markdown = re.sub(r"<!-- site: (\w+) -->", lambda m: pages.FRAGMENTS[m[1]](), markdown)
+    markdown = re.sub(r"^<!-- site: (\w+) -->$", lambda m: pages.FRAGMENTS[m[1]](), markdown, flags=re.MULTILINE)
 
     def lead(found: re.Match[str]) -> str:
         if re.match(r"[a-z]+:", found[2]):

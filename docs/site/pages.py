@@ -41,11 +41,17 @@ def page_of(file: str) -> str | None:
 
 def generated() -> dict[str, str]:
     """All generated pages: name to Markdown."""
-    made = {f"systems/{slug}.md": system_page(get_system(slug)) for slug in list_systems()}
+    made = {f"systems/{slug}.md": system_page(get_system(slug)) for slug in slugs()}
     for file in benchmark_files():  # titles repeat: the search tells them apart by their files' names
         text = file.read_text(encoding="utf-8")
         made[f"benchmarks/{file.name}"] = f"---\ntitle: {spoken(file)}\nsearch:\n  boost: 0.5\n---\n\n{text}"
     return made | {"CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")}
+
+
+@functools.cache
+def slugs() -> list[str]:
+    """All systems."""
+    return list_systems()
 
 
 def benchmark_files() -> list[Path]:
@@ -70,7 +76,7 @@ def system_navigation() -> list[Any]:
 
 def by_family() -> list[tuple[str, list[System]]]:
     """Families that have systems, in the catalogue's order."""
-    systems = [get_system(slug) for slug in list_systems()]
+    systems = [get_system(slug) for slug in slugs()]
     found = [(family, [s for s in systems if s.family == family]) for family in FAMILIES]
     return [(family, of) for family, of in found if of]
 
@@ -107,7 +113,7 @@ def code(names: Iterable[str]) -> str:
 
 def linked(text: str, but: str = "") -> str:
     """The text with links from the systems it names to their pages."""
-    others = "|".join(slug for slug in list_systems() if slug != but)
+    others = "|".join(slug for slug in slugs() if slug != but)
     return re.sub(rf"(?<![\w./-])({others})(?![\w/-]|\.\w)", r"[\1](\1.md)", text)
 
 
@@ -194,7 +200,7 @@ def files(system: System) -> list[str]:
 def owners() -> dict[str, str]:
     """Module to the slug of the system on whose page it is documented."""
     found: dict[str, str] = {}
-    for slug in list_systems():
+    for slug in slugs():
         for file in files(get_system(slug)):
             if file.endswith(".py") and not file.startswith("foveate/claims/"):
                 found.setdefault(file.removesuffix(".py").replace("/", "."), slug)
@@ -275,7 +281,7 @@ def systems() -> str:
 
 def numbers() -> str:
     """How many systems there are, and of which status."""
-    systems = [get_system(slug) for slug in list_systems()]
+    systems = [get_system(slug) for slug in slugs()]
     baselines = sum(s.family == "baseline" for s in systems)
     counted = {word: sum(s.status == word for s in systems) for word in STATUSES}
     split = ", ".join(f"{count} {word}" for word, count in counted.items() if count)
@@ -289,7 +295,7 @@ def mixers() -> str:
         s = e.spec
         causal = {"strict": "causal", "values": "causal in values", "never": ""}[s.causal]
         reads = " or ".join(way for way in (causal, "both ways" if s.bidirectional else "") if way)
-        name = f"[`{e.name}`](../systems/{e.system}.md)" if e.system in list_systems() else f"`{e.name}`"
+        name = f"[`{e.name}`](../systems/{e.system}.md)" if e.system in slugs() else f"`{e.name}`"
         ranks, streams = ", ".join(map(str, s.ranks)), "–" if s.streaming == "no" else s.streaming
         takes = [word for word in ("masks", "segments", "cross") if getattr(s, word)]
         rows.append([name, ranks, reads, streams, power(s.order.flops), power(s.order.memory), ", ".join(takes)])
