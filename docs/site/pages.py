@@ -362,7 +362,7 @@ def commands() -> str:
     from foveate.cli.main import app
 
     def describe(command: Any, path: list[str], parent: Any) -> list[str]:
-        context = typer.Context(command, info_name=path[-1], parent=parent, max_content_width=100, terminal_width=100)
+        context = typer.Context(command, info_name=path[-1], parent=parent, max_content_width=88, terminal_width=88)
         parts = [f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```"]
         for name, child in getattr(command, "commands", {}).items():
             parts += describe(child, [*path, name], context)
