@@ -348,6 +348,15 @@ def registered(kind: str | None = None) -> str:
     return table(["Kind", "Name", "What stands behind it", ""], rows)
 
 
+def exports() -> str:
+    """What every mixer and model promises about export, and what keeps it from the rest."""
+    rows = []
+    for e in (*entries("mixer"), *entries("model")):
+        promises = ["yes" if kept else "no" for kept in (e.spec.export, e.spec.onnx, e.spec.dynamic_length)]
+        rows.append([e.kind, f"`{e.name}`", *promises, e.spec.export_note])
+    return table(["Kind", "Name", "pt2", "ONNX", "Any length", "What keeps it from the rest"], rows)
+
+
 def leaderboard() -> str:
     """The leaderboard that README.md shows."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -373,6 +382,7 @@ def commands() -> str:
 
 FRAGMENTS = {
     "commands": commands,
+    "exports": exports,
     "leaderboard": leaderboard,
     "mixers": mixers,
     "needs": needs,

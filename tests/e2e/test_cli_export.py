@@ -7,14 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from test_cli import compared, foveate_command, refused  # noqa: F401 (a fixture)
-
-from foveate.exporting import pages
 
 #: A program of somebody who has torch or onnxruntime, and no foveate.
 STRANGER = """
@@ -86,14 +83,3 @@ def test_what_is_wrong_ends_in_one_sentence(compared, tmp_path):  # noqa: F811
     (tmp_path / "there.pt2").write_text("mine")
     refused(foveate_command("export", best, "--out", tmp_path / "there.pt2"), "exists", "--force")
     assert {p.name for p in tmp_path.iterdir()} == {"there.pt2"}
-
-
-def test_the_page_says_what_the_specs_say():
-    page = Path(__file__).parents[2] / "docs" / "export.md"
-    if not page.is_file():
-        pytest.skip("installed without its docs")
-    text = page.read_text(encoding="utf-8")
-    shown = text.split(pages.BEGIN)[1].split(pages.END)[0].strip().splitlines()[2:]
-    assert shown, "the table is empty: run python -m foveate.exporting.pages docs/export.md"
-    wrong = set(shown) - set(pages.rows())
-    assert not wrong, f"other than the specs: {wrong}; run python -m foveate.exporting.pages docs/export.md"
