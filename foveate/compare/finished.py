@@ -94,6 +94,7 @@ def package(job: Job, config: Config, send: Send) -> None:
 
     task, form = _trained(job.system, config)
     kept = ("task", "options", "seed", "learning_rate", "val", "test", "recipe", "batch_dependence", "refit", "note")
+    more = {k: config[k] for k in ("refit_steps", "comparison") if k in config}
     packaged: Any = task.package(form)
-    about = {"system": job.system, **{k: config[k] for k in kept}, "package": packaged.config}
+    about = {"system": job.system, **{k: config[k] for k in kept}, "package": packaged.config, **more}
     save(Path(config["target"]), packaged, json.loads(json.dumps(about)))

@@ -272,11 +272,12 @@ class _Comparison:
         for result in results:
             result["latency_ms"] = latencies.get(result["system"])
         settings, machine = self.settings.as_dict(), machine_facts()
-        best = leaderboard.summarise(self.task, results, settings, machine)["best"]
+        summary = leaderboard.summarise(self.task, results, settings, machine)
+        best = summary["best"]
         shipped = {}
         if best:
             shipping = Shipping(self.settings, self.task, self.folder, self.pool, self.emit)
-            shipped = shipping.ship(best["system"], best["seed"])
+            shipped = shipping.ship(summary)
         self.emit({"type": "phase", "text": "writing the report"})
         tracked = self.tracking.close({**(best or {}), **shipped}) if self.tracking is not None else []
         more = {"shipped": shipped, "tracking": tracked}

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidValue
+from ..hub import CARD, is_ours
 from ..tasks.base import Task
 from ..tasks.io import read_json, write_json
 from . import worker
 from .contestants import Job
 from .folder import RESULT, Folder
 from .pool import Event, Pool
+from .record import record
 from .settings import Settings
 
 REFITTING = "refitting the winner on all data"
@@ -45,8 +47,12 @@ class Shipping:
     ) -> None:
         self.settings, self.task, self.folder, self.pool, self.emit = settings, task, folder, pool, emit
 
-    def ship(self, system: str, seed: int) -> dict[str, Any]:
-        """Refit the winner, unless that is done or not wanted, and replace ``best/``.
+    def ship(self, leaderboard: Mapping[str, Any]) -> dict[str, Any]:
+        """Refit the winner, unless that is done or not wanted, and replace ``best/``, with its model card.
+
+        Args:
+            leaderboard: from :func:`foveate.compare.leaderboard.summarise`; its "best" is shipped, its scores are what
+                the card tells.
 
         Returns:
             For the record: "refit" (bool), "refit_steps", "refit_reason" (why not, "" if it was) and "scored", where in
@@ -55,11 +61,13 @@ class Shipping:
         Raises:
             InvalidValue: the model cannot be written.
         """
+        system, seed = leaderboard["best"]["system"], leaderboard["best"]["seed"]
         trial = self.folder.trial(system, seed)
         result = self.folder.result(trial) or {}
         config = self.folder.trial_config(system, seed)
         config |= {k: result.get(k) for k in ("val", "test", "seed", "learning_rate", "batch_dependence")}
         config |= {"refit": False, "note": "The weights are those that val and test are the scores of."}
+        about = {"comparison": record(leaderboard, result)}
         steps, reason = max(1, result["best_step"]), ""
         if not self.settings.refit:
             reason = "that was not wanted."
@@ -68,7 +76,7 @@ class Shipping:
         else:
             reason = self._refit(system, seed, {**config, "steps": steps, "validate_every": steps})
         if reason:
-            self._write(system, seed, config, self.folder.best)
+            self._write(system, seed, {**config, **about}, self.folder.best)
             return {"refit": False, "refit_steps": None, "refit_reason": reason, "scored": self.folder.best.name}
         scored = trial / SCORED
         if not scored.exists():
@@ -78,8 +86,9 @@ class Shipping:
             f"val and test are the scores of weights that were trained on the training split alone ({place}); the "
             f"weights here were trained anew for {steps} steps on all data and have no score."
         )
-        refitted = {"folder": str(self.folder.refit(system, seed)), "whole": True, "refit": True, "note": note}
-        self._write(system, seed, {**config, **refitted}, self.folder.best)
+        place_of_refit = str(self.folder.refit(system, seed))
+        refitted = {"folder": place_of_refit, "whole": True, "refit": True, "refit_steps": steps, "note": note}
+        self._write(system, seed, {**config, **about, **refitted}, self.folder.best)
         return {"refit": True, "refit_steps": steps, "refit_reason": "", "scored": place}
 
     def _refit(self, system: str, seed: int, config: dict[str, Any]) -> str:
@@ -120,5 +129,9 @@ class Shipping:
         (ended,) = self.pool.wait()
         if ended.error:
             raise InvalidValue(f"{system} won, but its model could not be written: {ended.error}")
+        card = target / CARD
+        if card.exists() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+            shutil.copyfile(card, unfinished / CARD)
+            self.emit({"type": "warning", "text": f"{card} was changed by hand: it stays, and no new card was written"})
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unfinished, target)

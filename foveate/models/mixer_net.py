@@ -27,7 +27,7 @@ from ..mixers.parts import Linear
 from ..mixers.state import State, state
 from ..registry import check_options, find
 from ..spec import ModelSpec
-from .base import Model, check_series
+from .base import Model, check_series, registered_name
 from .outlook import levels_of
 from .quantiles import QuantileOrder
 from .readers import (
@@ -248,7 +248,7 @@ class MixerNet(Model):
             raise InvalidValue(f"answers={answers!r} is not possible for {reads}: legal is {legal}.")
         if quantiles and answers != "forecast":
             raise InvalidValue(f"quantiles={tuple(quantiles)!r} is not possible with answers={answers!r}.")
-        self.reads, self.answers, self.channels = reads, answers, channels
+        self.mixer, self.reads, self.answers, self.channels = mixer, reads, answers, channels
         self.order = QuantileOrder(quantiles) if quantiles else None
         shape = (size,) if isinstance(size, int) else tuple(size)
         if reads == "series" and answers == "classes":
@@ -286,6 +286,14 @@ class MixerNet(Model):
             self.head = PatchHead(dim, patch, shape[0])
         else:
             self.head = Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
+
+    def _identity(self) -> dict[str, Any]:
+        if type(self) is not MixerNet:
+            return super()._identity()
+        return {
+            "kind": "mixer",
+            "system": self.mixer if isinstance(self.mixer, str) else registered_name(self.mixer)[1],
+        }
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:

@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "systems": {"catalog", "sources"},
     "registry": {"errors", "spec", "catalog", "options", "sources", "systems"},
     "measure": {"errors"},
+    "hub": {"errors", "spec", "registry", "catalog"},
     "ops": {"errors", "registry"},
     "mixers": {"errors", "spec", "registry", "measure", "ops"},
-    "models": {"errors", "spec", "registry", "measure", "ops", "mixers"},
+    "models": {"errors", "spec", "registry", "measure", "ops", "mixers", "hub"},
 }
 MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models"}
 MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]

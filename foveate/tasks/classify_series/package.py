@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidValue
+from ..packaged import Packaged, channel_list
 from .protocol import ClassifySeriesInfo
 
 
-class SeriesClassifier(nn.Module):
+class SeriesClassifier(Packaged):
     """A model of whole series behind the scaler of the training samples.
 
     Args:
@@ -56,6 +57,24 @@ class SeriesClassifier(nn.Module):
             "columns": list(self.columns),
             "classes": list(self.classes),
             "roles": self.roles,
+        }
+
+    def interface(self) -> dict[str, Any]:
+        """See :meth:`Packaged.interface`."""
+        info, classes = self.info, len(self.classes)
+        inputs = {
+            "x": f"float `(batch, {info.lookback}, {info.channels})`, a whole series in the units of the training "
+            f"data, without missing values. {channel_list(self.columns)}"
+        }
+        if info.padded:
+            inputs["mask"] = (
+                f"bool `(batch, {info.lookback})`, True = a real step; shorter series are padded at the end"
+            )
+        return {
+            "inputs": inputs,
+            "output": f"float `(batch, {classes})`, logits. {channel_list(self.classes, 'Classes')}",
+            "example": f"torch.zeros(1, {info.lookback}, {info.channels})",
+            "shape": f"(1, {classes})",
         }
 
     @classmethod

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidValue
+from ..packaged import Packaged, channel_list
 from .protocol import DetectAnomaliesInfo
 
 
-class AnomalyDetector(nn.Module):
+class AnomalyDetector(Packaged):
     """A reconstructing model behind the scaler of the training rows, with the score above which a step is an anomaly.
 
     Args:
@@ -56,6 +57,20 @@ class AnomalyDetector(nn.Module):
     def config(self) -> dict[str, Any]:
         """All constructor options except the model, its statistics and the threshold, as JSON values."""
         return {"info": asdict(self.info), "columns": list(self.columns), "stride": self.stride, "time": self.time}
+
+    def interface(self) -> dict[str, Any]:
+        """See :meth:`Packaged.interface`."""
+        length, channels = self.info.lookback, self.info.channels
+        return {
+            "inputs": {
+                "x": f"float `(batch, {length}, {channels})`, a window in the units of the training data, without "
+                f"missing values. {channel_list(self.columns)}"
+            },
+            "output": f"float `(batch, {length})`, the score of every step, without unit; more than the model's "
+            f"`threshold` is unusual",
+            "example": f"torch.zeros(1, {length}, {channels})",
+            "shape": f"(1, {length})",
+        }
 
     @classmethod
     def from_config(cls, model: nn.Module, config: Mapping[str, Any]) -> Self:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidValue
+from ..packaged import Packaged, channel_list
 from .protocol import ForecastInfo
 
 
-class Forecaster(nn.Module):
+class Forecaster(Packaged):
     """A forecast model between a scaler and its inverse.
 
     Args:
@@ -107,6 +108,37 @@ class Forecaster(nn.Module):
             "resampled": self.resampled,
             "known": list(self.known),
             "static": [dict(code) for code in self.static],
+        }
+
+    def interface(self) -> dict[str, Any]:
+        """See :meth:`Packaged.interface`."""
+        info = self.info
+        steps, told = info.lookback + info.horizon, {"x": f"torch.zeros(1, {info.lookback}, {info.channels})"}
+        inputs = {
+            "x": f"float `(batch, {info.lookback}, {info.channels})`, the last {info.lookback} rows, one every "
+            f"`{info.freq}`, in the units of the training data, without missing values. {channel_list(self.columns)}",
+        }
+        if info.marks:
+            inputs["marks"] = f"float `(batch, {info.lookback}, {info.marks})`, calendar features; may be left out"
+        if len(self.series) > 1:
+            inputs["series"] = f"int64 `(batch,)`, which of the {len(self.series):,} series each sample belongs to"
+            told["series"] = "torch.tensor([0])"
+        if info.known:
+            names = channel_list(self.known)
+            inputs["known"] = f"float `(batch, {steps}, {info.known})`, covariates of past and horizon. {names}"
+            told["known"] = f"torch.zeros(1, {steps}, {info.known})"
+        if info.static:
+            inputs["static"] = f"float `(batch, {info.static})`, features of the series, as `encode_static` makes them"
+            told["static"] = f"torch.zeros(1, {info.static})"
+        levels = f", {len(info.quantiles)}" if info.quantiles else ""
+        which = f", last axis the quantiles {', '.join(map(str, info.quantiles))}" if info.quantiles else ""
+        shape = f"{info.horizon}, {info.channels}{levels}"
+        return {
+            "inputs": inputs,
+            "output": f"float `(batch, {shape})`, the next {info.horizon} rows in the same units and order{which}",
+            "example": ", ".join([told.pop("x"), *(f"{name}={value}" for name, value in told.items())]),
+            "shape": f"(1, {shape})",
+            "scores": "MSE and MAE are of standardised values, over all windows and targets.",
         }
 
     @classmethod

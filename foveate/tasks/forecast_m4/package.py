@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ...errors import InvalidValue
 from ..forecast.protocol import ForecastInfo
+from ..packaged import Packaged
 from .protocol import window_scale
 
 
-class M4Forecaster(nn.Module):
+class M4Forecaster(Packaged):
     """A forecast model in the scale of each window; it knows no series by name.
 
     Args:
@@ -34,6 +35,19 @@ class M4Forecaster(nn.Module):
     def config(self) -> dict[str, Any]:
         """All constructor options except the model, as JSON values."""
         return {"info": asdict(self.info) | {"targets": list(self.info.targets)}, "id": self.id}
+
+    def interface(self) -> dict[str, Any]:
+        """See :meth:`Packaged.interface`."""
+        info = self.info
+        return {
+            "inputs": {
+                "x": f"float `(batch, {info.lookback}, 1)`, the last {info.lookback} values of a series in its own "
+                f"units; of a shorter one, NaN in front"
+            },
+            "output": f"float `(batch, {info.horizon}, 1)`, the next {info.horizon} values in the same units",
+            "example": f"torch.ones(1, {info.lookback}, 1)",
+            "shape": f"(1, {info.horizon}, 1)",
+        }
 
     @classmethod
     def from_config(cls, model: nn.Module, config: Mapping[str, Any]) -> Self:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidValue
+from ..packaged import Packaged, channel_list
 from .protocol import ImputeInfo, seen
 
 
-class Imputer(nn.Module):
+class Imputer(Packaged):
     """An imputation model between a scaler and its inverse; what was measured comes back unchanged.
 
     Args:
@@ -65,6 +66,27 @@ class Imputer(nn.Module):
             "id": self.id,
             "regular": self.regular,
             "resampled": self.resampled,
+        }
+
+    def interface(self) -> dict[str, Any]:
+        """See :meth:`Packaged.interface`."""
+        info = self.info
+        shape = f"{info.lookback}, {info.channels}"
+        inputs = {
+            "x": f"float `(batch, {shape})`, rows one every `{info.freq}` in the units of the training data, NaN where "
+            f"nothing was measured. {channel_list(self.columns)}"
+        }
+        if info.marks:
+            inputs["marks"] = f"float `(batch, {info.lookback}, {info.marks})`, calendar features; may be left out"
+        example = f"torch.full((1, {shape}), torch.nan)"
+        if len(self.series) > 1:
+            inputs["series"] = f"int64 `(batch,)`, which of the {len(self.series):,} series each sample belongs to"
+            example += ", series=torch.tensor([0])"
+        return {
+            "inputs": inputs,
+            "output": f"float `(batch, {shape})`, the same rows without NaN, in the same units",
+            "example": example,
+            "shape": f"(1, {shape})",
         }
 
     @classmethod
