@@ -79,7 +79,7 @@ def record(leaderboard: Mapping[str, Any], result: Mapping[str, Any]) -> dict[st
 
 
 def _recipe(system: str) -> str:
-    """The class of the recipe that a system names, with the two numbers that everybody asks for; "" if it is not trained."""
+    """The class of the recipe that a system names, and two numbers of it; "" if the system is not trained."""
     contestant = resolve(system)
     if not getattr(contestant.target.spec, "trains", True):
         return ""

@@ -6,6 +6,7 @@ What is not on record has no section. Names from users' files are put in code sp
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -98,7 +99,7 @@ def _results(config: Config) -> list[EvalResult]:
     split = made["ranked_on"]
     return [
         EvalResult(
-            task_type=PIPELINES.get(config["task"], config["task"]),
+            task_type=PIPELINES.get(config["task"]) or config["task"],
             dataset_type=made["data"]["name"],
             dataset_name=made["data"]["name"],
             dataset_split="validation" if split == "val" else split,
@@ -138,23 +139,25 @@ def _opening(config: Config, entry: Entry | None, system: System | None) -> str:
 
 def _use(config: Config, repo: str | None) -> str:
     place = f"hub:{repo}" if repo else _FOLDER
-    own = _entry(config) is None
-    needed = [f"{name}={name}" for name in config.get("given", ())]
+    own = re.fullmatch(r"([\w.]+):(?:[\w.<>]*\.)?(\w+)", config["system"])
+    handed_in = [f"{name}={name}" for name in config.get("given", ()) if config.get("kind") != "mixer"]
     interface = config.get("interface", {})
     example = interface.get("example")
+    first = ["import torch"] if example else []
     if own:
-        cls = config["system"].rpartition(":")[2].rpartition(".")[2]
-        first = [f"from {config['system'].partition(':')[0]} import {cls}  # the author's own code"]
-        needed.insert(0, f"system={cls}")
+        first.append(f"from {own[1]} import {own[2]}  # the author's own code")
+    elif handed_in:
+        first.append("from foveate.models import Model")
+    if handed_in:  # what was a module when the model was made, and is one again
+        opener, more = f"{own[2] if own else 'Model'}.from_pretrained", handed_in
     else:
-        first = []
-    first.append("import torch" if example else "")
-    call = ", ".join([json.dumps(place), *needed])
-    lines = ["import foveate", *filter(None, first), "", f"model = foveate.load({call})"]
+        opener, more = "foveate.load", [f"system={own[2]}"] if own else []
+        first.insert(0, "import foveate")
+    lines = [*first, "", f"model = {opener}({', '.join([json.dumps(place), *more])})"]
     if example:
         lines.append(f"y = model({example})  # {interface['shape']}")
     text = "```python\n" + "\n".join(lines) + "\n```"
-    if ":" not in config.get("task", ":") and not needed:
+    if ":" not in config.get("task", ":") and not own:
         text += f"\n\nOn the command line: `foveate predict {place} NEW_DATA.csv`."
     return text
 

@@ -53,15 +53,17 @@ def write(folder: str | Path, state: Mapping[str, torch.Tensor], config: Mapping
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, weights)
-        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if config.get("sha256", found) != found:
             config = {**{k: v for k, v in config.items() if k not in _OF_THE_WEIGHTS}, "changed": True}
         config = {"format": FORMAT, **config, "foveate": __version__, "sha256": found}
         text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for part in (weights, text):
             os.replace(part, part.with_suffix(""))
-    except OSError as error:
-        raise InvalidValue(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidValue(f"{folder} cannot be written ({reason}): choose another folder.") from error
     return config
 
 

@@ -133,7 +133,10 @@ class Model(nn.Module, Saved):
         options = {**config["options"], **options, **given}
         for name in config.get("given", ()):
             if name not in options:
-                raise InvalidType(f"{folder} needs {name}=...: it was handed in when the model was made.")
+                raise InvalidType(
+                    f"{folder} needs {name}=...: it was handed in when the model was made; call "
+                    f"{target.__name__}.from_pretrained(..., {name}=...)."
+                )
         check_options(config["system"], target, options)
         model = target(**options)
         fill(model, folder, config["system"])

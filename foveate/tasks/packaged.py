@@ -43,7 +43,7 @@ class Packaged(nn.Module, Saved):
 
         Returns:
             "inputs" (name to one phrase of Markdown) and "output", with units; "example", arguments as Python text that
-            need ``torch`` alone, and "shape" of the answer to it; perhaps "scores", a sentence on what they are taken of.
+            need ``torch`` alone, and "shape" of the answer to it; perhaps "scores", a sentence on their unit.
         """
         raise NotImplementedError
 

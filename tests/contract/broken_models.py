@@ -100,6 +100,31 @@ class ForgetsOnSaving(HonestModel):
         return super().answer(x) * self.gain
 
 
+class WontBeSaved(HonestModel):
+    """Takes an option that has no form in JSON."""
+
+    breaks: ClassVar = {"is_saved_and_loaded"}
+
+    def __init__(
+        self, lookback: int = 8, horizon: int = 4, channels: int = 1, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(lookback, horizon, channels)
+
+    @classmethod
+    def for_task(cls, info: Any, **options: Any) -> Self:
+        return cls(info.lookback, info.horizon, info.channels, torch.float32)
+
+
+class SavesWhatItLikes(HonestModel):
+    """Puts other options on record than it was made with."""
+
+    breaks: ClassVar = {"is_saved_and_loaded"}
+
+    def __init__(self, lookback: int = 8, horizon: int = 4, channels: int = 1, gain: float = 1.0) -> None:
+        super().__init__(lookback, horizon, channels)
+        self._options["gain"] = 2.0 * gain
+
+
 class DropsWhenItShouldNot(HonestModel):
     """Dropout in eval mode."""
 

@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 
+import foveate
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import aux_losses
 from foveate.models.base import Model
@@ -129,16 +131,20 @@ def is_saved_and_loaded(case: ModelCase) -> None:
     model, inputs = case.build(), case.inputs()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        files = sorted(p.name for p in Path(folder).iterdir() if p.suffix != ".md")
-        allowed = {"config.json", "model.safetensors"}
-        expect(set(files) <= allowed and "model.safetensors" in files, f"save_pretrained wrote {', '.join(files)}")
-        config = Path(folder, "config.json")
-        if config.exists():
-            expect(isinstance(json.loads(config.read_text()), dict), "config.json is not an object")
+        files = {p.name for p in Path(folder).iterdir()}
+        expect(files == {"config.json", "model.safetensors", "README.md"}, f"save_pretrained wrote {sorted(files)}")
+        config = json.loads(Path(folder, "config.json").read_text())
         torch.manual_seed(7)
-        again = case.cls.from_pretrained(folder).eval()
-    same_bits(case.run(again, inputs), case.run(model, inputs), "the answer after saving and loading")
-    expect(again.state_dict().keys() == model.state_dict().keys(), "the loaded model has other weights")
+        own = case.cls if config["kind"] == "custom" else None
+        loaded = {"from_pretrained": case.cls.from_pretrained(folder), "foveate.load": foveate.load(folder, system=own)}
+        card = ModelCard.load(Path(folder, "README.md"))
+    for how, again in loaded.items():
+        expect(type(again) is type(model), f"{how} made a {type(again).__name__} of a {type(model).__name__}")
+        expect(not again.training, f"{how} gave the model in training mode")
+        same_bits(case.run(again, inputs), case.run(model, inputs), f"the answer after saving and {how}")
+        expect(again.state_dict().keys() == model.state_dict().keys(), f"{how} gave the model other weights")
+        expect(again._record() == model._record(), f"{how} gave the model other options: {again._record()['options']}")
+    expect(card.data.library_name == "foveate", "the model card does not say whose it is")
 
 
 @check("model")

@@ -114,7 +114,8 @@ def test_pickles_are_never_opened(trained, tmp_path):
     [
         ("{", "is not readable as JSON"),
         ("[]", "was not written by foveate"),
-        ('{"format": 1}', "was not written by foveate: it lacks task"),
+        ('{"format": 1}', "was not written by foveate: it lacks system, options"),
+        ('{"format": 1, "system": "a", "options": {}, "task": "b"}', "was not written by foveate: it lacks package"),
         (None, "it has no config.json"),
     ],
 )

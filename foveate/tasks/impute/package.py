@@ -87,6 +87,7 @@ class Imputer(Packaged):
             "output": f"float `(batch, {shape})`, the same rows without NaN, in the same units",
             "example": example,
             "shape": f"(1, {shape})",
+            "scores": "MSE and MAE are of standardised values, over what was hidden.",
         }
 
     @classmethod
