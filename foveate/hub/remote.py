@@ -18,7 +18,7 @@ from .files import CARD, CONFIG, PICKLES, WEIGHTS, is_ours, read_config
 
 #: In front of a repo's id, where a folder could be meant as well: ``hub:user/name``.
 PREFIX = "hub:"
-_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or give token=..."
+_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass a token"
 
 
 def is_remote(where: str | Path) -> bool:
@@ -164,7 +164,9 @@ def spoken(repo: str, revision: str | None = None, *, pushing: bool = False) -> 
 
 
 #: What the client's transport raises for a broken connection: another library's from version to version.
-_TRANSPORT = (errors.HfHubHTTPError.__mro__[1], ConnectionError, TimeoutError)
+_TRANSPORT = tuple(
+    c for c in errors.HfHubHTTPError.__mro__ if c.__module__.partition(".")[0] not in ("huggingface_hub", "builtins")
+) + (ConnectionError, TimeoutError)
 
 
 def _in_our_words(error: BaseException, repo: str, revision: str | None, done: str) -> FoveateError | None:
