@@ -164,9 +164,11 @@ def spoken(repo: str, revision: str | None = None, *, pushing: bool = False) -> 
 
 
 #: What the client's transport raises for a broken connection: another library's from version to version.
-_TRANSPORT = tuple(
-    c for c in errors.HfHubHTTPError.__mro__ if c.__module__.partition(".")[0] not in ("huggingface_hub", "builtins")
-) + (ConnectionError, TimeoutError)
+_TRANSPORT = (
+    *(c for c in errors.HfHubHTTPError.__mro__ if c.__module__.split(".")[0] not in ("huggingface_hub", "builtins")),
+    ConnectionError,
+    TimeoutError,
+)
 
 
 def _in_our_words(error: BaseException, repo: str, revision: str | None, done: str) -> FoveateError | None:
