@@ -79,6 +79,11 @@ class Model(nn.Module, Saved):
 
     def _identity(self) -> dict[str, Any]:
         """ "kind" and "system" of ``config.json``: what :meth:`_target` finds the class by."""
+        from .mixer_net import MixerNet
+
+        if type(self) is MixerNet:  # named by its mixer
+            mixer = self.mixer
+            return {"kind": "mixer", "system": mixer if isinstance(mixer, str) else registered_name(mixer)[1]}
         kind, name = registered_name(type(self))
         return {"kind": kind, "system": name}
 

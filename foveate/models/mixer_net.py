@@ -27,7 +27,7 @@ from ..mixers.parts import Linear
 from ..mixers.state import State, state
 from ..registry import check_options, find
 from ..spec import ModelSpec
-from .base import Model, check_series, registered_name
+from .base import Model, check_series
 from .outlook import levels_of
 from .quantiles import QuantileOrder
 from .readers import (
@@ -286,14 +286,6 @@ class MixerNet(Model):
             self.head = PatchHead(dim, patch, shape[0])
         else:
             self.head = Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
-
-    def _identity(self) -> dict[str, Any]:
-        if type(self) is not MixerNet:
-            return super()._identity()
-        return {
-            "kind": "mixer",
-            "system": self.mixer if isinstance(self.mixer, str) else registered_name(self.mixer)[1],
-        }
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
