@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint import CONFIG, load
+from ..checkpoint import load
 from ..errors import InvalidValue, invalid
 from ..mixers.base import Mixer
 from ..models.base import Model
@@ -93,7 +92,7 @@ def export(
         raise invalid("length", length, "it must be at least 1")
     check_target(file, force)
     folder = None if isinstance(model, nn.Module) else Path(model)
-    model = model if isinstance(model, nn.Module) else open_folder(Path(model), system)
+    model = model if isinstance(model, nn.Module) else load(model, system=system)
     model, frozen = calibrate(model, calibration, folder, time=time, id=id)
     dynamic = _check_promises(model, format, length, dynamic_length)
     subject = subject_of(model, example, length, dynamic)
@@ -130,19 +129,6 @@ def check_target(file: Path, force: bool) -> None:
             pass
     except OSError as error:
         raise InvalidValue(f"{file} cannot be written: {error.strerror}; choose another place.") from error
-
-
-def open_folder(folder: Path, system: type[Model] | type[Mixer] | None) -> nn.Module:
-    """The model of a folder: of a comparison, or of ``save_pretrained``.
-
-    Raises:
-        InvalidValue: there is none.
-    """
-    own = system is not None and issubclass(system, Model)
-    config = folder / CONFIG
-    if own and config.is_file() and "system" not in json.loads(config.read_text(encoding="utf-8")):
-        return system.from_pretrained(folder).eval()  # type: ignore[union-attr]
-    return load(folder, system=system)
 
 
 def _check_promises(model: nn.Module, format: str, length: int | None, dynamic_length: bool | None) -> bool:
