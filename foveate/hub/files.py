@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def write(folder: str | Path, state: Mapping[str, torch.Tensor], config: Mapping
             config = {**{k: v for k, v in config.items() if k not in _OF_THE_WEIGHTS}, "changed": True}
         config = {"format": FORMAT, **config, "foveate": __version__, "sha256": found}
         text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(text, weights)  # safetensors makes files that nobody else can read
         for part in (weights, text):
             os.replace(part, part.with_suffix(""))
     except (OSError, SafetensorError) as error:
