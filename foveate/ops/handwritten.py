@@ -31,6 +31,7 @@ def handwritten(
     backward: Callable[..., Results],
     shapes: Callable[..., tuple[Tensor, ...]],
     reads_outputs: bool = False,
+    constants: Sequence[str] = (),
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Make an op of a forward and a backward function.
 
@@ -44,12 +45,14 @@ def handwritten(
             shape; None where the argument is None or has no gradient.
         shapes: ``(*arguments) -> outputs + extras``, empty, with the shapes and dtypes that ``forward`` returns.
         reads_outputs: ``backward`` gets the outputs too, before the extras.
+        constants: tensors among the arguments that have no gradient, though they are floating.
 
     Returns:
         The op, differentiable once: ``(*arguments) -> outputs`` (a tuple).
     """
     kinds = [argument.split()[0] for argument in arguments.split(", ")]
     is_tensor = [kind.startswith("Tensor") for kind in kinds]
+    is_fixed = [argument.split()[1] in constants for argument in arguments.split(", ")]
     incoming = [f"Tensor grad_{i}" for i in range(outputs)]
     first_kept = 0 if reads_outputs else outputs
     kept = [f"Tensor kept_{i}" for i in range(outputs - first_kept + extras)]
@@ -69,10 +72,12 @@ def handwritten(
         )
 
     def backward_shapes(*values: Any) -> tuple[Tensor, ...]:
-        inputs = [v for v, tensor in zip(values[outputs:], is_tensor, strict=False) if tensor]
+        inputs = [(v, f) for v, t, f in zip(values[outputs:], is_tensor, is_fixed, strict=False) if t]
         return tuple(
-            torch.empty(v.shape, dtype=v.dtype, device=v.device) if _differentiable(v) else values[0].new_empty(0)
-            for v in inputs
+            torch.empty(v.shape, dtype=v.dtype, device=v.device)
+            if _differentiable(v) and not fixed
+            else values[0].new_empty(0)
+            for v, fixed in inputs
         )
 
     def schema(given: Sequence[str], results: int) -> str:
@@ -101,8 +106,11 @@ def handwritten(
         inputs = [s if t else c for s, c, t in zip(saved, ctx.constants, is_tensor, strict=False)]
         found = iter(_as_tuple(run(*gradients[:outputs], *inputs, *saved[len(is_tensor) :])))
         return tuple(
-            (g if _differentiable(v) else None) if t else None
-            for v, t, g in ((v, t, next(found) if t else None) for v, t in zip(inputs, is_tensor, strict=True))
+            (g if _differentiable(v) and not fixed else None) if t else None
+            for v, t, fixed, g in (
+                (v, t, fixed, next(found) if t else None)
+                for v, t, fixed in zip(inputs, is_tensor, is_fixed, strict=True)
+            )
         )
 
     forward_op.register_autograd(

@@ -21,6 +21,7 @@ from ..errors import InvalidType, InvalidValue
 from ..registry import register
 from .backend import choose
 from .handwritten import sum_dtype
+from .native import softmax_attention as native
 
 
 @register("op", "softmax_attention", system="softmax_attention")
@@ -57,7 +58,8 @@ def softmax_attention(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return choose(reference=reference, torch=fused)(q, k, v, causal, mask, bias, scale)
+    kernel = native.softmax_attention_native if native.fits(q, k, v, mask, bias) else None
+    return choose(reference, fused, kernel)(q, k, v, causal, mask, bias, scale)
 
 
 def reference(

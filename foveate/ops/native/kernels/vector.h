@@ -114,11 +114,16 @@ template <class T>
 inline vec<acc<T>> load(const T* from, int count) {
   using R = acc<T>;
   vec<R> lanes;
-  if constexpr (sizeof(T) != 2) {
-    if (count == LANES) {
+  if (count == LANES) {
+    if constexpr (sizeof(T) != 2) {
       std::memcpy(&lanes, from, sizeof(lanes));
-      return lanes;
+    } else {
+      uint16_t narrow __attribute__((vector_size(LANES * 2)));
+      std::memcpy(&narrow, from, sizeof(narrow));
+      vec_mask<R> bits = __builtin_convertvector(narrow, vec_mask<R>) << 16;
+      std::memcpy(&lanes, &bits, sizeof(lanes));
     }
+    return lanes;
   }
   R room[LANES] = {};
   for (int i = 0; i < count; ++i) room[i] = widen(from[i]);
