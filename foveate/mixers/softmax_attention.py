@@ -4,8 +4,9 @@ Vaswani et al., "Attention Is All You Need" (NeurIPS 2017, arXiv 1706.03762), se
 its own projections, ``head_h = softmax(q_h k_h^T / sqrt(d)) v_h``, and ``y = [head_1 | ... | head_H] W_out``. RoPE
 (arXiv 2104.09864) and ALiBi (arXiv 2108.12409) are in :mod:`foveate.ops.positions`.
 
-FLOPs grow with the square of the length. Memory grows linearly without mask, segments and ALiBi; with any of these one
-matrix of queries times keys is made (:mod:`foveate.ops.softmax_attention` says of which size).
+FLOPs grow with the square of the length. Memory grows linearly without mask, segments and ALiBi; with segments or ALiBi
+one matrix of queries times keys is made, with a mask in the torch form alone
+(:mod:`foveate.ops.softmax_attention` says of which size).
 """
 
 from __future__ import annotations

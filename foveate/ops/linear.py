@@ -49,23 +49,31 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and _faster_here()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
-        # Compilers choose for themselves; transforms (vmap, jvp) look into what they transform.
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
-        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()  # compilers choose for themselves
+        and not transformed()
+    )
+
+
+def transformed() -> bool:
+    """Whether a function transform (vmap, jvp) is at work: it looks into what it transforms."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+    return inside or forward_ad._current_level >= 0
+
+
+@functools.cache
+def slow_mkl() -> bool:
+    """Whether PyTorch's float32 products run MKL's AVX2 code on a processor that has AVX-512."""
+    return (
+        platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkl.is_available()
+        and "Intel" not in _maker()
     )
 
 
 @functools.cache
 def _faster_here() -> bool:
-    return (
-        platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and "Intel" not in _maker()
-    )
+    return slow_mkl() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _maker() -> str:

@@ -1,9 +1,10 @@
 """Softmax attention: ``softmax(q k^T scale + bias) v`` over the keys that a query may see.
 
-Vaswani et al. 2017 (arXiv 1706.03762, eq. 1). The fast form is PyTorch's ``scaled_dot_product_attention``. Without mask
-and bias, and with as many queries as keys, it runs in O(length) memory; any other visibility needs a matrix of queries
-times keys. That matrix has no batch axis unless the mask or the bias has one: a causal offset costs one bool matrix, a
-bias per head one float matrix per head.
+Vaswani et al. 2017 (arXiv 1706.03762, eq. 1). The torch form is PyTorch's ``scaled_dot_product_attention``. Without
+mask and bias, and with as many queries as keys, it runs in O(length) memory; any other visibility needs a matrix of
+queries times keys. That matrix has no batch axis unless the mask or the bias has one: a causal offset costs one bool
+matrix, a bias per head one float matrix per head. The CPU kernel makes none: causality with any offset and masks of
+keys cost nothing, masks of pairs and biases are read as they are given.
 
 Two rules are the same in every form: a query with no visible key gives zeros (not NaN, and zero gradients), and with
 fewer queries than keys the queries are the last ones, so that a KV cache can be put before them.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
-from .backend import choose
+from .backend import choose, current_backend
 from .handwritten import sum_dtype
 from .native import softmax_attention as native
 
@@ -58,8 +59,9 @@ def softmax_attention(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    kernel = native.softmax_attention_native if native.fits(q, k, v, mask, bias) else None
-    return choose(reference, fused, kernel)(q, k, v, causal, mask, bias, scale)
+    takes = native.fits(q, k, v, mask, bias) and (current_backend() == "native" or native.pays(q, k, v))
+    form = choose(reference, fused, native.softmax_attention_native if takes else None)
+    return form(q, k, v, causal, mask, bias, scale)
 
 
 def reference(

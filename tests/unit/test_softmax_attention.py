@@ -286,7 +286,8 @@ def test_costs_are_those_counted(position: str) -> None:
     mixer = SoftmaxAttention(32, num_heads=2, causal=True, position=position)
     x = draw(3, 150, 32).requires_grad_()
     cost = mixer.cost((150,), 3)
-    assert cost.activation_bytes == pytest.approx(saved_bytes(mixer, x), rel=0.05)
+    with backend("torch"):  # whose saved bytes costs count; the kernel's outputs need no copy to be merged
+        assert cost.activation_bytes == pytest.approx(saved_bytes(mixer, x), rel=0.05)
     with torch.device("meta"), backend("torch"):
         twin = SoftmaxAttention(32, num_heads=2, causal=True, position=position)
         assert cost.flops == count_flops(lambda: twin(torch.empty(3, 150, 32)))

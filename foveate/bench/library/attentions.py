@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,14 +29,34 @@ def _dense(op: Any, name: str, length: int, causal: bool) -> Problem:
     return Problem(inputs={"q": q, "k": k, "v": v}, ours=ours, sizes=sizes, cost=cost)
 
 
-@case("softmax_core", kind="op", about="8 heads of 64", sizes=LENGTHS)
+#: The definition's matrices of weights would not fit any more.
+SOFTMAX: dict[str, Any] = {"kind": "op", "sizes": (*LENGTHS, 8192), "reference_up_to": 4096}
+
+
+@case("softmax_core", about="8 heads of 64", **SOFTMAX)
 def softmax(length: int) -> Problem:
     return _dense(softmax_attention, "softmax_attention", length, causal=False)
 
 
-@case("softmax_causal_core", kind="op", about="causal, 8 heads of 64", sizes=LENGTHS)
+@case("softmax_causal_core", about="causal, 8 heads of 64", **SOFTMAX)
 def softmax_causal(length: int) -> Problem:
     return _dense(softmax_attention, "softmax_attention", length, causal=True)
+
+
+@case("softmax_prefill_core", about="the last 512 queries, causal, 8 heads of 64", **SOFTMAX | {"sizes": (1024, 8192)})
+def softmax_prefill(length: int) -> Problem:
+    """A stretch that is read after a cache."""
+    problem = _dense(softmax_attention, "softmax_attention", length, causal=True)
+    inputs = {**problem.inputs, "q": problem.inputs["q"][:, :, -512:]}
+    cost = op_cost("softmax_attention", length=512, key_length=length, heads=8, d=64, causal=True)
+    return replace(problem, inputs=inputs, cost=cost)
+
+
+@case("softmax_masked_core", about="causal, half of the keys are padding, 8 heads of 64", **SOFTMAX)
+def softmax_masked(length: int) -> Problem:
+    problem = _dense(softmax_attention, "softmax_attention", length, causal=True)
+    mask = (torch.arange(length) < length // 2)[None]
+    return replace(problem, inputs={**problem.inputs, "mask": mask}, cost=None)  # fewer pairs than the formula counts
 
 
 @case("sigmoid_core", kind="op", about="causal, 8 heads of 64", sizes=LENGTHS)

@@ -22,21 +22,36 @@ def sdpa(problem: Problem) -> Contender:
     return Contender(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
 
+@peer("SDPA with a mask", of=("softmax_prefill_core", "softmax_masked_core"))
+def masked_sdpa(problem: Problem) -> Contender:
+    length, tokens = problem.inputs["q"].shape[2], problem.sizes["length"]
+    seen = torch.ones(length, tokens, dtype=torch.bool).tril(tokens - length)
+    if "mask" in problem.inputs:
+        seen = seen & problem.inputs["mask"][:, None, None]
+    numbers = torch.where(seen, 0.0, -math.inf)  # from a bool mask SDPA makes these at every call
+    return Contender(lambda q, k, v, mask=None: F.scaled_dot_product_attention(q, k, v, attn_mask=numbers))
+
+
 @peer("causal SDPA (softmax)", of=("linear_attention",), same=False)
 def sdpa_for_linear(problem: Problem) -> Contender:
     return Contender(lambda q, k, v, slope: F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-def _flex(mask_mod: Any, tokens: int, block: int) -> Contender:
-    """Compiled flex attention over flat tokens; ``mask_mod`` None: everything is visible."""
+def _flex(mask_mod: Any, tokens: int, block: int, queries: int | None = None) -> Contender:
+    """Compiled flex attention over flat tokens, of as many queries unless told.
+
+    ``mask_mod`` None: everything is visible.
+    """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     # Compiled anew for each problem: the cache of another size would fill up and end in the uncompiled form.
     torch._dynamo.reset()
-    mask = None if mask_mod is None else create_block_mask(mask_mod, None, None, tokens, tokens, "cpu", block)
+    mask = (
+        None if mask_mod is None else create_block_mask(mask_mod, None, None, queries or tokens, tokens, "cpu", block)
+    )
     compiled: Any = torch.compile(flex_attention, dynamic=False)
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def call(q: Tensor, k: Tensor, v: Tensor, **visible: Tensor) -> Tensor:  # which is in the mask already
         shape = q.shape
         q, k, v = (m.flatten(2, -2) for m in (q, k, v))
         return compiled(q, k, v, block_mask=mask).view(shape)
@@ -48,6 +63,13 @@ def _flex(mask_mod: Any, tokens: int, block: int) -> Contender:
 def flex(problem: Problem) -> Contender:
     causal = (lambda b, h, i, j: i >= j) if problem.sizes["causal"] else None
     return _flex(causal, problem.sizes["length"], 64)
+
+
+@peer("flex attention", of=("softmax_prefill_core", "softmax_masked_core"))
+def masked_flex(problem: Problem) -> Contender:
+    length, tokens = problem.inputs["q"].shape[2], problem.sizes["length"]
+    real = int(problem.inputs["mask"].sum()) if "mask" in problem.inputs else tokens
+    return _flex(lambda b, h, i, j: (i + (tokens - length) >= j) & (j < real), tokens, 64, length)
 
 
 def _axis(i: Tensor, j: Tensor, size: int, window: int, dilation: int, stride: int, causal: bool) -> Tensor:

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
-from . import SCALARS, address, call, fresh, rows, takes, through_autograd
+from ..linear import slow_mkl, transformed
+from . import SCALARS, address, call, chosen, fresh, rows, takes, through_autograd
 
 #: Queries of a tile in the kernel. What one tile reads is divided into parts of this many keys, up to so many.
 TILE, PART_KEYS, MOST_PARTS = 64, 2048, 16
 #: Backward, heads are divided into parts of at least this many queries where there are fewer heads than MOST_PARTS.
 #: Results depend on the number of parts to rounding, so that it must not depend on the threads.
 PART_QUERIES = 512
+
+#: Whether PyTorch's form is slow here: where MKL, which it multiplies with, leaves the processor's AVX-512 unused.
+#: Elsewhere the kernel was measured on AVX2, where it is no faster on short sequences, or not at all.
+PAYS = chosen() == "v4" and slow_mkl()
+#: Queries and multiplications from which it was never slower there.
+FROM_QUERIES, FROM_WORK = 32, 2**22
 
 
 class _Arguments(ctypes.Structure):
@@ -39,6 +46,14 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | No
     if q.dtype not in SCALARS or q.shape[2] == 1 or not takes(q, k, v, mask, bias):
         return False
     return bias is None or not (bias.requires_grad and torch.is_grad_enabled())
+
+
+def pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether "auto" takes the kernel, by the processor and sizes alone."""
+    batch, heads, length, width = q.shape
+    if not PAYS or length < FROM_QUERIES or (not torch.compiler.is_compiling() and transformed()):
+        return False
+    return batch * heads * length * k.shape[2] * (width + v.shape[-1]) >= FROM_WORK
 
 
 def _prepared(
@@ -110,9 +125,8 @@ def _backward(
     lse: Tensor,
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
-        return through_autograd(
-            lambda q, k, v: (_definition(q, k, v, mask, pairs, bias, causal, scale),), (q, k, v), (grad_out,)
-        ) + [None, None, None]
+        definition = lambda q, k, v: (_definition(q, k, v, mask, pairs, bias, causal, scale),)  # noqa: E731
+        return [*through_autograd(definition, (q, k, v), (grad_out,)), None, None, None]
     batch, length, heads, _ = q.shape
     parts = max(1, min(MOST_PARTS // (batch * heads), length // PART_QUERIES))
     real = sum_dtype(q.dtype)

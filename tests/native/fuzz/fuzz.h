@@ -103,3 +103,4 @@ void fuzz_selective_scan(Random& chance);
 void fuzz_causal_conv1d(Random& chance);
 void fuzz_neighborhood_attention(Random& chance);
 void fuzz_linear_attention(Random& chance);
+void fuzz_softmax_attention(Random& chance);

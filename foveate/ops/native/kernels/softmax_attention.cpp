@@ -50,6 +50,10 @@ void weigh(Block<R> c, const R* factor, Factor<R> a, Factor<R> b, int64_t rows, 
   });
 }
 
+// Vectors of queries whose softmax is made together, so that nothing waits; a double's exponential is a call anyway.
+template <class R>
+constexpr int TOGETHER = sizeof(R) == 4 ? 4 : 1;
+
 // The softmax of N vectors of queries over the keys of one more tile: their weights in place of scores, the running
 // maxima and sums, and what earlier sums shrink by.
 template <class R, int N>
@@ -106,8 +110,8 @@ struct Forward : Reader<T> {
       const bool guarded = this->guarded(place, many);
       this->score(this->keys(place, many), place, many, column);
       int64_t n = column;
-      for (; n + 4 * LANES <= lanes; n += 4 * LANES)
-        soften<R, 4>({scores.at(0, n), lanes}, many, guarded, top + n, total + n, factor + n);
+      for (; n + TOGETHER<R> * LANES <= lanes; n += TOGETHER<R> * LANES)
+        soften<R, TOGETHER<R>>({scores.at(0, n), lanes}, many, guarded, top + n, total + n, factor + n);
       for (; n < lanes; n += LANES)
         soften<R, 1>({scores.at(0, n), lanes}, many, guarded, top + n, total + n, factor + n);
       weigh<R>({sums.at(0, column), lanes}, factor + column, this->values(place, many),
@@ -120,7 +124,7 @@ struct Forward : Reader<T> {
       const V all = read(total + n);
       write(factor + n, select<R>(all == 0, V{}, 1 / all));  // a query that sees nothing gives zeros
     }
-    transpose<R>(result, sums, a.value_width, lanes);
+    turn<R>(result, sums, a.value_width, lanes);
     R* lse = static_cast<R*>(a.lse) + this->lse_at();
     for (int64_t i = 0; i < count; ++i) {
       T* row = static_cast<T*>(a.out) + this->row_at(first + i, a.length, a.value_width);
@@ -182,7 +186,7 @@ struct Backward : Reader<T> {
     const T* from = static_cast<const T*>(a.grad_out) + this->b * a.grad_batch + first * a.grad_time + this->h * a.grad_head;
     gt.row = slopes.row = dqt.row = lanes;
     pack(g, from, a.grad_time, count, a.value_width);
-    transpose<R>(gt, g, lanes, E);
+    turn<R>(gt, g, lanes, E);
     for (int64_t i = 0; i < count; ++i) {
       const T* out = static_cast<const T*>(a.out) + this->row_at(first + i, a.length, a.value_width);
       V dot{};
@@ -232,7 +236,7 @@ struct Backward : Reader<T> {
       read_gradients();
       for (int64_t i = 0; i < D * lanes; i += LANES) write(dqt.from + i, V{});
       this->over_keys(0, this->seen_count, [&](int64_t p, int64_t many, int64_t column) { tile(p, many, column); });
-      transpose<R>(dq, dqt, a.width, lanes);
+      turn<R>(dq, dqt, a.width, lanes);
       for (int64_t i = 0; i < count; ++i) {
         T* row = static_cast<T*>(a.grad_q) + this->row_at(first + i, a.length, a.width);
         for (int64_t c = 0; c < a.width; c += LANES)

@@ -49,6 +49,12 @@ inline int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
 inline int64_t divided(int64_t numbers, int64_t by) { return (numbers + by - 1) / by; }
 inline int64_t tiles_of(const SoftmaxArguments& a) { return divided(a.length, QUERIES); }
 
+// Not inlined: compilers take long over it where a vector of doubles has several registers.
+template <class R>
+__attribute__((noinline)) void turn(Block<R> to, Factor<R> from, int64_t rows, int64_t columns) {
+  transpose<R>(to, from, rows, columns);
+}
+
 // What one thread reads with: the arguments, the sample, head and queries it is at, and room for tiles.
 template <class T>
 struct Reader {
@@ -62,11 +68,11 @@ struct Reader {
   int64_t seen_of = -1, seen_count;
   int64_t b = 0, h = 0, first = 0, count = 0;  // sample, head, first query and number of queries
   int64_t lanes = 0;                           // the number of queries, padded
-  Block<R> q, qt, k, v, scores;
+  Block<R> q, qt, k, v, scores, strip, across;
 
   explicit Reader(const SoftmaxArguments& a)
       : a(a), D(padded(a.width)), E(padded(a.value_width)), seen_count(a.keys) {
-    q.row = k.row = D, v.row = E;
+    q.row = k.row = D, v.row = E, strip.row = KEYS, across.row = LANES;
     if (a.mask) seen.reset(new (std::nothrow) int64_t[a.keys]);
   }
 
@@ -76,7 +82,9 @@ struct Reader {
                                            {&qt.from, QUERIES * D},
                                            {&k.from, KEYS * D},
                                            {&v.from, KEYS * E},
-                                           {&scores.from, KEYS * QUERIES}};
+                                           {&scores.from, KEYS * QUERIES},
+                                           {&strip.from, LANES * KEYS},
+                                           {&across.from, KEYS * LANES}};
     int64_t total = 0;
     for (auto& part : own) total += part.second;
     for (auto& part : more) total += part.second;
@@ -114,7 +122,7 @@ struct Reader {
     pack(q, static_cast<const T*>(a.q) + b * a.q_batch + first * a.q_time + h * a.q_head, a.q_time, count, a.width);
     const R scale = static_cast<R>(a.scale * LOG2_E);
     for (int64_t i = 0; i < lanes * D; i += LANES) write(q.from + i, read(q.from + i) * scale);
-    transpose<R>(qt, q, lanes, D);
+    turn<R>(qt, q, lanes, D);
   }
 
   // Visible keys are counted by places. The key at a place; the first place whose key is not before `key`.
@@ -201,26 +209,26 @@ struct Reader {
     return lanes;
   }
 
-  // Add a matrix of queries times keys to the scores of a tile: squares of it are transposed.
+  // Add a matrix of queries times keys to the scores of a tile, in transposed strips of LANES queries.
   template <class N, class Change>
   void add(int64_t place, int64_t many, int64_t column, int64_t query, int64_t key, const N* from, Change change) {
-    for (int64_t r = 0; r < many; r += LANES)
-      for (int64_t n = column; n < count; n += LANES) {
-        const int some = static_cast<int>(least(LANES, many - r)), own = static_cast<int>(least(LANES, count - n));
-        V square[LANES] = {};
-        for (int i = 0; i < own; ++i) {
+    for (int64_t n = column; n < count; n += LANES) {
+      for (int64_t i = 0; i < LANES; ++i)
+        for (int64_t r = 0; r < many; r += LANES) {
+          const int some = static_cast<int>(least(LANES, many - r));
           const N* row = from + (n + i) * query;
-          if (key == 1 && !a.mask) {
-            square[i] = change(numbers(row + place + r, some));
-          } else {
-            N room[LANES] = {};
+          N room[LANES] = {};
+          if (n + i < count && (key != 1 || a.mask)) {
             for (int j = 0; j < some; ++j) room[j] = row[key_at(place + r + j) * key];
-            square[i] = change(numbers(room, some));
+            row = room;
+          } else {
+            row = n + i < count ? row + place + r : room;
           }
+          write(strip.at(i, r), change(numbers(row, some)));
         }
-        exchange<R, LANES / 2>(square);
-        for (int j = 0; j < some; ++j) write(scores.at(r + j, n), read(scores.at(r + j, n)) + square[j]);
-      }
+      turn<R>(across, strip, LANES, many);
+      for (int64_t r = 0; r < many; ++r) write(scores.at(r, n), read(scores.at(r, n)) + read(across.at(r)));
+    }
   }
 };
 
