@@ -164,6 +164,50 @@ def test_later_keys_change_no_bit(keys: int):
             before = after
 
 
+def test_other_samples_and_heads_change_no_bit():
+    make = Maker(0, torch.float32)
+    for length, keys in ((130, 130), (20, 5000)):
+        q, k, v = (make.tensor(3, 4, n, 16) for n in (length, keys, keys))
+        with backend("native"):
+            together = softmax_attention(q, k, v, causal=True)
+            alone = softmax_attention(*(m[1:2, 2:3] for m in (q, k, v)), causal=True)
+        assert torch.equal(together[1:2, 2:3], alone)
+
+
+@pytest.mark.parametrize(
+    ("length", "keys", "width", "there"), [(256, 256, 64, True), (31, 4096, 64, False), (32, 32, 64, False)]
+)
+@pytest.mark.parametrize("processor", [True, False])
+def test_auto_chooses_by_processor_and_sizes(length, keys, width, there, processor, monkeypatch):
+    called = []
+    monkeypatch.setattr(native, "call", lambda *given: called.append(given) or call(*given))
+    monkeypatch.setattr(native, "PAYS", processor)
+    q, k, v = (torch.randn(1, 2, n, width) for n in (length, keys, keys))
+    softmax_attention(q, k, v)
+    assert len(called) == int(there and processor)
+
+
+def test_transforms_look_into_torchs_form(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "PAYS", True)
+    q, k, v = (torch.randn(3, 1, 2, 256, 64) for _ in range(3))
+    each = torch.stack([softmax_attention(*m, causal=True) for m in zip(q, k, v, strict=True)])
+    attend = lambda *given: softmax_attention(*given, causal=True)  # noqa: E731
+    torch.testing.assert_close(torch.func.vmap(attend)(q, k, v), each)
+    found = torch.func.grad(lambda v: attend(q[0], k[0], v).square().sum())(v[0])
+    v = v.requires_grad_()
+    torch.testing.assert_close(found, torch.autograd.grad(attend(q[0], k[0], v[0]).square().sum(), v)[0][0])
+
+
+def test_a_learned_bias_gets_its_gradient():
+    make = Maker(0, torch.float32)
+    given = {"q": make.tensor(1, 2, 64, 8), "k": make.tensor(1, 2, 64, 8), "v": make.tensor(1, 2, 64, 8)}
+    agree(
+        lambda **arguments: [softmax_attention(**arguments)],
+        {**given, "bias": make.tensor(1, 2, 64, 64)},
+        torch.float32,
+    )
+
+
 def test_a_step_enters_no_kernel(monkeypatch: pytest.MonkeyPatch):
     called = []
     monkeypatch.setattr(native, "call", lambda *given: called.append(given) or call(*given))
