@@ -59,9 +59,9 @@ def softmax_attention(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    takes = native.fits(q, k, v, mask, bias) and (current_backend() == "native" or native.pays(q, k, v))
-    form = choose(reference, fused, native.softmax_attention_native if takes else None)
-    return form(q, k, v, causal, mask, bias, scale)
+    asked = {"native": native.fits, "auto": native.pays}.get(current_backend())
+    kernel = native.softmax_attention_native if asked and asked(q, k, v, mask, bias) else None
+    return choose(reference, fused, kernel)(q, k, v, causal, mask, bias, scale)
 
 
 def reference(

@@ -48,12 +48,13 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | No
     return bias is None or not (bias.requires_grad and torch.is_grad_enabled())
 
 
-def pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether "auto" takes the kernel, by the processor and sizes alone."""
+def pays(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether "auto" takes the kernel: where it :func:`fits` and is faster, by the processor and sizes alone."""
     batch, heads, length, width = q.shape
     if not PAYS or length < FROM_QUERIES or (not torch.compiler.is_compiling() and transformed()):
         return False
-    return batch * heads * length * k.shape[2] * (width + v.shape[-1]) >= FROM_WORK
+    work = batch * heads * length * k.shape[2] * (width + v.shape[-1])
+    return work >= FROM_WORK and fits(q, k, v, mask, bias)
 
 
 def _prepared(
