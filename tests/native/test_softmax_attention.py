@@ -175,7 +175,8 @@ def test_other_samples_and_heads_change_no_bit():
 
 
 @pytest.mark.parametrize(
-    ("length", "keys", "width", "there"), [(256, 256, 64, True), (31, 4096, 64, False), (32, 32, 64, False)]
+    ("length", "keys", "width", "there"),
+    [(256, 256, 64, True), (31, 4096, 64, False), (32, 32, 999, False), (48, 48, 64, False)],
 )
 @pytest.mark.parametrize("processor", [True, False])
 def test_auto_chooses_by_processor_and_sizes(length, keys, width, there, processor, monkeypatch):

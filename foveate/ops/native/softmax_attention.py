@@ -21,8 +21,8 @@ PART_QUERIES = 512
 #: Whether PyTorch's form is slow here: where MKL, which it multiplies with, leaves the processor's AVX-512 unused.
 #: Elsewhere the kernel was measured on AVX2, where it is no faster on short sequences, or not at all.
 PAYS = chosen() == "v4" and slow_mkl()
-#: Queries and multiplications from which it was never slower there.
-FROM_QUERIES, FROM_WORK = 32, 2**22
+#: Queries, pairs of each head, and multiplications from which it was no slower there, forward or backward.
+FROM_QUERIES, FROM_PAIRS, FROM_WORK = 32, 2**11, 2**22
 
 
 class _Arguments(ctypes.Structure):
@@ -53,8 +53,9 @@ def pays(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | No
     batch, heads, length, width = q.shape
     if not PAYS or length < FROM_QUERIES or (not torch.compiler.is_compiling() and transformed()):
         return False
-    work = batch * heads * length * k.shape[2] * (width + v.shape[-1])
-    return work >= FROM_WORK and fits(q, k, v, mask, bias)
+    pairs = length * k.shape[2]
+    enough = pairs >= FROM_PAIRS and batch * heads * pairs * (width + v.shape[-1]) >= FROM_WORK
+    return enough and fits(q, k, v, mask, bias)
 
 
 def _prepared(

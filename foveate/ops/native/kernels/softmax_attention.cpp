@@ -274,7 +274,7 @@ int forward(const SoftmaxArguments& a) {
       worker.take(number / tiles / a.heads, number / tiles % a.heads);
       worker.read_queries(tiles - 1 - number % tiles);
     };
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t unit = 0; unit < units; ++unit) {
       if (!worker.ready) continue;
       take(unit / a.parts);
@@ -282,7 +282,8 @@ int forward(const SoftmaxArguments& a) {
       a.parts > 1 ? worker.keep(parts.get() + unit * kept) : worker.write_result();
     }
     if (a.parts > 1) {
-#pragma omp for schedule(static)
+#pragma omp barrier
+#pragma omp for schedule(static) nowait
       for (int64_t number = 0; number < whole; ++number) {
         if (!worker.ready) continue;
         take(number);
@@ -305,7 +306,7 @@ int backward(const SoftmaxArguments& a) {
 #pragma omp atomic write
       status = OUT_OF_MEMORY;
     }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t unit = 0; unit < units; ++unit)
       if (worker.ready) worker.run(unit / a.parts / a.heads, unit / a.parts % a.heads, unit % a.parts);
   }
