@@ -65,7 +65,7 @@ def attentions(draw: st.DrawFn) -> tuple[dict[str, Any], torch.dtype]:
 def test_equals_the_definition(case: tuple[dict[str, Any], torch.dtype]):
     given, dtype = case
     bias = given.pop("bias")  # whose gradient is torch's to find: captured, it needs none
-    assert native.fits(*(given[m] for m in "qkv"), given["mask"], bias)
+    assert native.fits(given["q"], given["k"], given["v"], given["mask"], bias)
     agree(lambda **arguments: [softmax_attention(**arguments, bias=bias)], given, dtype)
 
 
@@ -74,7 +74,8 @@ def test_gradients_by_differences():
     inputs = [make.tensor(2, 2, n, w).requires_grad_() for n, w in ((5, 3), (7, 3), (7, 4))]
     mask, pairs = torch.rand(2, 7) > 0.3, torch.rand(2, 1, 5, 7) > 0.3
     bias = make.tensor(1, 2, 5, 7)
-    for options in ({}, {"causal": True, "mask": mask}, {"mask": pairs, "bias": bias}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"causal": True, "mask": mask}, {"mask": pairs, "bias": bias})
+    for options in choices:
 
         def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] = options) -> Tensor:
             return softmax_attention(q, k, v, **options)

@@ -30,20 +30,21 @@ def _dense(op: Any, name: str, length: int, causal: bool) -> Problem:
 
 
 #: The definition's matrices of weights would not fit any more.
-SOFTMAX: dict[str, Any] = {"kind": "op", "sizes": (*LENGTHS, 8192), "reference_up_to": 4096}
+REFERENCE_UP_TO = 4096
+LONGER = (*LENGTHS, 8192)
 
 
-@case("softmax_core", about="8 heads of 64", **SOFTMAX)
+@case("softmax_core", kind="op", about="8 heads of 64", sizes=LONGER, reference_up_to=REFERENCE_UP_TO)
 def softmax(length: int) -> Problem:
     return _dense(softmax_attention, "softmax_attention", length, causal=False)
 
 
-@case("softmax_causal_core", about="causal, 8 heads of 64", **SOFTMAX)
+@case("softmax_causal_core", kind="op", about="causal, 8 heads of 64", sizes=LONGER, reference_up_to=REFERENCE_UP_TO)
 def softmax_causal(length: int) -> Problem:
     return _dense(softmax_attention, "softmax_attention", length, causal=True)
 
 
-@case("softmax_prefill_core", about="the last 512 queries, causal, 8 heads of 64", **SOFTMAX | {"sizes": (1024, 8192)})
+@case("softmax_prefill_core", kind="op", about="the last 512 queries, causal, 8 heads of 64", sizes=(1024, 8192))
 def softmax_prefill(length: int) -> Problem:
     """A stretch that is read after a cache."""
     problem = _dense(softmax_attention, "softmax_attention", length, causal=True)
@@ -52,7 +53,13 @@ def softmax_prefill(length: int) -> Problem:
     return replace(problem, inputs=inputs, cost=cost)
 
 
-@case("softmax_masked_core", about="causal, half of the keys are padding, 8 heads of 64", **SOFTMAX)
+@case(
+    "softmax_masked_core",
+    kind="op",
+    about="causal, half of the keys are padding, 8 heads of 64",
+    sizes=LONGER,
+    reference_up_to=REFERENCE_UP_TO,
+)
 def softmax_masked(length: int) -> Problem:
     problem = _dense(softmax_attention, "softmax_attention", length, causal=True)
     mask = (torch.arange(length) < length // 2)[None]
