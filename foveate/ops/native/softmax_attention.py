@@ -32,7 +32,7 @@ class _Arguments(ctypes.Structure):
     _numbers += [f"{m}_{n}" for m in ("q", "k", "v", "grad") for n in ("batch", "time", "head")]
     _numbers += ["mask_batch", "mask_key"]
     _numbers += [f"{m}_{n}" for m in ("pairs", "bias") for n in ("batch", "head", "query", "key")]
-    _pointers = "q k v mask pairs bias out lse grad_out grad_q grad_k grad_v"
+    _pointers = "q k v mask pairs bias out lse rest grad_out grad_q grad_k grad_v"
     _fields_ = [(n, c_int64) for n in _numbers]
     _fields_ += [("scale", c_double)]
     _fields_ += [(n, c_void_p) for n in _pointers.split()]
@@ -105,12 +105,12 @@ def _forward(
     bias: Tensor | None,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    out, lse = map(fresh, _shapes(q, k, v, mask, pairs, bias, causal, scale))
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, lse, rest = map(fresh, _shapes(q, k, v, mask, pairs, bias, causal, scale))
     parts = min(MOST_PARTS, max(1, k.shape[1] // PART_KEYS)) if q.shape[1] <= TILE else 1
-    arguments, _given = _prepared(q, k, v, mask, pairs, bias, causal, scale, parts, out=out, lse=lse)
+    arguments, _given = _prepared(q, k, v, mask, pairs, bias, causal, scale, parts, out=out, lse=lse, rest=rest)
     call("foveate_softmax_attention", arguments, 0)
-    return out, lse
+    return out, lse, rest
 
 
 def _backward(
@@ -125,6 +125,7 @@ def _backward(
     scale: float,
     out: Tensor,
     lse: Tensor,
+    rest: Tensor,
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
         definition = lambda q, k, v: (_definition(q, k, v, mask, pairs, bias, causal, scale),)  # noqa: E731
@@ -134,7 +135,15 @@ def _backward(
     real = sum_dtype(q.dtype)
     grad_q = fresh(torch.empty(q.shape, dtype=q.dtype))
     grad_k, grad_v = (fresh(torch.empty(parts, *m.shape, dtype=real)) for m in (k, v))
-    others = {"out": out, "lse": lse, "grad_out": rows(grad_out), "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
+    others = {
+        "out": out,
+        "lse": lse,
+        "rest": rest,
+        "grad_out": rows(grad_out),
+        "grad_q": grad_q,
+        "grad_k": grad_k,
+        "grad_v": grad_v,
+    }
     arguments, _given = _prepared(q, k, v, mask, pairs, bias, causal, scale, parts, **others)
     call("foveate_softmax_attention", arguments, 1)
     grad_k, grad_v = (m[0] if parts == 1 else m.sum(0) for m in (grad_k, grad_v))
@@ -168,17 +177,20 @@ def _shapes(
     bias: Tensor | None,
     causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, _ = q.shape
+    out = torch.empty(batch, length, heads, v.shape[-1], dtype=v.dtype, device=v.device)
     lse = torch.empty(batch, heads, length, dtype=sum_dtype(q.dtype), device=q.device)
-    return torch.empty(batch, length, heads, v.shape[-1], dtype=v.dtype, device=v.device), lse
+    # What rounding to 16 bits takes from outputs: gradients of scores are differences with them.
+    rest = torch.empty_like(out) if v.dtype == torch.bfloat16 else v.new_empty(0)
+    return out, lse, rest
 
 
 _kernel = handwritten(
     "softmax_attention_native",
     "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? pairs, Tensor? bias, bool causal, float scale",
     outputs=1,
-    extras=1,
+    extras=2,
     forward=_forward,
     backward=_backward,
     shapes=_shapes,

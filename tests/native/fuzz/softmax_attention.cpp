@@ -55,6 +55,7 @@ void fuzz_softmax_attention(Random& chance) {
   if (chance.coin()) a.bias = room.input(real, matrix(a.bias_batch, a.bias_head, a.bias_query, a.bias_key), 2);
   const int64_t queries = a.batch * a.heads * a.length, keys = a.batch * a.heads * a.keys;
   a.out = room.output(a.scalar, queries * a.value_width), a.lse = room.output(real, queries);
+  if (chance.coin()) a.rest = room.output(a.scalar, queries * a.value_width);
   a.grad_out = rows(a.length, a.value_width, a.grad_batch, a.grad_time, a.grad_head, 1);
   a.grad_q = room.output(a.scalar, queries * a.width);
   a.grad_k = room.output(real, a.parts * keys * a.width), a.grad_v = room.output(real, a.parts * keys * a.value_width);

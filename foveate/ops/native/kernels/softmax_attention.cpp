@@ -127,9 +127,14 @@ struct Forward : Reader<T> {
     turn<R>(result, sums, a.value_width, lanes);
     R* lse = static_cast<R*>(a.lse) + this->lse_at();
     for (int64_t i = 0; i < count; ++i) {
-      T* row = static_cast<T*>(a.out) + this->row_at(first + i, a.length, a.value_width);
-      for (int64_t c = 0; c < a.value_width; c += LANES)
-        store(row + c, read(result.at(i, c)) * factor[i], static_cast<int>(least(LANES, a.value_width - c)));
+      const int64_t at = this->row_at(first + i, a.length, a.value_width);
+      for (int64_t c = 0; c < a.value_width; c += LANES) {
+        const int some = static_cast<int>(least(LANES, a.value_width - c));
+        T* to = static_cast<T*>(a.out) + at + c;
+        const V value = read(result.at(i, c)) * factor[i];
+        store(to, value, some);
+        if (a.rest) store(static_cast<T*>(a.rest) + at + c, value - load(to, some), some);
+      }
       lse[i] = total[i] == 0 ? R(0) : top[i] + std::log2(total[i]);
     }
   }
@@ -188,10 +193,14 @@ struct Backward : Reader<T> {
     pack(g, from, a.grad_time, count, a.value_width);
     turn<R>(gt, g, lanes, E);
     for (int64_t i = 0; i < count; ++i) {
-      const T* out = static_cast<const T*>(a.out) + this->row_at(first + i, a.length, a.value_width);
+      const int64_t at = this->row_at(first + i, a.length, a.value_width);
       V dot{};
-      for (int64_t c = 0; c < a.value_width; c += LANES)
-        dot += load(out + c, static_cast<int>(least(LANES, a.value_width - c))) * read(g.at(i, c));
+      for (int64_t c = 0; c < a.value_width; c += LANES) {
+        const int some = static_cast<int>(least(LANES, a.value_width - c));
+        V out = load(static_cast<const T*>(a.out) + at + c, some);
+        if (a.rest) out += load(static_cast<const T*>(a.rest) + at + c, some);
+        dot += out * read(g.at(i, c));
+      }
       delta[i] = sum<R>(dot), lse[i] = static_cast<const R*>(a.lse)[this->lse_at() + i];
     }
     for (int64_t i = count; i < lanes; ++i) delta[i] = lse[i] = 0;

@@ -29,6 +29,7 @@ struct SoftmaxArguments {
   const uint8_t *mask, *pairs;   // null, or 1 where visible: (batch, keys), (batch, heads, length, keys)
   const void* bias;              // null, or (batch, heads, length, keys), accumulator type
   void *out, *lse;               // (batch, length, heads, value_width); (batch, heads, length) in accumulator type
+  void* rest;                    // null, or as out: what rounding to the storage type took from it
   const void* grad_out;          // as out, strides of its own
   void *grad_q, *grad_k, *grad_v;  // as q; (parts, as k and v) in accumulator type
 };
