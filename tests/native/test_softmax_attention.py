@@ -104,6 +104,17 @@ def test_a_query_without_keys_gives_zeros_and_no_gradients(length: int):
     assert (gv[0, :, 3:] != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_key_has_no_gradient(dtype: torch.dtype):
+    make = Maker(0, dtype)
+    q, k, v = (make.tensor(1, 2, 70, 33).requires_grad_() for _ in range(3))
+    with backend("native"):
+        o = softmax_attention(q, k, v, causal=True)
+    (gradient,) = torch.autograd.grad(o.square().sum(), q)
+    assert (gradient[:, :, 0] == 0).all()
+    assert (gradient[:, :, 1:] != 0).any(-1).all()
+
+
 def test_a_bias_of_minus_infinity_hides_a_pair():
     make = Maker(0, torch.float32)
     q, k, v = (make.tensor(1, 2, 80, 8) for _ in range(3))

@@ -176,34 +176,39 @@ struct Backward : Reader<T> {
       Reader<T>::scores;
   using Reader<T>::q, Reader<T>::k, Reader<T>::v;
 
-  Block<R> g, gt, slopes, dqt, dq, dk, dv;
+  Block<R> g, gt, o, ot, slopes, dqt, dq, dk, dv;
   R *lse, *delta;
   bool ready;
 
   explicit Backward(const SoftmaxArguments& a) : Reader<T>(a) {
-    g.row = dv.row = E, dq.row = dk.row = D;
-    ready = this->room({{&g.from, QUERIES * E}, {&gt.from, E * QUERIES}, {&slopes.from, KEYS * QUERIES},
-                        {&dqt.from, D * QUERIES}, {&dq.from, QUERIES * D}, {&dk.from, a.keys * D},
-                        {&dv.from, a.keys * E}, {&lse, QUERIES}, {&delta, QUERIES}});
+    g.row = o.row = dv.row = E, dq.row = dk.row = D;
+    ready = this->room({{&g.from, QUERIES * E}, {&gt.from, E * QUERIES}, {&o.from, QUERIES * E},
+                        {&ot.from, E * QUERIES}, {&slopes.from, KEYS * QUERIES}, {&dqt.from, D * QUERIES},
+                        {&dq.from, QUERIES * D}, {&dk.from, a.keys * D}, {&dv.from, a.keys * E}, {&lse, QUERIES},
+                        {&delta, QUERIES}});
   }
 
   void read_gradients() {
-    const T* from = static_cast<const T*>(a.grad_out) + this->b * a.grad_batch + first * a.grad_time + this->h * a.grad_head;
-    gt.row = slopes.row = dqt.row = lanes;
-    pack(g, from, a.grad_time, count, a.value_width);
+    const T* from = static_cast<const T*>(a.grad_out) + this->b * a.grad_batch + this->h * a.grad_head;
+    gt.row = ot.row = slopes.row = dqt.row = lanes;
+    pack(g, from + first * a.grad_time, a.grad_time, count, a.value_width);
     turn<R>(gt, g, lanes, E);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = this->row_at(first + i, a.length, a.value_width);
-      V dot{};
+    // Outputs times their gradients, summed in the order of values times gradients: where a query sees one key, their
+    // difference is nothing, not its rounding.
+    const int64_t at = this->row_at(first, a.length, a.value_width), next = a.heads * a.value_width;
+    pack(o, static_cast<const T*>(a.out) + at, next, count, a.value_width);
+    for (int64_t i = 0; a.rest && i < count; ++i)
       for (int64_t c = 0; c < a.value_width; c += LANES) {
-        const int some = static_cast<int>(least(LANES, a.value_width - c));
-        V out = load(static_cast<const T*>(a.out) + at + c, some);
-        if (a.rest) out += load(static_cast<const T*>(a.rest) + at + c, some);
-        dot += out * read(g.at(i, c));
+        const T* rest = static_cast<const T*>(a.rest) + at + i * next + c;
+        write(o.at(i, c), read(o.at(i, c)) + load(rest, static_cast<int>(least(LANES, a.value_width - c))));
       }
-      delta[i] = sum<R>(dot), lse[i] = static_cast<const R*>(a.lse)[this->lse_at() + i];
+    turn<R>(ot, o, lanes, E);
+    for (int64_t n = 0; n < lanes; n += LANES) {
+      V dot{};
+      for (int64_t e = 0; e < a.value_width; ++e) dot += read(ot.at(e, n)) * read(gt.at(e, n));
+      write(delta + n, dot);
     }
-    for (int64_t i = count; i < lanes; ++i) delta[i] = lse[i] = 0;
+    for (int64_t i = 0; i < lanes; ++i) lse[i] = i < count ? static_cast<const R*>(a.lse)[this->lse_at() + i] : R(0);
   }
 
   void tile(int64_t place, int64_t many, int64_t column) {

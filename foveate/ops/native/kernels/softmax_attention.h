@@ -153,7 +153,8 @@ struct Reader {
       if constexpr (std::is_same_v<T, R>) return {base + place * row, row};
       pack_rows(room, base + place * row, row, many, numbers);
     } else {
-      for (int64_t i = 0; i < many; ++i) pack_rows({room.at(i), room.row}, base + seen[place + i] * row, row, 1, numbers);
+      for (int64_t i = 0; i < many; ++i)
+        pack_rows({room.at(i), room.row}, base + seen[place + i] * row, row, 1, numbers);
     }
     return room;
   }
