@@ -293,7 +293,7 @@ def test_published_sizes() -> None:
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     lm = model(lrpe_layers=(0, 2))
     lm.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["lrpe_layers"] == [0, 2]
+    assert json.loads((tmp_path / "config.json").read_text())["options"]["lrpe_layers"] == [0, 2]
     again = TransNormerLLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(tokens(1, 9)), lm(tokens(1, 9)))
     created = foveate.create("transnormer_llm", vocabulary=10, dim=16, depth=1, num_heads=2)
