@@ -86,6 +86,9 @@ def _maker() -> str:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # A second factor with gaps between its rows or columns ends in oneDNN's reference loop, hundreds of times as slow.
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.measure.flops import count_flops
 from foveate.mixers.parts import Linear
@@ -93,3 +94,26 @@ def test_a_layer_is_torch_s_but_for_the_library(by_onednn):
     assert count_flops(lambda: layer(x)) == count_flops(lambda: theirs(x)) == 2 * 200 * 64 * 192
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), theirs(x), atol=1e-4, rtol=1e-5)
+
+
+class SecondFactors(TorchDispatchMode):
+    """Whether the second factor of each of oneDNN's products had its numbers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.dense.append(args[1].is_contiguous() or args[1].T.is_contiguous())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_second_factor_with_gaps_never_reaches_onednn():
+    # There it is multiplied by a loop that takes hundreds of times as long.
+    x, weight, bias = (m.detach() for m in made(200, 64))
+    part, narrow = torch.randn(200, 100)[:, :64].requires_grad_(), torch.randn(192, 80)[:, :64].requires_grad_()
+    with SecondFactors() as seen:
+        for given in ((part, weight, bias), (x, narrow, bias)):
+            linear(*given).sum().backward()
+    assert seen.dense == [True] * 6
