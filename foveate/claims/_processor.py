@@ -8,9 +8,16 @@ from collections.abc import Callable
 
 import torch
 
+from ..measure.heap import keep_freed_memory
+
 
 def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Least processor time of several calls on one thread, after one to warm up."""
+    """Least processor time of several calls on one thread, after one to warm up.
+
+    The process keeps the memory that it frees from here on: growth would else be that of page faults, which begin
+    where tensors outgrow the C library's heap.
+    """
+    keep_freed_memory()
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:

@@ -25,6 +25,7 @@ from torch.utils import deterministic
 
 from ..errors import FoveateError
 from ..measure.flops import count_flops
+from ..measure.heap import keep_freed_memory
 from ..measure.machine import versions
 from ..measure.meter import MemoryMeter
 from ..models.build import Contestant, resolve
@@ -36,7 +37,6 @@ from ..tasks.state import evaluate, seed_everything, seed_generators
 from ..tasks.trainer import LOG, Diverged, TrainResult, train
 from .contestants import Job, task_class
 from .folder import RESULT
-from .heap import keep_freed_memory
 
 MIB = 2.0**20
 SCORES, ERROR, OUTPUT = "scores.safetensors", "error.txt", "output.txt"

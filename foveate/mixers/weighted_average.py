@@ -62,7 +62,7 @@ def _weighted(first: Tensor, tokens: Sequence[Tensor], second: Tensor, channels:
     terms = list(zip((*first, *second), (*tokens, *channels), strict=True))
     total = terms[0][0] * terms[0][1]
     for coefficient, output in terms[1:]:
-        total = torch.addcmul(total, coefficient, output)
+        total.addcmul_(coefficient, output)  # no gradient needs the sum so far
     return total
 
 
