@@ -64,7 +64,7 @@ def listing(systems: Sequence[System], *, ranked: bool, kind: str | None, provid
         systems: what.
         ranked: keep the order, name each one's family, and show the first :data:`BEST`.
         kind: show what is provided of this kind only.
-        provides: show what is provided on narrow terminals too.
+        provides: show what is provided, whatever the width and order.
     """
     from rich.table import Table
     from rich.text import Text
@@ -77,12 +77,13 @@ def listing(systems: Sequence[System], *, ranked: bool, kind: str | None, provid
         [Text.assemble(_mark(out, statuses[s.slug], len(s.failing)), " ", (s.slug, "bold")) for s in shown],
         [_brief(s) for s in shown],
     ]
-    if ranked and wide:
+    if ranked and wide and not provides:
         columns.append([Text(s.family, "bright_black") for s in shown])
-    if wide or provides:
+    told = provides or (wide and not ranked)  # beside a family there is no room for more than what it is
+    if told:
         columns.append([Text(provided(s, kind), "cyan") for s in shown])
     widths = [max(len(cell) for cell in column) for column in columns]
-    if wide or provides:
+    if told:
         room = out.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
         most = max(28, room) if wide else min(30 if kind else 18, out.width - widths[0] - 28)
         widths[-1] = max(10, min(widths[-1], most))
