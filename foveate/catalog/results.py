@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from ..errors import InvalidValue
 
 FORMAT = 1
-#: What a check can end in; "error": it raised, "not checked": here it could not run.
-RESULTS = ("holds", "fails", "error", "not checked")
+#: How a check can end, the worst first. "error": it raised, died or took too long; "not checked": it needs something
+#: that is not here.
+RESULTS = ("fails", "error", "holds", "not checked")
 #: The results that foveate is published with.
 PUBLISHED = Path(__file__).with_name("claims.json")
 

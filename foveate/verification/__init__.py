@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..catalog.results import RESULTS as RESULTS  # how a check can end
 from ..claims import KINDS
 from ..errors import InvalidValue, unknown_name
 from ..registry import get_system, list_systems
@@ -16,9 +17,6 @@ from ..sources import Check
 
 #: Seconds that a check may take.
 TIMEOUT = 1800.0
-#: How a check can end, the worst first. "error": it raised, died or took too long; "not checked": it needs something
-#: that is not here.
-RESULTS = ("fails", "error", "holds", "not checked")
 
 Event = dict[str, Any]
 

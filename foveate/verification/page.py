@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..catalog import CLAIM_KINDS
+from ..catalog.results import RESULTS
 from ..compare.figures import plain
 from ..measure.memory import format_bytes
-from . import RESULTS
 from .display import WORDS, counted, number
 from .results import MARK
 
@@ -58,7 +59,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def _table_of_counts(systems: Mapping[str, Any]) -> Iterator[str]:
     yield from ("| | fails | error | holds | not checked |", "| --- | ---: | ---: | ---: | ---: |")
-    for kind in ("exact", "scaling", "learned", "needs-pretrained"):
+    for kind in CLAIM_KINDS:
         results = [c["result"] for s in systems.values() for c in s["claims"].values() if c["kind"] == kind]
         if results:
             counts = " | ".join(str(results.count(result) or "") for result in RESULTS)
