@@ -6,6 +6,7 @@ it: a wheel serves every Python 3. Where no C++ compiler is found, or it fails, 
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import sys
@@ -61,6 +62,13 @@ class Build(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+
+    def build_extension(self, ext: Extension) -> None:
+        # Objects are named by their sources, which all levels share: in one folder, levels that are built at the same
+        # time would link each other's.
+        own = copy.copy(self)
+        own.build_temp = str(Path(self.build_temp, ext.name))
+        super(Build, own).build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []

@@ -69,6 +69,17 @@ def test_every_level_that_runs_here_agrees(level: str):
 
 
 @needs_kernels
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="binutils are not installed")
+@pytest.mark.parametrize("level", sorted(native.built().keys() & {"v2", "v3"}))
+def test_a_library_holds_instructions_of_its_own_level_only(level: str):
+    """Levels are built at the same time: objects of another level, once linked, crash older processors."""
+    code = subprocess.run(["objdump", "-d", native.built()[level]], capture_output=True, text=True, check=True).stdout
+    assert "%xmm" in code
+    assert "%zmm" not in code
+    assert level == "v3" or "%ymm" not in code
+
+
+@needs_kernels
 def test_denormal_numbers_are_left_alone():
     """A library linked with -ffast-math would have the whole process flush them to zero."""
     assert float(torch.tensor(1e-40) * 1.0) != 0.0

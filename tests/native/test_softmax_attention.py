@@ -17,15 +17,12 @@ from torch.library import opcheck
 from foveate.measure.isolated import peak_bytes_of
 from foveate.mixers.softmax_attention import SoftmaxAttention
 from foveate.ops import backend
-from foveate.ops.native import call, chosen
+from foveate.ops.native import call
 from foveate.ops.native import softmax_attention as native
 from foveate.ops.softmax_attention import softmax_attention
 from tests.agreement import Maker, agree, dtypes, examples, needs_kernels
 
-pytestmark = [
-    needs_kernels,
-    pytest.mark.skipif(chosen() not in ("v3", "v4"), reason="the kernel is not taken with lanes of four floats"),
-]
+pytestmark = needs_kernels
 
 
 @st.composite

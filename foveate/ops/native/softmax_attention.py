@@ -43,9 +43,6 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | No
 
     A single query is a step of a stream, which enters no kernel. The gradient of a bias is torch's to find.
     """
-    # With lanes of four floats (v2, ARM) a gradient of v was once found wrong: not before that is understood.
-    if chosen() not in ("v3", "v4"):
-        return False
     if q.dtype not in SCALARS or q.shape[2] == 1 or not takes(q, k, v, mask, bias):
         return False
     return bias is None or not (bias.requires_grad and torch.is_grad_enabled())
