@@ -57,7 +57,7 @@ def bench(
     )
     from ..bench import page, tables
     from ..bench.runner import run_benchmark
-    from ..tasks.io import atomic_write
+    from ..files import atomic_write
 
     command = shlex.join(["foveate", *sys.argv[1:]])
     record = run_benchmark(cases, settings, command=command, on_event=lambda line: print(line, file=sys.stderr))

@@ -66,7 +66,7 @@ def verify(
         else:
             _print(record, out, bool(checks))
     if page is not None:
-        from ..tasks.io import atomic_write
+        from ..files import atomic_write
         from ..verification.page import markdown
 
         atomic_write(page, markdown(results.read(out)))

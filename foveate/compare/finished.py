@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import write_json
 from ..measure.latency import measure_latency
 from ..tasks.base import Progress, Task
-from ..tasks.io import load_tensors, write_json
+from ..tasks.io import load_tensors
 from ..tasks.state import BEST
 from .contestants import Job
 from .worker import Config, Send, System, Unfit, one_sample

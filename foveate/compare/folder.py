@@ -22,9 +22,9 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from ..errors import InvalidValue
+from ..files import atomic_write, read_json, write_json
 from ..models.build import Contestant
 from ..tasks.base import Task
-from ..tasks.io import atomic_write, read_json, write_json
 from .contestants import folder_name, trial_name
 from .settings import RULES, Settings
 

@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 
+from ..files import atomic_write, write_json
 from ..measure.machine import versions
 from ..spec import TaskSpec
 from ..tasks.base import Task
-from ..tasks.io import atomic_write, write_json
 from . import report
 from .figures import finite
 from .merge import merge, merged_table

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InvalidValue
-from ..tasks.io import read_json
+from ..files import read_json
 from . import figures
 from .statistics import LEVEL, fractional_ranks, holm, sign_flip_p
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from ..files import plain
 from ..models.build import resolve
-from ..tasks.io import plain
 from .wording import method, verdict
 
 #: Facts of the data that a card may show, of those that tasks put on record; others may be private.

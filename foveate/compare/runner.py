@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json, write_json
 from ..measure.machine import machine_facts
 from ..models.build import Contestant
 from ..tasks.base import Task
-from ..tasks.io import load_tensors, read_json, write_json
+from ..tasks.io import load_tensors
 from . import leaderboard, worker
 from .contestants import Job, contestants, jobs, prepare_task, sweeps, trains, trial_name, worker_count
 from .folder import RESULT, Folder

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidValue
+from ..files import read_json, write_json
 from ..hub import CARD, is_ours
 from ..tasks.base import Task
-from ..tasks.io import read_json, write_json
 from . import worker
 from .contestants import Job
 from .folder import RESULT, Folder

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..tasks.io import atomic_write
+from ..files import atomic_write
 from .tracking import About, Target
 
 _HEADER = ("step", "metric", "value")

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json, read_jsonl, write_json
 from ..tasks.base import Task
-from ..tasks.io import read_json, read_jsonl, write_json
 from ..tasks.trainer import LOG
 from .figures import finite
 from .folder import Folder

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils import deterministic
 
 from ..errors import FoveateError
+from ..files import plain, read_json, read_jsonl, write_json
 from ..measure.flops import count_flops
 from ..measure.heap import keep_freed_memory
 from ..measure.machine import versions
@@ -31,7 +32,7 @@ from ..measure.meter import MemoryMeter
 from ..models.build import Contestant, resolve
 from ..ops.backend import backend
 from ..tasks.base import Batch, Recipe, Task, asked_at_once
-from ..tasks.io import plain, read_json, read_jsonl, save_tensors, write_json
+from ..tasks.io import save_tensors
 from ..tasks.published import PublishedRecipe
 from ..tasks.state import evaluate, seed_everything, seed_generators
 from ..tasks.trainer import LOG, Diverged, TrainResult, train

@@ -13,9 +13,9 @@ from torch import nn
 
 from ..checkpoint import load
 from ..errors import InvalidValue, invalid
+from ..files import atomic_write
 from ..mixers.base import Mixer
 from ..models.base import Model
-from ..tasks.io import atomic_write
 from . import formats
 from .calibration import calibrate
 from .facts import facts_of

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidValue, invalid
+from ..files import append_line, plain, read_jsonl, write_jsonl
 from .base import Progress, Recipe, Stage, Task
 from .budget import Budget, default_validate_every
-from .io import append_line, plain, read_jsonl, write_jsonl
 from .state import Checkpoint, Position, evaluate, model_state, seed_everything, seed_from
 
 LOG = "log.jsonl"

@@ -133,7 +133,7 @@ def check_writable(file: Path) -> None:
 
 def merge_into(file: Path, now: Record, known: Mapping[str, Collection[str]]) -> None:
     """Merge new results into a file; see :func:`merged`."""
-    from ..tasks.io import write_json
+    from ..files import write_json
 
     write_json(file, merged(read(file), now, known))
 

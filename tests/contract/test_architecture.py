@@ -19,6 +19,7 @@ LONGEST = 400
 #: What each floor may import besides itself. What is not listed here is not a floor: a new folder needs a place.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "spec": set(),
     "catalog": {"errors"},
     "options": {"errors"},
@@ -30,16 +31,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"errors", "registry"},
     "mixers": {"errors", "spec", "registry", "measure", "ops"},
     "models": {"errors", "spec", "registry", "measure", "ops", "mixers", "hub"},
+    # Scores need no networks; what answers questions is the user's.
+    "scorers": {"errors", "files", "registry", "measure"},
 }
-MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models"}
+MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models", "files"}
 MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
-MAY_IMPORT["scorers"] = MAY_IMPORT["tasks"] | {"control"}
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["exporting"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["bench"] = MAY_IMPORT["compare"] | {"compare"}
 # A claim may be about anything below the main job, never the other way round.
-MAY_IMPORT["claims"] = MAY_IMPORT["checkpoint"] | {"control", "analysis", "parallel"}
+MAY_IMPORT["claims"] = MAY_IMPORT["checkpoint"] | {"control", "analysis", "parallel", "scorers"}
 MAY_IMPORT["verification"] = MAY_IMPORT["compare"] | {"compare", "claims", "catalog", "sources"}
 MAY_IMPORT["cli"] = MAY_IMPORT["web"] = set(MAY_IMPORT) | {"cli", "web"}
 #: The package itself offers what users call first, most of it lazily; the command line asks it for its version.

@@ -184,3 +184,18 @@ def load_adapter(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+# Recordings without tensors ------------------------------------------------------------------------------------------
+
+
+def disagreements(adapter: ModuleType, file: Path) -> list[str]:
+    """One sentence for every recorded value of a JSON recording that ours is not equal to.
+
+    The adapter's function ``answers(recorded, data)`` gets what the file holds and the folder of the data that it may
+    name, and yields (what it is, recorded value, our value) for everything that was recorded: values that a machine
+    printed must be equal to the last digit. Nothing may depend on the file's name.
+    """
+    compared = list(adapter.answers(json.loads(file.read_text(encoding="utf-8")), root().parent / "data"))
+    assert compared, f"{file} was not compared with anything"
+    return [f"{what} is {ours!r}, recorded {recorded!r}" for what, recorded, ours in compared if ours != recorded]

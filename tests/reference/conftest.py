@@ -14,14 +14,17 @@ import cases
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per adapter and recorded file; an adapter without any gives one skipped test that says why."""
-    if "case_file" not in metafunc.fixturenames:
-        return
-    root = cases.root()
-    parameters = []
-    for slug, adapter in cases.adapters().items():
-        files = sorted((root / slug).glob("*.safetensors"))
-        parameters += [pytest.param(adapter, file, id=f"{slug}-{file.stem}") for file in files]
-        if not files:
-            why = f"no recorded vectors in {root / slug}: set {cases.VARIABLE} to their folder"
-            parameters.append(pytest.param(adapter, None, id=slug, marks=pytest.mark.skip(reason=why)))
-    metafunc.parametrize(("adapter_file", "case_file"), parameters)
+    for fixture, ending, function in (("case_file", "safetensors", "run"), ("json_file", "json", "answers")):
+        if fixture not in metafunc.fixturenames:
+            continue
+        root = cases.root()
+        parameters = []
+        for slug, adapter in cases.adapters().items():
+            if f"\ndef {function}(" not in adapter.read_text(encoding="utf-8"):
+                continue
+            files = sorted((root / slug).glob(f"*.{ending}"))
+            parameters += [pytest.param(adapter, file, id=f"{slug}-{file.stem}") for file in files]
+            if not files:
+                why = f"no recorded vectors in {root / slug}: set {cases.VARIABLE} to their folder"
+                parameters.append(pytest.param(adapter, None, id=slug, marks=pytest.mark.skip(reason=why)))
+        metafunc.parametrize(("adapter_file", fixture), parameters)

@@ -21,6 +21,11 @@ def test_official_vectors(adapter_file: Path, case_file: Path) -> None:
     assert not wrong, f"{case.slug}/{case.name} ({case.official_class}): " + "; ".join(wrong)
 
 
+def test_official_scores(adapter_file: Path, json_file: Path) -> None:
+    wrong = cases.disagreements(cases.load_adapter(adapter_file), json_file)
+    assert not wrong, "; ".join(wrong)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

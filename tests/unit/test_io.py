@@ -10,21 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from foveate import files
 from foveate.errors import InvalidType, InvalidValue
-from foveate.tasks import io
-from foveate.tasks.io import (
-    append_line,
-    atomic_write,
-    flatten,
-    load_tensors,
-    plain,
-    read_json,
-    read_jsonl,
-    save_tensors,
-    unflatten,
-    write_json,
-    write_jsonl,
-)
+from foveate.files import append_line, atomic_write, plain, read_json, read_jsonl, write_json, write_jsonl
+from foveate.tasks.io import flatten, load_tensors, save_tensors, unflatten
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,4 +131,4 @@ def test_plain_values() -> None:
         "2": [1, None],
         "p": "x",
     }
-    assert io.plain(True) is True
+    assert files.plain(True) is True

@@ -18,13 +18,14 @@ from foveate.compare.folder import Folder
 from foveate.compare.preset import with_official_split, with_recipes
 from foveate.compare.wording import method
 from foveate.errors import InvalidValue, UnknownName
+from foveate.files import read_json
 from foveate.models.published import Published
 from foveate.models.series.timesnet import TimesNet
 from foveate.registry import entries
 from foveate.tasks.base import Evaluation, Progress, Recipe, asked_at_once
 from foveate.tasks.detect_anomalies.task import DetectAnomaliesTask
 from foveate.tasks.forecast.task import ForecastTask
-from foveate.tasks.io import load_tensors, read_json
+from foveate.tasks.io import load_tensors
 from foveate.tasks.known_data import KNOWN, known_data
 from foveate.tasks.published import OPTIMIZERS, PublishedRecipe
 from foveate.tasks.schedules import BY_EPOCH

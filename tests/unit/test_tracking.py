@@ -20,7 +20,7 @@ from foveate.compare.folder import Folder
 from foveate.compare.tracking import About, Target, check_installed, parse
 from foveate.compare.tracking_csv import CsvTracker
 from foveate.errors import InvalidValue, MissingExtra, UnknownName
-from foveate.tasks.io import append_line, write_json
+from foveate.files import append_line, write_json
 from tests.toy import ToyTask
 
 TRIAL = "tests.toy.Linear-seed0"

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidType, InvalidValue
+from foveate.files import read_jsonl
 from foveate.tasks import state
 from foveate.tasks.base import Recipe, Stage
 from foveate.tasks.budget import Budget, default_validate_every
-from foveate.tasks.io import load_tensors, read_jsonl
+from foveate.tasks.io import load_tensors
 from foveate.tasks.schedules import learning_rate_factor
 from foveate.tasks.state import BEST, CHECKPOINT, Position, evaluate, random_state, seed_everything, set_random_state
 from foveate.tasks.trainer import Diverged, train

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import invalid, unknown_name
+from ...files import plain
 from ...models.outlook import check_forecast
 from ...registry import register
 from ...spec import TaskSpec
 from ..base import Batch, Evaluation
 from ..forecast.protocol import ForecastInfo, check_count
-from ..io import plain
 from ..prepared import PreparedTask, scoring
 from .embedded import read_embedded
 from .examples import examples
