@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.compare.figures import count, duration
 from foveate.errors import InvalidValue
+from foveate.pages.figures import count, duration
 from foveate.tasks.known_data import known_data
 
 HERE = Path(__file__).parent

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from foveate.measure.flops import count_flops
-from foveate.measure.memory import format_bytes
 from foveate.models.series.aaren import AarenEncoder
 from foveate.models.series.softmax_attention import TransformerEncoder
 from foveate.models.series.step_encoder import StepEncoder
 from foveate.ops import backend
+from foveate.pages.figures import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "series.md"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..compare.charts import Line, line_chart
-from ..compare.figures import count
-from ..compare.page import charts_of, date, facts, machine_lines, render_page
+from ..pages.charts import Line, line_chart
+from ..pages.figures import count
+from ..pages.page import charts_of, date, facts, machine_lines, render_page
 from . import tables
 from .cases import OURS
 from .results import sentence

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..compare.figures import NONE, count, finite, milliseconds
-from ..measure.memory import format_bytes
+from ..pages.figures import NONE, count, finite, format_bytes, milliseconds
 from .cases import OURS
 from .results import sentence
 

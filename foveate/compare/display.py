@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from . import figures
+from ..pages import figures
 from .progress import Event, Progress, Trial
 
 #: Seconds between frames, at least, and how many times the cost of a frame.

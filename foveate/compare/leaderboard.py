@@ -32,10 +32,10 @@ import torch
 
 from ..files import atomic_write, write_json
 from ..measure.machine import versions
+from ..pages.figures import finite
 from ..spec import TaskSpec
 from ..tasks.base import Task
 from . import report
-from .figures import finite
 from .merge import merge, merged_table
 from .statistics import LEVEL, compare_systems, pareto_front
 from .tables import table

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from ..errors import InvalidValue
 from ..files import read_json
-from . import figures
+from ..pages import figures
 from .statistics import LEVEL, fractional_ranks, holm, sign_flip_p
 
 #: With fewer data sets in common, no sign-flip test can reach the level of 5 %.

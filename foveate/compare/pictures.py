@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import figures
-from .charts import Line, Point, forecast_panel, line_chart, scatter
+from ..pages import figures
+from ..pages.charts import Line, Point, forecast_panel, line_chart, scatter
 from .statistics import pareto_front
 
 #: So many systems get a colour of their own; the others stay in the background.

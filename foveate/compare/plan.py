@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..models.build import Contestant
+from ..pages import figures
 from ..tasks.base import Task
-from . import figures
 from .contestants import jobs, trains, worker_count
 from .settings import Settings
 from .timing import Speed, closing_seconds, makespan, predict, refit_seconds, trial_seconds

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .figures import finite
+from ..pages.figures import finite
 
 Event = Mapping[str, Any]
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import figures, pictures
-from .charts import strip
-from .page import charts_of, date, facts, machine_lines, render_page
+from ..pages import figures
+from ..pages.charts import strip
+from ..pages.page import charts_of, date, facts, machine_lines, render_page
+from . import pictures
 from .tables import quality_cells, shared_ranks
 from .wording import method, tracked, verdict
 
@@ -28,6 +29,7 @@ def render(leaderboard: Mapping[str, Any]) -> str:
     galleries = pictures.forecast_galleries(leaderboard)
     return render_page(
         "report.html",
+        Path(__file__).parent / "templates",
         board=leaderboard,
         version=leaderboard["versions"]["foveate"],
         verdict=verdict(leaderboard),

@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from . import figures
+from ..pages import figures
 from .wording import trained_otherwise
 
 #: Sign in the marks column and what it says.

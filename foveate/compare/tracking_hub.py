@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, read_jsonl, write_json
+from ..pages.figures import finite
 from ..tasks.base import Task
 from ..tasks.trainer import LOG
-from .figures import finite
 from .folder import Folder
 from .pool import Event
 from .settings import Settings

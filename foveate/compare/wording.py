@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import figures
+from ..pages import figures
 
 #: A tied system that is this many times faster is worth a sentence.
 MUCH_FASTER = 1.5

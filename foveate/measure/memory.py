@@ -62,15 +62,3 @@ def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:
 def _storage_key(tensor: Tensor) -> int:
     """Identity of the storage: views share it. (The data pointer would not do: it is 0 on the meta device.)"""
     return tensor.untyped_storage()._cdata
-
-
-def format_bytes(count: float) -> str:
-    """``count`` bytes as people read them: "512 B", "1.50 KiB", "23.4 MiB", "1.02 GiB"."""
-    if abs(count) < 1024:
-        return f"{count:.0f} B"
-    value, units = count / 1024, ["KiB", "MiB", "GiB", "TiB"]
-    while abs(value) >= 999.5 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{decimals}f} {units[0]}"

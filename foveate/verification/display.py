@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..compare.display import bar
-from ..compare.figures import NONE, clock, duration, english_list, plain, significant
+from ..pages.figures import NONE, clock, duration, english_list, plain, significant
 from ..sources import Check
 
 #: Frames a second: drawing must not disturb the checks that compare times.

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..catalog import CLAIM_KINDS
 from ..catalog.results import RESULTS
-from ..compare.figures import plain
-from ..measure.memory import format_bytes
+from ..pages.figures import format_bytes, plain
 from .display import WORDS, counted, number
 from .results import MARK
 

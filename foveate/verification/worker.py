@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ..claims import Measurement, claims_of
-from ..compare.figures import plain
 from ..compare.worker import output_to
+from ..pages.figures import plain
 from ..sources import Check
 
 #: How the detail of a check begins that could not be made here.

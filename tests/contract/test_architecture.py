@@ -32,12 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mixers": {"errors", "spec", "registry", "measure", "ops"},
     "models": {"errors", "spec", "registry", "measure", "ops", "mixers", "hub"},
     # Scores need no networks; what answers questions is the user's.
-    "scorers": {"errors", "files", "registry", "measure"},
+    "scorers": {"errors", "files", "registry", "measure", "pages"},
 }
 MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models", "files"}
 MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
-MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
+MAY_IMPORT["pages"] = {"errors"}
+MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint", "pages"}
 MAY_IMPORT["exporting"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["bench"] = MAY_IMPORT["compare"] | {"compare"}
 # A claim may be about anything below the main job, never the other way round.

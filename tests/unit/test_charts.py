@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from foveate.compare.charts import Line, Point, forecast_panel, line_chart, scatter, strip, time_ticks
-from foveate.compare.scales import Box, Scale, fit_scale, linear_ticks, log_ticks, place_labels, spread_apart
+from foveate.pages.charts import Line, Point, forecast_panel, line_chart, scatter, strip, time_ticks
+from foveate.pages.scales import Box, Scale, fit_scale, linear_ticks, log_ticks, place_labels, spread_apart
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 7.0), (0.3121, 0.3124), (1e5, 9e5), (-1e-7, 2e-7)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foveate.compare import figures
+from foveate.pages import figures
 
 
 @pytest.mark.parametrize(

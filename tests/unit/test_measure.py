@@ -17,7 +17,8 @@ from foveate.measure.flops import count_flops, training_flops
 from foveate.measure.isolated import allocated_bytes_of, peak_bytes_of
 from foveate.measure.latency import MINIMUM_CALLS, measure_latency, quantile
 from foveate.measure.machine import machine_facts, usable_cores, versions
-from foveate.measure.memory import format_bytes, peak_resident_bytes, resident_bytes, saved_bytes
+from foveate.measure.memory import peak_resident_bytes, resident_bytes, saved_bytes
+from foveate.pages.figures import format_bytes
 
 
 class Clock:

@@ -18,7 +18,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..measure.memory import format_bytes
 from . import figures
 
 #: A time to the full minute in ISO 8601: its seconds need not be shown.
@@ -26,12 +25,12 @@ _ISO_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d):00(?:\.0+)?")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
+def render_page(template: str, folder: Path, **values: Any) -> str:
     """A page as HTML.
 
     Args:
         template: a file that extends ``frame.html``.
-        folder: where it lies; None: beside the frame.
+        folder: where it lies.
         values: what it shows.
     """
     environment, script = _environment(folder)
@@ -40,15 +39,15 @@ def render_page(template: str, folder: Path | None = None, **values: Any) -> str
 
 
 @functools.cache
-def _environment(folder: Path | None) -> tuple[jinja2.Environment, str]:
+def _environment(folder: Path) -> tuple[jinja2.Environment, str]:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([_TEMPLATES] if folder is None else [folder, _TEMPLATES]),
+        loader=jinja2.FileSystemLoader([folder, _TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment, (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    return environment, (_TEMPLATES / "page.js").read_text(encoding="utf-8")
 
 
 def charts_of(drawings: Iterable[str]) -> list[Markup]:
@@ -101,5 +100,5 @@ def machine_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     """:func:`facts` of :func:`~foveate.measure.machine.machine_facts`, memory as people read it."""
     machine = dict(machine)
     if figures.finite(machine.get("memory_bytes")):
-        machine["memory"] = format_bytes(machine.pop("memory_bytes"))
+        machine["memory"] = figures.format_bytes(machine.pop("memory_bytes"))
     return facts(machine)

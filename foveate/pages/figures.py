@@ -132,3 +132,15 @@ def english_list(items: Sequence[str], most: int = 0) -> str:
     if most and len(shown) > most:
         shown = [*shown[: most - 1], f"{len(shown) - most + 1} others"]
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + f" and {shown[-1]}" if shown else ""
+
+
+def format_bytes(count: float) -> str:
+    """``count`` bytes as people read them: "512 B", "1.50 KiB", "23.4 MiB", "1.02 GiB"."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    value, units = count / 1024, ["KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 999.5 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f} {units[0]}"
