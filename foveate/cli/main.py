@@ -13,6 +13,7 @@ from ..errors import FoveateError
 from ..sources import PluginWarning
 from . import bench, browse, compare, predict, verify
 from . import export as export_
+from . import score as score_
 from .group import Verbs
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app.command("list")(browse.list_)
 app.command("show")(browse.show)
 app.command("cite")(browse.cite)
 app.command("verify")(verify.verify)
+app.command("score")(score_.score)
 app.command("bench")(bench.bench)
 app.command("doctor")(browse.doctor)
 

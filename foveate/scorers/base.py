@@ -200,6 +200,10 @@ class Suite(ABC):
         """What is said before, as the system; "" for nothing."""
         return ""
 
+    def constant_answers(self, question: Question) -> Mapping[str, str]:
+        """What answers that never look say to this question, by the name of their baseline."""
+        return {"always yes": "yes"} if question.kind == "yes_no" else {}
+
     def left_to_judge(self, row: Row) -> bool:
         """Whether the authors' scripts would ask a judge about this answer."""
         return False

@@ -8,7 +8,7 @@ none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +92,7 @@ def score(suite: Suite, predictions: str | Path, *, rules: Sequence[str] = RULES
     answers = suite.answers(Path(predictions))
     if not answers:
         raise InvalidValue(f"{predictions}: has no answer to a question of {suite.slug}: give its predictions.")
-    first: dict[str, Answer] = {}
-    for answer in answers:
-        first.setdefault(answer.question.id, answer)
+    first = {answer.question.id: answer for answer in first_answers(answers)}
     answered = {answer.question.task for answer in answers}
     asked = {id: q for id, q in suite.questions.items() if q.task in answered}
     missing = [id for id in asked if id not in first]
@@ -114,6 +112,14 @@ def score(suite: Suite, predictions: str | Path, *, rules: Sequence[str] = RULES
         found.by_rules[name] = Scored(name, rows, {figure.key: figure for figure in figures})
     found.notes = list(suite.notes.sentences)
     return found
+
+
+def first_answers(answers: Iterable[Answer]) -> list[Answer]:
+    """One answer for each question: the first."""
+    found: dict[str, Answer] = {}
+    for answer in answers:
+        found.setdefault(answer.question.id, answer)
+    return list(found.values())
 
 
 def _judged(row: Row, suite: Suite, judge: Judge, found: Scores, count: bool) -> Row:

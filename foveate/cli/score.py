@@ -1,0 +1,159 @@
+"""``score``: a model's answers to a published benchmark of video models, by its official rules and by strict ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InvalidValue
+from .values import names
+
+if TYPE_CHECKING:
+    from ..scorers.base import Suite
+    from ..scorers.score import Judge, Scores
+
+#: Files of a run's folder; the first tells ours from the user's.
+_FILES = ("scores.json", "items.csv", "report.html")
+
+
+def score(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="As `foveate list --kind scorer` names them.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="File or folder in a layout of the suite, or of foveate ask.")
+    ],
+    against: Annotated[Path | None, typer.Option(help="The official annotations: file or folder.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks, by commas.", show_default="all")] = None,
+    rules: Annotated[str, typer.Option(help="official, strict, or both by commas; tables follow the first.")] = (
+        "official,strict"
+    ),
+    compare: Annotated[Path | None, typer.Option(help="Another model's answers: paired on what both answered.")] = None,
+    text_only: Annotated[
+        Path | None, typer.Option(help="The model's answers without videos: shown as a baseline.")
+    ] = None,
+    judge_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an OpenAI-compatible server that judges what rules cannot read.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    draws: Annotated[int, typer.Option(min=20, help="Draws of the bootstrap over videos.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for scores.json, items.csv, report.html.", show_default="foveate-runs/score-..."),
+    ] = None,
+    official_text: Annotated[
+        bool, typer.Option("--official-text", help="Print what the official script prints, and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print scores.json instead of tables.")] = False,
+) -> None:
+    """Score answers to questions about videos, beside what answers reach that never look at a video."""
+    wanted = names(rules)
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise InvalidValue(f"--rules={rules!r} is not possible: give official, strict, or both by commas.")
+    folder = out or Path("foveate-runs") / f"score-{suite}-{predictions.resolve().stem}"
+    if not official_text:
+        _check_folder(folder)
+    judge = _judge(judge_endpoint, judge_model)
+    from ..scorers.score import score as scored
+
+    def of(path: Path) -> Scores:
+        return scored(_suite(suite, against, tasks), path, rules=wanted, judge=judge)
+
+    main = of(predictions)
+    if official_text:
+        rows = of(predictions).by_rules.get("official")
+        if rows is None:
+            raise InvalidValue("--official-text is not possible without the official rules: leave --rules out.")
+        print(main.suite.official_text(rows.rows), end="")
+        return
+    from ..files import atomic_write
+    from ..scorers.page import render
+    from ..scorers.record import items, record
+
+    found = record(
+        main,
+        against=None if against is None else str(against),
+        text_only=None if text_only is None else of(text_only),
+        compared=None if compare is None else of(compare),
+        draws=draws,
+        seed=seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(
+        _FILES, (json.dumps(found, indent=1) + "\n", items(main), render(found, _title(suite))), strict=True
+    ):
+        atomic_write(folder / name, content)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    _print(found)
+    print(f"\nreport: {folder / 'report.html'}")
+
+
+def _suite(slug: str, annotations: Path | None, tasks: str | None) -> Suite:
+    from ..registry import find
+
+    options: dict[str, Any] = {} if tasks is None else {"tasks": names(tasks)}
+    return find(slug, "scorer").load()(annotations, **options)
+
+
+def _title(slug: str) -> str:
+    from ..registry import find, get_system
+
+    return get_system(find(slug, "scorer").system).title
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder with a file of the user's where one of ours would go."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidValue(f"--out {folder} is not possible: it is a file.")
+    there = [name for name in _FILES if (folder / name).exists()]
+    if there and not _ours(folder / _FILES[0]):
+        raise InvalidValue(f"--out {folder} is not possible: it has a {there[0]} that foveate did not write.")
+
+
+def _ours(file: Path) -> bool:
+    try:
+        return "foveate" in json.loads(file.read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, KeyError, TypeError):  # not a record of ours, whatever it is
+        return False
+
+
+def _judge(endpoint: str | None, model: str | None) -> Judge | None:
+    if endpoint is None and model is None:
+        return None
+    if endpoint is None or model is None:
+        raise InvalidValue("a judge needs both --judge-endpoint and --judge-model.")
+    from ..asking.judge import endpoint_judge
+
+    return endpoint_judge(endpoint, model)
+
+
+def _print(record: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..scorers import words
+
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column(record["suite"], overflow="fold")
+    for column in words.columns(record):
+        table.add_column(column, justify="right")
+    section = None
+    for name, figure, cells in words.lines(record):
+        if section is not None and name != section:
+            table.add_section()
+            table.add_row(f"[dim]{name}[/dim]")
+        table.add_row(figure, *cells, style="bold" if section is None else None)
+        section = name
+    console.print(table)
+    for sentence in words.findings(record):
+        console.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
+    if record["comparison"] is not None:
+        console.print(f"- {words.compared(record)}", soft_wrap=True, highlight=False, markup=False)
+    for sentence in words.few(record["notes"]):
+        print(f"foveate: note: {sentence}", file=sys.stderr)

@@ -1,0 +1,194 @@
+"""What a scoring found, as one record: what is printed, written as JSON and shown on a page is made from it alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from .. import __version__
+from .base import Figure, Row
+from .baselines import blind
+from .intervals import differences, intervals
+from .score import Scored, Scores, first_answers
+
+#: How many ids a record names of those that are missing or repeated; the items' file has them all.
+MOST_NAMED = 20
+
+
+def record(
+    scores: Scores,
+    *,
+    against: str | None = None,
+    text_only: Scores | None = None,
+    compared: Scores | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The record of a scoring.
+
+    Args:
+        scores: of a model.
+        against: where the annotations lie.
+        text_only: the same model's answers without the videos, shown as a baseline.
+        compared: another model's answers, for a paired comparison.
+        draws, seed: of the bootstrap over videos.
+    """
+    suite = scores.suite
+    questions = list(suite.questions.values()) or [answer.question for answer in first_answers(scores.answers)]
+    answered = {answer.question.task for answer in scores.answers}
+    baselines = blind(suite, [question for question in questions if question.task in answered])
+    told = {name: {_key(f): f.value for f in figures.values()} for name, figures in baselines.items()}
+    if text_only is not None:
+        told["text only"] = {_key(f): f.value for f in _main(text_only).figures.values()}
+    return {
+        "suite": suite.slug,
+        "predictions": str(scores.predictions),
+        "against": against,
+        "answers": len(scores.answers),
+        "rules": {name: _told(scored, draws, seed) for name, scored in scores.by_rules.items()},
+        "baselines": told,
+        "missing": {"count": len(scores.missing), "ids": scores.missing[:MOST_NAMED]},
+        "repeated": {"count": len(scores.repeated), "ids": scores.repeated[:MOST_NAMED]},
+        "skipped": scores.skipped,
+        "judged": scores.judged,
+        "needs_judge": scores.needs_judge,
+        "notes": scores.notes,
+        "comparison": None if compared is None else comparison(scores, compared, draws=draws, seed=seed),
+        "bootstrap": {"draws": draws, "seed": seed, "level": 0.95, "over": "videos"},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+
+
+def comparison(scores: Scores, other: Scores, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Two models on the questions that both answered, by the first rule: differences of figures and of answers.
+
+    Draws of the bootstrap take the same videos of both models.
+    """
+    rules = next(iter(scores.by_rules))
+    ours, others = (_first_rows(s.by_rules[rules]) for s in (scores, other))
+    both = [id for id in ours if id in others]
+    mine, theirs = (scores.suite.figures([rows[id] for id in both]) for rows in (ours, others))
+    found = differences(mine, theirs, draws=draws, seed=seed)
+    right = Counter((ours[id].verdict.mark > 0, others[id].verdict.mark > 0) for id in both)
+    named = {figure.key: figure for figure in theirs}
+    return {
+        "with": str(other.predictions),
+        "rules": rules,
+        "questions": len(both),
+        "left_out": len(ours.keys() ^ others.keys()),
+        "right": {
+            "both": right[True, True],
+            "only_this": right[True, False],
+            "only_other": right[False, True],
+            "none": right[False, False],
+        },
+        "figures": [
+            {
+                **_figure(f),
+                "other": named[f.key].value,
+                "other_text": named[f.key].text,
+                "difference": d.value,
+                "low": d.interval.low,
+                "high": d.interval.high,
+                "p": d.p,
+            }
+            for f in mine
+            if (d := found.get(f.key)) is not None
+        ],
+    }
+
+
+def items(scores: Scores) -> str:
+    """Every counted answer as CSV, with what each rule made of it."""
+    strict = {row.answer.question.id: row for s in scores.by_rules.values() if s.rules == "strict" for row in s.rows}
+    official = next((s.rows for s in scores.by_rules.values() if s.rules == "official"), None)
+    rows: list[Row] = list(strict.values()) if official is None else list(official)
+    if official is not None:
+        rows += [row for row in strict.values() if row.missing]
+    dimensions = sorted({name for row in rows for name in row.answer.question.groups})
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    told = [f"{rule} {what}" for rule in scores.by_rules for what in ("mark", "readable", "said")]
+    writer.writerow(["id", "task", "video", *dimensions, "truth", "response", "missing", *told, "file"])
+    for row in rows:
+        question, response = row.answer.question, row.answer.response
+        verdicts = [
+            row.verdict
+            if rule == "official" and not row.missing
+            else v.verdict
+            if (v := strict.get(question.id))
+            else None
+            for rule in scores.by_rules
+        ]
+        writer.writerow(
+            [
+                question.id,
+                question.task,
+                question.video,
+                *(question.groups.get(name, "") for name in dimensions),
+                question.truth,
+                response if isinstance(response, str) else "" if response is None else json.dumps(response),
+                int(row.missing),
+                *(
+                    x
+                    for v in verdicts
+                    for x in (("", "", "") if v is None else (f"{v.mark:g}", int(v.readable), v.said))
+                ),
+                row.answer.file,
+            ]
+        )
+    return file.getvalue()
+
+
+def _key(figure: Figure) -> str:
+    return "/".join(figure.key)
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    value = {"value": figure.value, "text": figure.text, "total": figure.total}
+    return {"section": figure.section, "name": figure.name, "key": _key(figure), **value}
+
+
+def _told(scored: Scored, draws: int, seed: int) -> dict[str, Any]:
+    figures = list(scored.figures.values())
+    found = intervals(figures, draws=draws, seed=seed)
+    told = []
+    for figure in figures:
+        interval = found.get(figure.key)
+        ends = (None, None) if interval is None else (interval.low, interval.high)
+        told.append({**_figure(figure), "low": ends[0], "high": ends[1]})
+    return {"answers": len(scored.rows), "unreadable": scored.unreadable, "figures": told}
+
+
+def _main(scores: Scores) -> Scored:
+    return next(iter(scores.by_rules.values()))
+
+
+def _first_rows(scored: Scored) -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    for row in scored.rows:
+        if not row.missing:
+            found.setdefault(row.answer.question.id, row)
+    return found
+
+
+def _versions() -> Mapping[str, str]:
+    from platform import python_version
+
+    import numpy as np
+
+    return {"foveate": __version__, "python": python_version(), "numpy": np.__version__}
+
+
+def sections(figures: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Figures of a record by their table, in order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for figure in figures:
+        found.setdefault(figure["section"], []).append(figure)
+    return found

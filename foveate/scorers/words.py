@@ -1,0 +1,124 @@
+"""A scoring in words: what its tables say on a terminal and on a page, from the record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..pages.figures import NONE, english_list
+
+#: Notes that a table shows; the record has all.
+MOST_NOTES = 8
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure among others; a dash where there is none."""
+    return NONE if value is None or value != value else f"{value:.{digits}f}"
+
+
+def interval(figure: Mapping[str, Any]) -> str:
+    """The ends of a figure's interval."""
+    return NONE if figure["low"] is None else f"{figure['low']:.1f} to {figure['high']:.1f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is printed."""
+    return "< 0.01" if p < 0.01 else f"{p:.2f}"
+
+
+def constants(record: Mapping[str, Any]) -> list[str]:
+    """Names of the baselines that never look and always say the same; a guess and another model's text are not."""
+    return [name for name in record["baselines"] if name not in ("random", "text only")]
+
+
+def reached(record: Mapping[str, Any], figure: Mapping[str, Any]) -> list[str]:
+    """Baselines that are at least as good as a figure."""
+    if figure["value"] is None:
+        return []
+    found = ((name, values.get(figure["key"])) for name, values in record["baselines"].items())
+    return [name for name, value in found if value is not None and value >= figure["value"] - 1e-9]
+
+
+def findings(record: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before the figures: what is left out, unread, counted twice, or no better than blind."""
+    rules = record["rules"]
+    told = []
+    if record["missing"]["count"]:
+        how = "counted as wrong by the strict rules" if "strict" in rules else "counted by no rule"
+        told.append(f"{_count(record['missing']['count'], 'question has', 'questions have')} no answer: {how}.")
+    if record["skipped"]:
+        told.append(f"Nothing was answered in {english_list(record['skipped'], 6)}: left out.")
+    if record["repeated"]["count"]:
+        told.append(
+            f"{_count(record['repeated']['count'], 'question was', 'questions were')} answered more than once: the "
+            "official rules count every answer, the strict ones the first."
+        )
+    for name, found in rules.items():
+        if found["unreadable"]:
+            share = 100 * found["unreadable"] / found["answers"]
+            told.append(f"The {name} rules could not read {found['unreadable']:,} answers ({share:.1f} %).")
+    if record["judged"]:
+        told.append(f"A judge decided {record['judged']:,} answers.")
+    if record["needs_judge"]:
+        told.append(
+            f"{_count(record['needs_judge'], 'answer', 'answers')} would go to a judge in the official evaluation: "
+            "without one they count as the official script counts them then."
+        )
+    first = next(iter(rules.values()))
+    beaten = [(f["name"], hits) for f in first["figures"] if (hits := reached(record, f))]
+    if beaten:
+        names = english_list([f"{name} ({hits[0]})" for name, hits in beaten], 6)
+        told.append(f"An answer that never looks at the video does as well in {names}.")
+    return told
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """The overall figures in a line."""
+    told = [f"{found['figures'][0]['text']} by the {name} rules" for name, found in record["rules"].items()]
+    return " · ".join(told)
+
+
+def compared(record: Mapping[str, Any]) -> str:
+    """The comparison with another model in a sentence."""
+    found = record["comparison"]
+    right, first = found["right"], found["figures"][0] if found["figures"] else None
+    told = (
+        f"On the {found['questions']:,} questions that both answered, {right['only_this']:,} are right here only and "
+        f"{right['only_other']:,} there only"
+    )
+    if first is None:
+        return f"{told}."
+    sure = "no clear difference" if first["low"] <= 0 <= first["high"] else "a clear difference"
+    return (
+        f"{told}: {first['text']} against {first['other_text']}, {sure} ({first['low']:+.1f} to {first['high']:+.1f}, "
+        f"p {p_value(first['p'])})."
+    )
+
+
+def columns(record: Mapping[str, Any]) -> list[str]:
+    """Headings of the table of figures after a figure's name."""
+    return ["answers", *record["rules"], "95 % interval", *record["baselines"]]
+
+
+def lines(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """(section, name, cells) of the table of figures."""
+    rules = list(record["rules"].values())
+    others = [{f["key"]: f for f in found["figures"]} for found in rules[1:]]
+    told = []
+    for figure in rules[0]["figures"]:
+        cells = [f"{figure['total']:,}", figure["text"]]
+        cells += [other[figure["key"]]["text"] if figure["key"] in other else NONE for other in others]
+        cells += [interval(figure)]
+        cells += [number(values.get(figure["key"])) for values in record["baselines"].values()]
+        told.append((figure["section"], figure["name"], cells))
+    return told
+
+
+def few(notes: Sequence[str]) -> list[str]:
+    """The first notes, and how many there are besides."""
+    shown = list(notes[:MOST_NOTES])
+    return shown + ([f"... and {len(notes) - MOST_NOTES:,} more."] if len(notes) > MOST_NOTES else [])
+
+
+def _count(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
