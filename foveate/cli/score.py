@@ -83,7 +83,9 @@ def score(
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(
-        _FILES, (json.dumps(found, indent=1) + "\n", items(main), render(found, _title(suite))), strict=True
+        _FILES,
+        (json.dumps(found, indent=1, allow_nan=False) + "\n", items(main), render(found, _title(suite))),
+        strict=True,
     ):
         atomic_write(folder / name, content)
     if as_json:

@@ -56,7 +56,7 @@ def _range(record: Mapping[str, Any], figure: Mapping[str, Any]) -> Range | None
     if figure["value"] is None:
         return None
     found = {name: values.get(figure["key"]) for name, values in record["baselines"].items()}
-    shown = {name: value for name, value in found.items() if value is not None and value == value}
+    shown = {name: value for name, value in found.items() if value is not None}
     return Range(figure["name"], figure["value"], figure["low"], figure["high"], shown, figure["text"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -42,7 +43,7 @@ def record(
     questions = list(suite.questions.values()) or [answer.question for answer in first_answers(scores.answers)]
     answered = {answer.question.task for answer in scores.answers}
     baselines = blind(suite, [question for question in questions if question.task in answered])
-    told = {name: {_key(f): f.value for f in figures.values()} for name, figures in baselines.items()}
+    told = {name: {_key(f): _known(f.value) for f in figures.values()} for name, figures in baselines.items()}
     if text_only is not None:
         told["text only"] = {_key(f): f.value for f in _main(text_only).figures.values()}
     return {
@@ -118,14 +119,8 @@ def items(scores: Scores) -> str:
     writer.writerow(["id", "task", "video", *dimensions, "truth", "response", "missing", *told, "file"])
     for row in rows:
         question, response = row.answer.question, row.answer.response
-        verdicts = [
-            row.verdict
-            if rule == "official" and not row.missing
-            else v.verdict
-            if (v := strict.get(question.id))
-            else None
-            for rule in scores.by_rules
-        ]
+        by_rule = {"official": None if row.missing else row, "strict": strict.get(question.id)}
+        verdicts = [None if (found := by_rule[rule]) is None else found.verdict for rule in scores.by_rules]
         writer.writerow(
             [
                 question.id,
@@ -148,6 +143,11 @@ def items(scores: Scores) -> str:
 
 def _key(figure: Figure) -> str:
     return "/".join(figure.key)
+
+
+def _known(value: float | None) -> float | None:
+    """None for NaN, which JSON has not."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _figure(figure: Figure) -> dict[str, Any]:

@@ -13,7 +13,7 @@ MOST_NOTES = 8
 
 def number(value: float | None, digits: int = 1) -> str:
     """A figure among others; a dash where there is none."""
-    return NONE if value is None or value != value else f"{value:.{digits}f}"
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def interval(figure: Mapping[str, Any]) -> str:
