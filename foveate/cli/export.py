@@ -12,7 +12,7 @@ from ..errors import InvalidValue
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="A trained model, such as OUT/best.")],
+    model: Annotated[str, typer.Argument(metavar="DIR", help="A trained model: OUT/best, or hub:user/name.")],
     format: Annotated[str, typer.Option(help="pt2 (PyTorch) or onnx.")] = "pt2",
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="DIR/model.FORMAT")] = None,
     length: Annotated[int | None, typer.Option(help="Fix the number of tokens.", show_default="any, if it can")] = None,
@@ -22,6 +22,7 @@ def export(
     ] = None,
     time: Annotated[str | None, typer.Option(help="Name of DATA's time column.", show_default="as trained")] = None,
     id: Annotated[str | None, typer.Option(help="Name of DATA's id column.", show_default="as trained")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, of a model on the hub.")] = None,
     system: Annotated[str | None, typer.Option(help="module:Class, if the model was trained from your own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what stands in the file.")] = False,
@@ -32,16 +33,20 @@ def export(
     """
     if format not in ("pt2", "onnx"):
         raise InvalidValue(f"--format {format} is not possible: it must be pt2 or onnx.")
-    if not model.is_dir():
+    remote = model.startswith("hub:")
+    if not remote and not Path(model).is_dir():
         raise InvalidValue(f"{model} is not a trained model: it is no folder; give one such as OUT/best.")
-    file = model / f"model.{format}" if out is None else out
+    if remote and out is None:
+        raise InvalidValue(f"{model} has no folder here that the file could go to: name it with --out.")
+    file = Path(model, f"model.{format}") if out is None else out
     if file.exists() and not file.is_dir() and not force:
         raise InvalidValue(f"{file} exists: choose another name with --out, or replace it with --force.")
     from ..exporting import export as write
+    from ..hub import local_folder
     from ..models.build import resolve
 
     made = write(
-        model,
+        local_folder(model, revision=revision),
         file,
         format=format,
         length=length,

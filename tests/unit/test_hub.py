@@ -20,6 +20,7 @@ from torch import nn
 
 import foveate
 from foveate import hub
+from foveate.cli.export import export
 from foveate.cli.main import main
 from foveate.compare import Settings, run
 from foveate.compare.record import base_name
@@ -458,6 +459,20 @@ def test_a_folder_is_pushed_without_what_else_lies_in_it(fake, copied):
     hub.push_folder(copied, "me/own")
     assert fake.files("me/own")["README.md"] == b"# Mine\n"
     assert same(foveate.load("hub:me/best"), foveate.load(copied))
+
+
+def test_a_model_on_the_hub_is_exported(fake, copied, tmp_path, capsys):
+    hub.push_folder(copied, "hub:me/best")
+    with pytest.raises(
+        InvalidValue, match="hub:me/best has no folder here that the file could go to: name it with --o"
+    ):
+        export("hub:me/best")
+    export("hub:me/best", out=tmp_path / "model.pt2")
+    assert "verified with batches of" in capsys.readouterr().out
+    module = torch.export.load(tmp_path / "model.pt2").module()
+    model = foveate.load(copied)
+    x = torch.randn(2, model.info.lookback, model.info.channels, dtype=torch.float64)
+    torch.testing.assert_close(module(x), model(x).detach())
 
 
 def test_a_card_on_the_hub_that_was_changed_there_stays(fake, copied):
