@@ -92,6 +92,16 @@ def test_work_that_is_divided_equals_the_masked_product(heads: int):
     agree(run, given, torch.float32)
 
 
+def test_without_gradients_no_states_are_kept_and_outputs_are_the_same():
+    q, k, v = (torch.randn(1, 2, 3000, 8).requires_grad_() for _ in range(3))
+    with backend("native"):
+        kept = lightning_attention(q, k, v, build_slopes(2))
+        with torch.no_grad():
+            free = lightning_attention(q, k, v, build_slopes(2))
+    assert torch.equal(kept, free)
+    assert [len(m) for m in kernel._shapes(q, k, v, build_slopes(2), None, None, 64, False, False, 2**20)[2:]] == [1]
+
+
 @pytest.mark.parametrize("slope", [1e-7, 1e-5, 1e-3, 0.1])
 def test_a_slow_decay_is_right_after_65536_tokens(slope: float):
     # The first token, read by all later ones: its weight is the decay alone, multiplied once for each chunk.

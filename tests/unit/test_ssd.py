@@ -287,7 +287,7 @@ def test_half_precision_keeps_float32_states():
 def test_the_compiled_op_is_sound(form: str):
     given = make(20, dtype=torch.float32)
     values = (*(given[n] for n in ("x", "dt", "dt", "B", "C")), None, given["initial_states"], None)
-    values = values if form == "native" else (*values, 8, 2)
+    values = (*values, 10) if form == "native" else (*values, 8, 2)
     opcheck(
         torch.ops.foveate.ssd_native.default if form == "native" else torch.ops.foveate.ssd.default,
         tuple(v.detach().requires_grad_() if isinstance(v, Tensor) else v for v in values),

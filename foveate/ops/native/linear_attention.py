@@ -70,6 +70,7 @@ class Prepared:
         skip: Tensor | None,
         initial: Tensor | None,
         reset: Tensor | None,
+        every: int,
         backward: bool,
     ) -> None:
         self.real = real = sum_dtype(v.dtype)
@@ -92,7 +93,7 @@ class Prepared:
             keys=keys,
             values=values,
             block=BLOCK,
-            every=EVERY,
+            every=every,
             span=self.span,
             slice=self.slice,
             constant=decay.ndim == 1,
@@ -164,9 +165,14 @@ def total(shares: Tensor) -> Tensor:
     return shares[0] if len(shares) == 1 else shares.sum(0)
 
 
-def pieces(length: int) -> int:
+def chunks_between_states() -> int:
+    """After how many chunks the forward pass keeps a state: without a backward pass, none but the first."""
+    return EVERY if torch.is_grad_enabled() else 2**20
+
+
+def pieces(length: int, every: int) -> int:
     """How many states the forward pass leaves for the backward pass."""
-    return -(-length // (BLOCK * EVERY))
+    return -(-length // (BLOCK * every))
 
 
 def _divided(groups: int, per_group: int, values: int, wanted: int) -> tuple[int, int]:
@@ -183,11 +189,11 @@ def fits(q: Tensor, *others: Tensor | None) -> bool:
 
 
 def _prepared(
-    q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None, run: Tensor | None, *, backward: bool
+    q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None, run: Tensor | None, every: int, backward: bool
 ) -> Prepared:
     reset = None if run is None else torch.diff(run, dim=1, prepend=run[:, :1]) != 0
     q, k, v = (m.transpose(1, 2) for m in (q, k, v))
-    return Prepared(q, k, v, -slope, None, None, whole(state, slope.dtype), reset, backward)
+    return Prepared(q, k, v, -slope, None, None, whole(state, slope.dtype), reset, every, backward)
 
 
 def _forward(
@@ -200,9 +206,10 @@ def _forward(
     block: int,
     return_state: bool,
     learn_slope: bool,
+    every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    o, after, starts = map(fresh, _shapes(q, k, v, slope, state, run, block, return_state, learn_slope))
-    given = _prepared(q, k, v, slope, state, run, backward=False)
+    o, after, starts = map(fresh, _shapes(q, k, v, slope, state, run, block, return_state, learn_slope, every))
+    given = _prepared(q, k, v, slope, state, run, every, backward=False)
     given.outputs(out=o.transpose(1, 2))
     given.states(last=after if return_state else None, starts=starts)
     given.run()
@@ -221,11 +228,12 @@ def _backward(
     block: int,
     return_state: bool,
     learn_slope: bool,
+    every: int,
     starts: Tensor,
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
         return backward(do, dstate, q, k, v, slope, state, run, block, return_state, learn_slope)
-    given = _prepared(q, k, v, slope, state, run, backward=True)
+    given = _prepared(q, k, v, slope, state, run, every, backward=True)
     batch, heads, n, d = q.shape
     dv = fresh(torch.empty(v.shape, dtype=v.dtype))
     given.outputs(grad_out=do.to(v.dtype).contiguous().transpose(1, 2), grad_v=dv.transpose(1, 2))
@@ -250,25 +258,43 @@ def _shapes(
     block: int,
     return_state: bool,
     learn_slope: bool,
+    every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, n, d = q.shape
     after = (batch, heads, d, v.shape[-1])
     return (
         torch.empty(v.shape, dtype=v.dtype, device=v.device),
         slope.new_empty(after if return_state else (0,)),
-        slope.new_empty(pieces(n), *after),
+        slope.new_empty(pieces(n, every), *after),
     )
 
 
-#: As :data:`foveate.ops.linear_attention_chunks.chunked`, for what :func:`fits`; ``block`` is read only where the
-#: result is differentiated twice.
-linear_attention_native = handwritten(
+_op = handwritten(
     "lightning_attention_native",
     "Tensor q, Tensor k, Tensor v, Tensor slope, Tensor? state, Tensor? run, "
-    "int block, bool return_state, bool learn_slope",
+    "int block, bool return_state, bool learn_slope, int every",
     outputs=2,
     extras=1,
     forward=_forward,
     backward=_backward,
     shapes=_shapes,
 )
+
+
+def linear_attention_native(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slope: Tensor,
+    state: Tensor | None,
+    run: Tensor | None,
+    block: int,
+    return_state: bool,
+    learn_slope: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :data:`foveate.ops.linear_attention_chunks.chunked`, for what :func:`fits`.
+
+    ``block`` is read only where the result is differentiated twice.
+    """
+    o, after = _op(q, k, v, slope, state, run, block, return_state, learn_slope, chunks_between_states())
+    return o, after

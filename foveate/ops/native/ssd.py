@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
 from . import SCALARS, fresh, takes, through_autograd, whole
-from .linear_attention import Prepared, pieces, total
+from .linear_attention import Prepared, chunks_between_states, pieces, total
 
 
 def fits(x: Tensor, B: Tensor, C: Tensor, *others: Tensor | None) -> bool:
@@ -29,11 +29,12 @@ def _prepared(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
+    every: int,
     *,
     backward: bool,
 ) -> Prepared:
     initial = whole(initial, sum_dtype(x.dtype))
-    return Prepared(C, B, x, log_decay, dt, D, None if initial is None else initial.mT, reset, backward)
+    return Prepared(C, B, x, log_decay, dt, D, None if initial is None else initial.mT, reset, every, backward)
 
 
 def _forward(
@@ -45,10 +46,11 @@ def _forward(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
+    every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and states between the kernel's pieces ``(pieces, batch, H, P, N)``."""
-    out, final, starts = map(fresh, _shapes(x, dt, log_decay, B, C, D, initial, reset))
-    given = _prepared(x, dt, log_decay, B, C, D, initial, reset, backward=False)
+    out, final, starts = map(fresh, _shapes(x, dt, log_decay, B, C, D, initial, reset, every))
+    given = _prepared(x, dt, log_decay, B, C, D, initial, reset, every, backward=False)
     given.outputs(out=out)
     given.states(last=final.mT, starts=starts.mT)
     given.run()
@@ -66,6 +68,7 @@ def _backward(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
+    every: int,
     starts: Tensor,
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
@@ -73,7 +76,7 @@ def _backward(
 
         inputs = x, dt, log_decay, B, C, D, initial, reset
         return through_autograd(partial(reference, chunk_size=1), inputs, (grad_out, grad_final))
-    given = _prepared(x, dt, log_decay, B, C, D, initial, reset, backward=True)
+    given = _prepared(x, dt, log_decay, B, C, D, initial, reset, every, backward=True)
     batch, length, heads, width = x.shape
     grad_x = fresh(torch.empty(x.shape, dtype=x.dtype))
     given.outputs(grad_out=grad_out.to(x.dtype).contiguous(), grad_v=grad_x)
@@ -110,6 +113,7 @@ def _shapes(
     D: Tensor | None,
     initial: Tensor | None,
     reset: Tensor | None,
+    every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, width = x.shape
     state = batch, heads, width, B.shape[3]
@@ -117,13 +121,13 @@ def _shapes(
     return (
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
         torch.empty(state, dtype=real, device=x.device),
-        torch.empty(pieces(length), *state, dtype=real, device=x.device),
+        torch.empty(pieces(length, every), *state, dtype=real, device=x.device),
     )
 
 
 _op = handwritten(
     "ssd_native",
-    "Tensor x, Tensor? dt, Tensor log_decay, Tensor B, Tensor C, Tensor? D, Tensor? initial, Tensor? reset",
+    "Tensor x, Tensor? dt, Tensor log_decay, Tensor B, Tensor C, Tensor? D, Tensor? initial, Tensor? reset, int every",
     outputs=2,
     extras=1,
     forward=_forward,
@@ -144,5 +148,5 @@ def ssd_native(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`~foveate.ops.ssd_chunks.ssd_chunks`, for what :func:`fits`; its chunks have a length of their own."""
-    out, final = _op(x, dt, log_decay, B, C, D, initial, reset)
+    out, final = _op(x, dt, log_decay, B, C, D, initial, reset, chunks_between_states())
     return out, final

@@ -136,7 +136,7 @@ struct Backward : Reader<T> {
     g.row = E, vt.row = inner.row = sums.row = P, dq.row = dk.row = from_state.row = D;
     this->room({{&g.from, P * E}, {&vt.from, E * P}, {&inner.from, P * P}, {&sums.from, P * P}, {&dq.from, P * D},
                 {&dk.from, P * D}, {&from_state.from, P * D}, {&open, P}, {&cross, P}, {&reads, P}, {&writes, P},
-                {&past, a.every * states}, {&grads, states}, {&grads_t, states}, {&skips, a.span * E}});
+                {&past, least(a.every, divided(a.length, a.block)) * states}, {&grads, states}, {&grads_t, states}, {&skips, a.span * E}});
     ahead.gradient = static_cast<const T*>(a.grad_out);
   }
 

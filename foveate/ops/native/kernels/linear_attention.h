@@ -174,7 +174,11 @@ struct Reader {
   void write_state(void* to, int64_t h, const R* from) const {
     R* base = static_cast<R*>(to) + state_at(h);
     for (int64_t i = 0; i < a.keys; ++i)
-      for (int64_t j = 0; j < at.columns; ++j) base[i * a.state_key + j * a.state_value] = from[i * E + j];
+      if (a.state_value == 1)
+        std::memcpy(base + i * a.state_key, from + i * E, sizeof(R) * at.columns);
+      else
+        for (int64_t j = 0; j < at.columns; ++j)
+          base[i * a.state_key + j * a.state_value] = from[i * E + j];
   }
 
   // Constant decays, by falling distance from block - 1 to 0 and then nothing: row i of the triangle begins i earlier.
