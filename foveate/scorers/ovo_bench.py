@@ -21,7 +21,7 @@ from ..errors import InvalidValue, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group, figure
 from .letters import read_choice, read_number, read_yes_no, text_of
-from .ovo_bench_published import not_above
+from .ovo_bench_published import PUBLISHED, not_above
 from .ovo_bench_reading import SCENARIOS, TASKS, Reader, Tally, read_annotations
 from .ovo_bench_timeliness import timeliness
 from .reading import files_of
@@ -181,19 +181,21 @@ class OVOBench(Suite):
         return {"unable": unable[0]} if unable else {}
 
     def remarks(self, baselines: Mapping[str, Mapping[tuple[str, str], Figure]]) -> list[str]:
-        """Which published systems do no better than always saying yes, where the questions are those they had."""
-        reached = {
-            f.name: f.value
-            for f in baselines.get("always yes", {}).values()
-            if f.section == "task" and f.value is not None and f.total == self.published[f.name]
-        }
-        told = []
-        for task, systems in not_above(reached).items():
-            if systems:
-                told.append(
-                    f"Always saying yes reaches {reached[task]:.2f} in {task}; of eight published systems "
-                    f"{len(systems)} do not beat it: {', '.join(systems)}."
-                )
+        """Which published systems do no better than a constant answer, where the questions are those they had."""
+        told, everything = [], sum(self.published.values())
+        for baseline, what, names in (
+            ("always yes", "Always saying yes", ("SSR", "CRR")),
+            ("majority", "The best constant answer to each task", ("Total",)),
+        ):
+            found = [f for (section, name), f in baselines.get(baseline, {}).items() if section != "timeliness"]
+            alike = [f for f in found if f.name in names and f.total == self.published.get(f.name, everything)]
+            reached = {f.name: f.value for f in alike if f.value is not None}
+            for name, systems in not_above(reached).items():
+                if systems:
+                    told.append(
+                        f"{what} reaches {reached[name]:.2f} in {name}; of {len(PUBLISHED)} published systems "
+                        f"{len(systems)} {'does' if len(systems) == 1 else 'do'} not beat it: {', '.join(systems)}."
+                    )
         return told
 
     def official_failure(self, rows: Sequence[Row]) -> str:

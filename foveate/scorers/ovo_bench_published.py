@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _TASKS = ("EPM", "ASI", "HLD", "OCR", "ACR", "ATR", "STU", "FPD", "OJR", "REC", "SSR", "CRR")
-_AVERAGES = ("backward", "realtime", "forward", "total")
 _TABLE = """
 Gemini 1.5 Pro     58.59 76.35 52.69 62.54 85.91 66.97 79.31 58.43 63.37 61.96 69.32 35.53 74.24 61.67 57.15 63.00
 InternVL2-8B       48.15 57.43 24.73 43.44 67.11 60.55 63.79 46.07 68.32 56.52 60.39 26.50 59.14 54.17 46.60 50.15
@@ -16,9 +15,9 @@ LLaVA-OneVision-7B 54.21 55.41 21.51 43.71 66.44 57.80 73.28 53.37 71.29 61.96 6
 LongVU-7B          40.74 59.46  4.84 35.01 53.69 53.21 62.93 47.75 68.32 59.78 57.61 12.18 69.48 60.83 47.50 46.71
 Flash-VStream-7B   39.06 37.16  5.91 27.38 24.16 29.36 28.45 33.71 25.74 28.80 28.37  8.02 67.25 60.00 45.09 33.61
 """
-_COLUMNS = (*_TASKS[:3], "backward", *_TASKS[3:9], "realtime", *_TASKS[9:], "forward", "total")
+_COLUMNS = (*_TASKS[:3], "Backward", *_TASKS[3:9], "Realtime", *_TASKS[9:], "Forward", "Total")
 
-#: Per cent as the official scorer prints it, by system, then by task, scenario and "total".
+#: Per cent as the official scorer prints it, by system, then by task, scenario and "Total".
 PUBLISHED: dict[str, dict[str, float]] = {
     " ".join(words[: -len(_COLUMNS)]): dict(zip(_COLUMNS, map(float, words[-len(_COLUMNS) :]), strict=True))
     for words in map(str.split, _TABLE.strip().splitlines())
@@ -31,7 +30,7 @@ def not_above(reached: Mapping[str, float]) -> dict[str, list[str]]:
     """The published systems that are no better than what a constant answer reaches.
 
     Args:
-        reached: what it gets, in per cent, by task, scenario or "total"; other names are left out.
+        reached: what it gets, in per cent, by task, scenario or "Total"; other names are left out.
 
     Returns:
         Systems by each of these names, best first; a name that all of them beat has none.
