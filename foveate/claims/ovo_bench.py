@@ -59,7 +59,7 @@ class _Seconds(StreamingAdapter):
     says="Models are queried along the timeline: none is given a frame later than the second in which it is asked.",
 )
 def nothing_is_seen_before_its_time() -> Measurement:
-    """All 3,035 queries, alone and in streams. Seen failing with moments rounded down, and with a stream's last second."""
+    """Queries alone and in streams. Seen failing with moments rounded down, and with a stream decoded to its end."""
     file = data_file(_FILE)
     if file is None:
         return not_measured(0, _FILE, "OVO-Bench's annotations")
@@ -133,7 +133,7 @@ def letter_soup() -> Measurement:
 @claim(
     "ovo_bench",
     kind="exact",
-    says="Always yes gives 67.25 in SSR and 60.00 in CRR, what Flash-VStream-7B scores; always unable gives 100 in HLD.",
+    says="Always yes gives 67.25 in SSR and 60.00 in CRR, Flash-VStream-7B's scores; always unable gives 100 in HLD.",
 )
 def constant_answers() -> Measurement:
     """Five of eight published systems do not beat it. Seen failing with yes counted in type 0 (32.75 and 40.00)."""
