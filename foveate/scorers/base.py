@@ -204,6 +204,10 @@ class Suite(ABC):
         """What answers that never look say to this question, by the name of their baseline."""
         return {"always yes": "yes"} if question.kind == "yes_no" else {}
 
+    def remarks(self, baselines: Mapping[str, Mapping[tuple[str, str], Figure]]) -> list[str]:
+        """What else a reader of the figures must know, a sentence each, with what blind baselines reach."""
+        return []
+
     def left_to_judge(self, row: Row) -> bool:
         """Whether the authors' scripts would ask a judge about this answer."""
         return False

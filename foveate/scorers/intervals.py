@@ -43,7 +43,7 @@ def intervals(
 ) -> dict[tuple[str, str], Interval]:
     """Percentile intervals of figures, all from the same draws of videos with replacement.
 
-    Figures of fewer than two videos are left out.
+    Figures of fewer than two videos are left out, and those of which no draw has every part.
     """
     import numpy as np
 
@@ -51,8 +51,10 @@ def intervals(
     tails = [50 * (1 - level), 50 * (1 + level)]
     found = {}
     for place, figure in enumerate(figures):
-        if len(_clusters(figure)) > 1 and figure.value is not None:
-            low, high = np.nanpercentile(values[:, place], tails)
+        drawn = values[:, place]
+        drawn = drawn[~np.isnan(drawn)]
+        if len(_clusters(figure)) > 1 and figure.value is not None and len(drawn):
+            low, high = np.percentile(drawn, tails)
             found[figure.key] = Interval(float(low), float(high))
     return found
 
@@ -72,6 +74,8 @@ def differences(
             continue
         drawn = mine[:, place] - theirs[:, place]
         drawn = drawn[~np.isnan(drawn)]
+        if not len(drawn):
+            continue
         low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
         # One is added to both counts: a share of draws is no smaller than one of them.
         below, above = (int((side).sum()) + 1 for side in (drawn <= 0, drawn >= 0))

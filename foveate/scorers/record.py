@@ -53,6 +53,7 @@ def record(
         "answers": len(scores.answers),
         "rules": {name: _told(scored, draws, seed) for name, scored in scores.by_rules.items()},
         "baselines": told,
+        "remarks": suite.remarks(baselines),
         "missing": {"count": len(scores.missing), "ids": scores.missing[:MOST_NAMED]},
         "repeated": {"count": len(scores.repeated), "ids": scores.repeated[:MOST_NAMED]},
         "skipped": scores.skipped,

@@ -69,7 +69,7 @@ def findings(record: Mapping[str, Any]) -> list[str]:
     if beaten:
         names = english_list([f"{name} ({hits[0]})" for name, hits in beaten], 6)
         told.append(f"An answer that never looks at the video does as well in {names}.")
-    return told
+    return told + record["remarks"]
 
 
 def headline(record: Mapping[str, Any]) -> str:

@@ -159,6 +159,14 @@ def test_means_of_figures_get_intervals_and_single_videos_none():
     assert ("task", "one") not in found
 
 
+def test_figures_whose_parts_no_draw_has_all_get_no_interval():
+    parts = [Figure("task", str(i), [1.0, 0.0], [f"{i}a", f"{i}b"]) for i in range(40)]
+    whole = Figure("overall", "mean", parts=tuple(parts))
+    assert ("overall", "mean") not in intervals([whole, *parts], draws=20)
+    assert ("overall", "mean") not in differences([whole], [whole], draws=20)
+    assert ("task", "0") in intervals([whole, *parts], draws=20)
+
+
 def test_differences_are_paired():
     one = many(0.5)
     better = Figure("overall", "all", [max(m, float(i % 10 == 0)) for i, m in enumerate(one.marks)], one.clusters)
