@@ -7,33 +7,18 @@ project (ETTh1 is CC BY-ND 4.0: github.com/zhouhaoyi/ETDataset).
 from __future__ import annotations
 
 import itertools
-import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import Measurement
+from ._data import VARIABLE, data_file, not_measured
 
-VARIABLE = "FOVEATE_DATA"
+__all__ = ["ETTH1_BORDERS", "VARIABLE", "Windows", "data_file", "etth1", "not_measured"]
+
 #: First row of the training, validation and test months, and the end: 12, 4 and 4 months of 30 days, hourly.
 ETTH1_BORDERS = (0, 8640, 11520, 14400)
-
-
-def data_file(name: str) -> Path | None:
-    """The file ``name`` (a path inside the data folder), or None where it is absent."""
-    folder = os.environ.get(VARIABLE)
-    root = Path(folder) if folder else Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    file = root / name
-    return file if file.is_file() else None
-
-
-def not_measured(threshold: float, name: str, what: str) -> Measurement:
-    """What a claim answers where its data is absent: not passed, and what would be needed."""
-    need = f"not measured: it needs {what} as {name} in the folder named by {VARIABLE}."
-    return Measurement(math.nan, threshold, False, need)
 
 
 @dataclass(frozen=True, slots=True)

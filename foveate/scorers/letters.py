@@ -13,6 +13,8 @@ from typing import Any
 
 #: Words that introduce a letter: "The answer is B", "Option: (C)".
 _BEFORE = r"(?:\banswer\b(?:\s+(?:is|would\s+be))?|\boption\b|\bchoice\b|\bchoose\b|\bselect\b)"
+#: Characters of an option that are looked at before all of it is.
+_HEAD = 48
 _NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty""".split()  # noqa: SIM905 (a list of twenty quoted words is no clearer)
 
@@ -28,7 +30,7 @@ def read_choice(text: str, options: Mapping[str, str]) -> str:
     """The letter or label of the one option that a reply names; "" for none or several."""
     plain = _plain(text)
     for label, option in options.items():  # the option itself, with or without its letter
-        if plain and plain in {_plain(label), _plain(option), _plain(f"{label} {option}")}:
+        if plain and (plain == _plain(label) or _is(plain, option) or _is(plain, f"{label} {option}")):
             return label
     names = "|".join(re.escape(label) for label in sorted(options, key=len, reverse=True))
     if not names:
@@ -83,6 +85,11 @@ def _other(rest: str, letter: str, options: Mapping[str, str], names: str) -> bo
 def _article(letter: str, rest: str) -> bool:
     """An "A" or "I" before a small letter is a word."""
     return letter in ("A", "I") and re.search(rf"(?:^|\s){letter} [a-z]", rest) is not None
+
+
+def _is(plain: str, option: str) -> bool:
+    """Whether an option reads as ``plain``; long ones are mostly told by how they begin."""
+    return plain.startswith(_plain(option[:_HEAD])) and plain == _plain(option)
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_lines(file: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
         InvalidValue: the file cannot be read, or no line of it is an object.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other line separators
     except OSError as error:
         raise InvalidValue(f"{file}: cannot be read ({error.strerror}): give another file.") from error
     except UnicodeDecodeError as error:
@@ -60,13 +61,17 @@ def read_lines(file: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def files_of(path: Path, *endings: str) -> list[Path]:
-    """A file itself, or the files of a folder and of folders in it with one of these endings, sorted.
+    """A file itself, the files that a pattern with ``*`` names, or those of a folder with these endings, sorted.
+
+    Folders in a folder are read as well.
 
     Raises:
         InvalidValue: it does not exist, or the folder has no such file.
     """
     if path.is_file():
         return [path]
+    if "*" in str(path) and (named := sorted(Path(name) for name in glob(str(path)) if Path(name).is_file())):
+        return named
     if not path.is_dir():
         raise InvalidValue(f"{path}: does not exist: give a file of answers, or a folder of them.")
     found = sorted(file for file in path.rglob("*") if file.suffix in endings and file.is_file())
