@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,23 @@ def read_lines(file: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
             notes.add(file, f"line {number}", f"not an object but {kind(value)}, left out")
     if not found:
         raise InvalidValue(f"{file}: no line of it is a JSON object: give answers, one object a line.")
+
+
+def read_files(files: Sequence[Path], notes: Notes) -> Iterator[tuple[Path, list[tuple[str, dict[str, Any]]]]]:
+    """Each file and the objects of its lines; one of several that cannot be read is noted and left out.
+
+    Raises:
+        InvalidValue: the only file cannot be read.
+    """
+    for file in files:
+        try:
+            lines = list(read_lines(file, notes))
+        except InvalidValue as error:
+            if len(files) == 1:
+                raise
+            notes.sentences.append(f"{str(error).rstrip('.')}; left out.")
+        else:
+            yield file, lines
 
 
 def files_of(path: Path, *endings: str) -> list[Path]:

@@ -19,9 +19,9 @@ from ..errors import InvalidValue, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group
 from .letters import read_choice, text_of
-from .reading import files_of, kind, read_json, read_lines
+from .reading import files_of, kind, read_files, read_json
 from .runs import apart, by_run
-from .temporal_bench_text import format_report, text_only_answers
+from .temporal_bench_text import FORMS, centres, format_report
 
 TASKS = ("short_qa", "long_qa", "short_caption")
 CATEGORIES = (
@@ -166,8 +166,7 @@ class TemporalBench(Suite):
             raise InvalidValue("TemporalBench's answers bring no truth of their own: give the annotations (--against).")
         self.notes = Notes(list(self._noted))
         runs: dict[str, list[Answer]] = {}
-        for file in files_of(predictions, ".jsonl", ".json"):
-            lines = list(read_lines(file, self.notes))
+        for file, lines in read_files(files_of(predictions, ".jsonl"), self.notes):
             task = _task(file.resolve().parent.name) or self._likeliest(lines)
             if task not in self.tasks:
                 continue
@@ -276,10 +275,10 @@ class TemporalBench(Suite):
         if question.kind != "choice":
             return {}
         if self._centres[0] is not self.questions:
-            forms = ("binary", "n-way")
-            asked = [question for question in self.questions.values() if question.kind == "choice"]
-            self._centres = self.questions, {f"centre, {form}": text_only_answers(asked, form) for form in forms}
-        return {name: said[question.id] for name, said in self._centres[1].items() if question.id in said}
+            found = centres(question for question in self.questions.values() if question.kind == "choice")
+            names = [f"centre, {form}" for form in FORMS]
+            self._centres = self.questions, {id: dict(zip(names, said, strict=True)) for id, said in found.items()}
+        return self._centres[1].get(question.id, {})
 
     def official_text(self, rows: Sequence[Row]) -> str:
         """What the official scripts print for each file, the files of a task in the order of their names."""

@@ -18,11 +18,19 @@ _WORD = re.compile(r"\w+")
 _NAME, _COUNT = 40, 15
 
 
+#: How the captions are put: all of a video beside each other, or two by two.
+FORMS = ("binary", "n-way")
+
+
 def centrality(captions: Sequence[str]) -> list[float]:
-    """How many of a caption's words another one has too, on average over the others, for each caption."""
-    words = [set(_WORD.findall(caption.lower())) for caption in captions]
+    """The share of a caption's words that another one has too, on average over the others, for each caption."""
+    return _central([frozenset(_WORD.findall(caption.lower())) for caption in captions])
+
+
+def _central(words: Sequence[frozenset[str]]) -> list[float]:
     counts = Counter(word for own in words for word in own)
-    return [sum(counts[word] - 1 for word in own) / max(1, len(words) - 1) for own in words]
+    others = max(1, len(words) - 1)
+    return [sum([counts[word] - 1 for word in own]) / (others * max(1, len(own))) for own in words]
 
 
 def text_only_answers(questions: Iterable[Question], form: Literal["n-way", "binary"] = "binary") -> dict[str, str]:
@@ -31,22 +39,33 @@ def text_only_answers(questions: Iterable[Question], form: Literal["n-way", "bin
     Args:
         questions: of two captions each.
         form: "n-way" compares all captions that the questions have of a video, as a choice among all of them would;
-            "binary" compares the two of one question, neither more central: a coin, seeded by the id.
+            "binary" the two of one question. Where two are as central it throws a coin, seeded by the question's id.
     """
-    questions = list(questions)
-    pools: dict[str, dict[str, float]] = {}
+    return {id: said[FORMS.index(form)] for id, said in centres(questions).items()}
+
+
+def centres(questions: Iterable[Question]) -> dict[str, tuple[str, str]]:
+    """The answers of both forms, by id, in the order of :data:`FORMS`."""
+    videos: dict[tuple[str, str], list[Question]] = {}
     for question in questions:
-        pool = question.id if form == "binary" else question.groups.get("run", "") + question.video
-        pools.setdefault(pool, {}).update(dict.fromkeys(question.options.values(), 0.0))
-    for pool in pools.values():
-        pool.update(zip(pool, centrality(list(pool)), strict=True))
+        videos.setdefault((question.groups.get("run", ""), question.video), []).append(question)
     found = {}
-    for question in questions:
-        pool = pools[question.id if form == "binary" else question.groups.get("run", "") + question.video]
-        a, b = (pool[caption] for caption in question.options.values())
-        coin = zlib.crc32(question.id.encode()) % 2 == 0
-        found[question.id] = "A" if a > b or (a == b and coin) else "B"
+    for asked in videos.values():
+        captions = dict.fromkeys(caption for question in asked for caption in question.options.values())
+        words = [frozenset(_WORD.findall(caption.lower())) for caption in captions]
+        pool = dict(zip(captions, zip(words, _central(words), strict=True), strict=True))
+        for question in asked:
+            (a, among_a), (b, among_b) = (pool[caption] for caption in question.options.values())
+            coin = "AB"[zlib.crc32(question.id.encode()) % 2]
+            shorter = (len(b) > len(a)) - (
+                len(a) > len(b)
+            )  # both share the same words: the shorter one more of its own
+            found[question.id] = _chosen(shorter if a & b else 0, 0, coin), _chosen(among_a, among_b, coin)
     return found
+
+
+def _chosen(a: float, b: float, coin: str) -> str:
+    return coin if a == b else "A" if a > b else "B"
 
 
 def format_report(file: str, task: str, rows: Sequence[Row], categories: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from ..errors import InvalidValue, invalid, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group, figure
 from .letters import read_choice, text_of
-from .reading import files_of, kind, read_json, read_lines
+from .reading import files_of, kind, read_files, read_json
 from .runs import apart, by_run
 
 TASKS = ("count", "direction", "rotation", "shape&trend", "velocity&frequency", "visual_cues")
@@ -199,11 +199,11 @@ class Tomato(Suite):
         if root != predictions and (predictions / "results").is_dir():
             self.notes.add(predictions, "", "parsed_results is read, as the official scorer does, and results is not")
         runs: dict[str, list[Answer]] = {}
-        for file in files_of(root, ".jsonl", ".json"):
+        for file, lines in read_files(files_of(root, ".jsonl"), self.notes):
             place = _place(str(file))
             found = runs.setdefault(place.run if place else file.stem, [])
-            for line, value in read_lines(file, self.notes):
-                answer = self._answer(file, f"{line}", value, place)
+            for line, value in lines:
+                answer = self._answer(file, line, value, place)
                 if answer is not None:
                     found.append(answer)
         runs = {run: found for run, found in runs.items() if found}

@@ -22,7 +22,7 @@ ROUNDING = 0.5
 
 def answers(recorded: Mapping[str, Any], data: Path) -> Compared:
     known = {"meta", "prompt_example", "files", *PARSED, *TABLES}
-    told = [key for key in recorded if key.startswith("printed") or "error" in key or "prefix" in key]
+    told = [key for key in recorded if key.startswith("printed") or re.search("error|prefix|fail", key)]
     for key, value in recorded.items():
         if key in PARSED:
             yield from _parsed(value)
@@ -73,14 +73,17 @@ def _printed(files: Mapping[str, list[dict[str, Any]]], told: Mapping[str, Any])
     text, stops = _scored(files)
     bare = _scored({name.replace("shuffle_", ""): lines for name, lines in files.items()})[1]
     for key, value in told.items():
-        without = "prefix" in key
-        if isinstance(value, str) and key.startswith("printed") and not without:
-            yield key, value, text
-        elif value is None or isinstance(value, str):
-            ours = bare if without else stops
-            yield key, value, ours if value is None or "Error:" in value else (ours or "").partition(":")[0]
-        elif isinstance(value, Mapping):
-            raise AssertionError(f"{key} holds {sorted(value)}, which is compared with nothing")
+        if isinstance(value, Mapping):
+            inner = {name: own for name, own in value.items() if name != "files"}
+            unknown = [name for name in inner if "error" not in name and name != "printed_text"]
+            assert not unknown, f"{unknown} of {key} are compared with nothing"
+            lines = value.get("files", {name.replace("shuffle_", ""): own for name, own in files.items()})
+            yield from ((f"{key}: {what}", theirs, ours) for what, theirs, ours in _printed(lines, inner))
+        elif key.startswith("printed"):
+            yield key, value, None if value is None and stops else text
+        else:  # an error of these files, or, where they have none, of the same without the prefix
+            ours = bare if "prefix" in key or (value and not stops) else stops
+            yield key, value, ours if value is None or ":" in value else (ours or "").partition(":")[0]
 
 
 def _scored(files: Mapping[str, list[dict[str, Any]]]) -> tuple[str, str | None]:
