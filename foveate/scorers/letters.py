@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 #: Words that introduce a letter: "The answer is B", "Option: (C)".
 _BEFORE = r"(?:\banswer\b(?:\s+(?:is|would\s+be))?|\boption\b|\bchoice\b|\bchoose\b|\bselect\b)"
+#: Characters of an option that are looked at before all of it is.
+_HEAD = 48
+_NO_WORDS = re.compile(r"[\W_]+")
 _NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty""".split()  # noqa: SIM905 (a list of twenty quoted words is no clearer)
 
@@ -26,11 +30,14 @@ def text_of(response: Any) -> str | None:
 
 def read_choice(text: str, options: Mapping[str, str]) -> str:
     """The letter or label of the one option that a reply names; "" for none or several."""
+    if text in options:
+        return text
     plain = _plain(text)
-    for label, option in options.items():  # the option itself, with or without its letter
-        if plain and plain in {_plain(label), _plain(option), _plain(f"{label} {option}")}:
+    for label, option in options.items() if plain else ():  # the option itself, with or without its letter
+        own = _plain_label(label)
+        if plain == own or _is(plain, option) or (plain.startswith(own) and _is(plain, f"{label} {option}")):
             return label
-    names = "|".join(re.escape(label) for label in sorted(options, key=len, reverse=True))
+    names = _names(tuple(options))
     if not names:
         return ""
     alone = rf"[\s(\[*_\"'`]*({names})(?![\w'])[\s)\].:*_\"'`,-]*"
@@ -70,6 +77,12 @@ def read_number(text: str) -> str:
     return str(int(found.pop())) if len(found) == 1 and not strange else ""
 
 
+@lru_cache(maxsize=1024)
+def _names(labels: tuple[str, ...]) -> str:
+    """A pattern for one of these labels."""
+    return "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+
+
 def _label(letter: str, options: Mapping[str, str]) -> str:
     return letter if letter in options else next((o for o in options if o.lower() == letter.lower()), "")
 
@@ -85,5 +98,15 @@ def _article(letter: str, rest: str) -> bool:
     return letter in ("A", "I") and re.search(rf"(?:^|\s){letter} [a-z]", rest) is not None
 
 
+def _is(plain: str, option: str) -> bool:
+    """Whether an option reads as ``plain``; long ones are mostly told by how they begin."""
+    if len(plain) > 2 * len(option):  # no letter becomes more than two in lower case
+        return False
+    return plain.startswith(_plain(option[:_HEAD])) and plain == _plain(option)
+
+
 def _plain(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text).strip().lower()
+    return _NO_WORDS.sub(" ", text).strip().lower()
+
+
+_plain_label = lru_cache(maxsize=1024)(_plain)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_lines(file: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
         InvalidValue: the file cannot be read, or no line of it is an object.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other line separators
     except OSError as error:
         raise InvalidValue(f"{file}: cannot be read ({error.strerror}): give another file.") from error
     except UnicodeDecodeError as error:
@@ -59,14 +60,35 @@ def read_lines(file: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
         raise InvalidValue(f"{file}: no line of it is a JSON object: give answers, one object a line.")
 
 
+def read_files(files: Sequence[Path], notes: Notes) -> Iterator[tuple[Path, list[tuple[str, dict[str, Any]]]]]:
+    """Each file and the objects of its lines; one of several that cannot be read is noted and left out.
+
+    Raises:
+        InvalidValue: the only file cannot be read.
+    """
+    for file in files:
+        try:
+            lines = list(read_lines(file, notes))
+        except InvalidValue as error:
+            if len(files) == 1:
+                raise
+            notes.sentences.append(f"{str(error).rstrip('.')}; left out.")
+        else:
+            yield file, lines
+
+
 def files_of(path: Path, *endings: str) -> list[Path]:
-    """A file itself, or the files of a folder and of folders in it with one of these endings, sorted.
+    """A file itself, the files that a pattern with ``*`` names, or those of a folder with these endings, sorted.
+
+    Folders in a folder are read as well.
 
     Raises:
         InvalidValue: it does not exist, or the folder has no such file.
     """
     if path.is_file():
         return [path]
+    if "*" in str(path) and (named := sorted(Path(name) for name in glob(str(path)) if Path(name).is_file())):
+        return named
     if not path.is_dir():
         raise InvalidValue(f"{path}: does not exist: give a file of answers, or a folder of them.")
     found = sorted(file for file in path.rglob("*") if file.suffix in endings and file.is_file())

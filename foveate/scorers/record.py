@@ -77,7 +77,7 @@ def comparison(scores: Scores, other: Scores, *, draws: int = 1000, seed: int = 
     both = [id for id in ours if id in others]
     mine, theirs = (scores.suite.figures([rows[id] for id in both]) for rows in (ours, others))
     found = differences(mine, theirs, draws=draws, seed=seed)
-    right = Counter((ours[id].verdict.mark > 0, others[id].verdict.mark > 0) for id in both)
+    right = Counter((ours[id].verdict.mark > 0.5, others[id].verdict.mark > 0.5) for id in both)
     named = {figure.key: figure for figure in theirs}
     return {
         "with": str(other.predictions),
