@@ -136,21 +136,23 @@ def _judge(endpoint: str | None, model: str | None) -> Judge | None:
 
 def _print(record: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ..scorers import words
 
-    console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column(record["suite"], overflow="fold")
-    for column in words.columns(record):
-        table.add_column(column, justify="right")
+    console, lines = Console(), words.lines(record)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(record["suite"], min_width=max(len(words.plain_name(name)) for _, name, _ in lines))
+    for place, column in enumerate(words.columns(record)):
+        # Headings may wrap, numbers never.
+        table.add_column(column, justify="right", min_width=max(len(cells[place]) for *_, cells in lines))
     section = None
-    for name, figure, cells in words.lines(record):
+    for name, figure, cells in lines:
         if section is not None and name != section:
-            table.add_section()
+            table.add_row()
             table.add_row(f"[dim]{name}[/dim]")
-        table.add_row(figure, *cells, style="bold" if section is None else None)
+        table.add_row(escape(words.plain_name(figure)), *cells, style="bold" if section is None else None)
         section = name
     console.print(table)
     for sentence in words.findings(record):

@@ -8,7 +8,8 @@ from html import escape
 
 from .scales import Scale, linear_ticks, text_width
 
-_ROW, _TOP, _WIDTH, _NAMES, _BOTTOM = 26.0, 12.0, 620.0, 210.0, 24.0
+_ROW, _TOP, _WIDTH, _BOTTOM = 26.0, 8.0, 620.0, 24.0
+_MOST_NAMES = 210.0  # room for names at the left, at most
 #: Shapes of reference values, in order: paths around (0, 0).
 _SHAPES = ("M0-7V7", "M-4-4L4 4M-4 4L4-4", "M0-5L5 4H-5Z", "M-4-4H4V4H-4Z")
 
@@ -38,12 +39,21 @@ def reference_names(ranges: Sequence[Range]) -> list[str]:
     return list(dict.fromkeys(name for r in ranges for name in r.references))
 
 
-def range_chart(ranges: Sequence[Range], *, title: str, low: float = 0.0, high: float = 100.0) -> str:
-    """A chart of ranges between two ends, the references of a line as small shapes; "" without lines."""
+def range_chart(
+    ranges: Sequence[Range], names: Sequence[str], *, title: str, low: float = 0.0, high: float = 100.0
+) -> str:
+    """A chart of ranges between two ends; "" without lines.
+
+    Args:
+        ranges: its lines.
+        names: of all references, which are drawn as the small shapes that :func:`shape_key` gives for them.
+        title: for whoever cannot see it.
+        low, high: ends of its axis.
+    """
     if not ranges:
         return ""
-    names = reference_names(ranges)
-    x = Scale(low, high, _NAMES, _WIDTH - 58)
+    left = min(_MOST_NAMES, max(text_width(r.name, 13) for r in ranges) + 18)
+    x = Scale(low, high, left, _WIDTH - 64)
     bottom = _TOP + _ROW * len(ranges)
     body = []
     for tick in linear_ticks(low, high, 5):
@@ -52,9 +62,9 @@ def range_chart(ranges: Sequence[Range], *, title: str, low: float = 0.0, high: 
     for place, r in enumerate(ranges):
         y = _TOP + _ROW * (place + 0.5)
         name = r.name
-        while text_width(name, 13) > _NAMES - 16 and len(name) > 2:
+        while text_width(name, 13) > left - 16 and len(name) > 2:
             name = name[:-2].rstrip() + "…"
-        body.append(f'<text x="{_NAMES - 14:.1f}" y="{y + 4.5:.1f}" text-anchor="end">{escape(name)}</text>')
+        body.append(f'<text x="{left - 14:.1f}" y="{y + 4.5:.1f}" text-anchor="end">{escape(name)}</text>')
         for reference, value in r.references.items():
             shape = _SHAPES[names.index(reference) % len(_SHAPES)]
             what = f"{escape(reference)} {value:.1f}"
@@ -67,7 +77,7 @@ def range_chart(ranges: Sequence[Range], *, title: str, low: float = 0.0, high: 
                 f'<line class="whisker tone-1" x1="{x(r.low):.1f}" x2="{x(r.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
         body.append(f'<circle class="mark tone-1" cx="{x(r.value):.1f}" cy="{y:.1f}" r="5"/>')
-        body.append(f'<text class="tick" x="{_WIDTH - 46:.1f}" y="{y + 4.5:.1f}">{escape(r.text)}</text>')
+        body.append(f'<text class="tick" x="{_WIDTH - 48:.1f}" y="{y + 4.5:.1f}">{escape(r.text)}</text>')
     height = bottom + _BOTTOM
     told = "; ".join(f"{r.name} {r.text or f'{r.value:.1f}'}" for r in ranges)
     return (

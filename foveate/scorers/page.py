@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..pages.page import charts_of, date, facts, render_page
+from ..pages.page import date, facts, render_page
 from ..pages.ranges import Range, range_chart, reference_names, shape_key
 from . import words
 from .record import sections
@@ -26,7 +26,10 @@ def render(record: Mapping[str, Any], title: str) -> str:
         section: [_range(record, figure) for figure in found] for section, found in sections(main["figures"]).items()
     }
     ranges = {section: [r for r in found if r is not None] for section, found in drawn.items()}
-    names = reference_names([r for found in ranges.values() for r in found])
+    # The first section is one line, which the tiles show.
+    shown = dict(list(ranges.items())[1:]) or ranges
+    drawn_names = reference_names([r for found in shown.values() for r in found])
+    names = [name for name in record["baselines"] if name in drawn_names]
     return render_page(
         "score.html",
         Path(__file__).parent / "templates",
@@ -37,15 +40,17 @@ def render(record: Mapping[str, Any], title: str) -> str:
         headline=words.headline(record),
         tiles=_tiles(record),
         findings=words.findings(record),
-        charts=charts_of(
-            range_chart(found, title=f"{record['suite']}: {section}") for section, found in ranges.items()
-        ),
+        charts=[
+            (section, Markup(range_chart(found, names, title=f"{record['suite']}: {section}")))
+            for section, found in shown.items()
+            if found
+        ],
         shapes=[(name, Markup(drawing)) for name, drawing in shape_key(names)],
         columns=words.columns(record),
         lines=words.lines(record),
         compared=None if record["comparison"] is None else words.compared(record),
         notes=words.few(record["notes"]),
-        interval=words.interval,
+        signed=words.signed,
         p_value=words.p_value,
         facts=facts(_facts(record)),
         versions=facts(record["versions"]),
@@ -71,7 +76,9 @@ def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for name, values in record["baselines"].items()
         if (v := values.get(key)) is not None
     ]
-    return told[:6]
+    missing = record["missing"]["count"]
+    told.insert(len(record["rules"]), ("answers", f"{record['answers']:,}", f"{missing:,} questions without one"))
+    return told[: len(told) // 2 * 2][:6]
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:

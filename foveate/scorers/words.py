@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..pages.figures import NONE, english_list
+from ..pages.figures import NONE, english_list, plain
 
 #: Notes that a table shows; the record has all.
 MOST_NOTES = 8
@@ -18,7 +18,17 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def interval(figure: Mapping[str, Any]) -> str:
     """The ends of a figure's interval."""
-    return NONE if figure["low"] is None else f"{figure['low']:.1f} to {figure['high']:.1f}"
+    return NONE if figure["low"] is None else f"{figure['low']:.1f}–{figure['high']:.1f}"
+
+
+def signed(figure: Mapping[str, Any]) -> str:
+    """The ends of a difference's interval."""
+    return f"{figure['low']:+.1f} to {figure['high']:+.1f}"
+
+
+def plain_name(name: str) -> str:
+    """A figure's name as a terminal can show it: files name tasks and models."""
+    return plain(name, 28)
 
 
 def p_value(p: float) -> str:
@@ -74,8 +84,10 @@ def findings(record: Mapping[str, Any]) -> list[str]:
 
 def headline(record: Mapping[str, Any]) -> str:
     """The overall figures in a line."""
-    told = [f"{found['figures'][0]['text']} by the {name} rules" for name, found in record["rules"].items()]
-    return " · ".join(told)
+    texts = {name: found["figures"][0]["text"] for name, found in record["rules"].items()}
+    if len(texts) == 2 and len(set(texts.values())) == 1:
+        return f"{next(iter(texts.values()))} by both rules"
+    return ", ".join(f"{text} by the {name} rules" for name, text in texts.items())
 
 
 def compared(record: Mapping[str, Any]) -> str:
@@ -89,15 +101,12 @@ def compared(record: Mapping[str, Any]) -> str:
     if first is None:
         return f"{told}."
     sure = "no clear difference" if first["low"] <= 0 <= first["high"] else "a clear difference"
-    return (
-        f"{told}: {first['text']} against {first['other_text']}, {sure} ({first['low']:+.1f} to {first['high']:+.1f}, "
-        f"p {p_value(first['p'])})."
-    )
+    return f"{told}: {first['text']} against {first['other_text']}, {sure} ({signed(first)}, p {p_value(first['p'])})."
 
 
 def columns(record: Mapping[str, Any]) -> list[str]:
     """Headings of the table of figures after a figure's name."""
-    return ["answers", *record["rules"], "95 % interval", *record["baselines"]]
+    return ["answers", *record["rules"], "95 %", *record["baselines"]]
 
 
 def lines(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
