@@ -184,17 +184,18 @@ def _sought(video: Video, stamps: list[int]) -> Iterator[Any]:
     keys = [pts for pts, _ in video.keys]
     frames: Iterator[Any] | None = None
     shown = ahead = None
-    begun = True  # whether decoding began at the file's beginning
     for stamp in stamps:
         key = bisect.bisect_right(keys, stamp) - 1
-        if key > 0 and (frames is None or (ahead or shown) is None or keys[key] > (ahead or shown).pts):
-            frames, begun, shown, ahead = _decoded(video.path, video.keys[key][1]), False, None, None
-        elif frames is None:
-            frames = _decoded(video.path)
-        shown, ahead = _until(frames, stamp, shown, ahead)
-        if shown is None and not begun:  # the jump landed behind: decode from the beginning
-            frames, begun, ahead = _decoded(video.path), True, None
+        latest = ahead or shown
+        if frames is not None and not (key > 0 and (latest is None or keys[key] > latest.pts)):
             shown, ahead = _until(frames, stamp, shown, ahead)
+        else:
+            # Some containers look for presentation stamps, others for decoding stamps: a jump may land behind.
+            for place in (*(video.keys[key] if key > 0 else ()), None):
+                frames = _decoded(video.path, place)
+                shown, ahead = _until(frames, stamp, None, None)
+                if shown is not None:
+                    break
         if shown is None:
             raise InvalidValue(f"{video.path}: the frame at {_seconds(video, stamp):.2f} s cannot be decoded.")
         yield shown

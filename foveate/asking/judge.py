@@ -68,5 +68,5 @@ def verdict(reply: str) -> bool:
     if first:
         return first[1].lower() == "correct"
     return bool(re.search(r"\bcorrect\b", reply, re.IGNORECASE)) and not re.search(
-        r"\bincorrect\b|\bnot\s+correct\b", reply, re.IGNORECASE
+        r"\bincorrect|\bnot\s+correct\b", reply, re.IGNORECASE
     )

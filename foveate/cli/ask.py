@@ -96,17 +96,23 @@ def ask(
     if endpoint is None and answers_with.shows == "pictures" and videos is not None:
         print("foveate: note: frames are given as a row of pictures: the model takes no videos here.", file=sys.stderr)
     with Display(f"{suite} · {model}") as display:
-        summary = asked(
-            questions,
-            answers_with,
-            file,
-            videos=videos,
-            sampling=way,
-            side=side,
-            limit=limit,
-            settings=found,
-            progress=display.event,
-        )
+        try:
+            summary = asked(
+                questions,
+                answers_with,
+                file,
+                videos=videos,
+                sampling=way,
+                side=side,
+                limit=limit,
+                settings=found,
+                progress=display.event,
+            )
+        except KeyboardInterrupt:
+            summary = None
+    if summary is None:
+        print(f"foveate: interrupted: answers are in {file}; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130)
     if as_json:
         print(json.dumps(_record(summary), indent=1))
     else:
