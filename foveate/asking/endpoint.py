@@ -6,7 +6,7 @@ import base64
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import FoveateError, invalid
@@ -24,13 +24,25 @@ class Endpoint:
         concurrency: how many questions are out at once.
         max_tokens: of an answer.
         seed: sent with each question; servers may heed it.
+        body: further fields of each request, over those above; None takes a field away.
     """
 
-    def __init__(self, client: Client, *, concurrency: int = 4, max_tokens: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        concurrency: int = 4,
+        max_tokens: int = 128,
+        seed: int = 0,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
         if concurrency < 1:
             raise invalid("concurrency", concurrency, "at least 1")
         self.client, self.concurrency = client, concurrency
-        self.options = {"max_tokens": max_tokens, "temperature": 0, "seed": seed}
+        if set(body or ()) & {"messages", "model", "stream"}:
+            raise invalid("body", dict(body or {}), "messages, model and stream are not for it to set")
+        fields = {"max_tokens": max_tokens, "temperature": 0, "seed": seed, **(body or {})}
+        self.options = {name: value for name, value in fields.items() if value is not None}
         self.name, self.shows = client.model, "pictures"
         self._done: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         self._working = 0

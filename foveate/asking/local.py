@@ -36,6 +36,7 @@ class Local:
         if batch < 1:
             raise invalid("batch", batch, "at least 1")
         import torch
+        from safetensors import SafetensorError
 
         from .processors import load_processor
 
@@ -46,7 +47,7 @@ class Local:
         torch.manual_seed(seed)
         try:
             model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InvalidValue(f"model {name!r} cannot be opened: {reason_of(error)}") from error
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._stop = threading.Event()

@@ -136,6 +136,16 @@ class Sampling:
             draw.shuffle(chosen)
         return chosen[::-1] if self.way == "reversed" else chosen
 
+    def words(self) -> str:
+        """What is shown, as people read it."""
+        if self.way == "single":
+            return "one frame at random" if self.which == "random" else f"the {self.which} frame"
+        count = f"{self.frames} frames" if self.fps is None else f"{self.fps:g} frames a second"
+        count = count.replace("1 frames", "1 frame") if count.startswith("1 ") else count
+        return count + {"shuffled": ", shuffled", "reversed": ", reversed", "stream": " up to the question"}.get(
+            self.way, ""
+        )
+
     def needed(self) -> int | None:
         """How many different frames a video should have; None where that depends on its length."""
         return None if self.fps is not None else self.frames

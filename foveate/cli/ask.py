@@ -52,6 +52,9 @@ def ask(
         str | None, typer.Option(help="URL of a server that speaks the chat-completions protocol.")
     ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
+    body: Annotated[
+        str | None, typer.Option(help='Further fields of each request, as JSON; null takes one away: {"seed": null}.')
+    ] = None,
     concurrency: Annotated[int, typer.Option(help="Questions at once, for a server.")] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds that the server may be silent.")] = 120.0,
     retries: Annotated[int, typer.Option(help="How often a question is asked again where that can help.")] = 5,
@@ -65,8 +68,10 @@ def ask(
         raise InvalidValue("--videos and --no-video do not go together: give one of them.")
     if not no_video and videos is None:
         raise InvalidValue("videos are missing: give their folder with --videos, or ask for text only with --no-video.")
-    if endpoint is None and api_key_env is not None:
-        raise InvalidValue("--api-key-env is for a server: give its --endpoint.")
+    for option, given in (("--api-key-env", api_key_env), ("--body", body)):
+        if endpoint is None and given is not None:
+            raise InvalidValue(f"{option} is for a server: give its --endpoint.")
+    fields = None if body is None else _object(body)
     from ..asking.display import Display
     from ..asking.run import ask as asked
     from ..asking.run import check_videos
@@ -82,12 +87,14 @@ def ask(
         "annotations": str(annotations.resolve()),
         "max_tokens": max_tokens,
         "seed": seed,
+        "body": fields,
     }
     answers_with = _model(
         model,
         endpoint,
         api_key_env,
         {"max_tokens": max_tokens, "seed": seed},
+        body=fields,
         batch=batch,
         concurrency=concurrency,
         timeout=timeout,
@@ -95,7 +102,7 @@ def ask(
     )
     if endpoint is None and answers_with.shows == "pictures" and videos is not None:
         print("foveate: note: frames are given as a row of pictures: the model takes no videos here.", file=sys.stderr)
-    with Display(f"{suite} · {model}") as display:
+    with Display(" · ".join((suite, model, "text only" if no_video else way.words()))) as display:
         try:
             summary = asked(
                 questions,
@@ -127,6 +134,7 @@ def _model(
     api_key_env: str | None,
     options: dict[str, Any],
     *,
+    body: dict[str, Any] | None,
     batch: int,
     concurrency: int,
     timeout: float,
@@ -140,7 +148,17 @@ def _model(
     from ..asking.endpoint import Endpoint
 
     client = Client(endpoint, name, key=key_from(api_key_env), timeout=timeout, retries=retries)
-    return Endpoint(client, concurrency=concurrency, **options)
+    return Endpoint(client, concurrency=concurrency, body=body, **options)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidValue(f"--body {text!r} is not possible: write a JSON object such as '{{\"seed\": null}}'.")
+    return found
 
 
 def _name(suite: str, model: str, sampling: Sampling, questions: Suite, no_video: bool) -> str:

@@ -133,7 +133,7 @@ def free_port() -> int:
 
 def test_a_server_that_is_not_there():
     url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(NoAnswer, match="no server answers there .Connection refused"):
+    with pytest.raises(NoAnswer, match=r"no server answers there .Connection refused"):
         Client(url, "m").check()
     with pytest.raises(InvalidValue, match="no server answers there"):
         endpoint_judge(url, "m")
@@ -147,7 +147,7 @@ def test_a_judge(tmp_path: Path):
         assert stub.asked["q"] == 1
         said = stub.bodies[0]["messages"][-1]["content"]
     assert all(part in said for part in ("[q] Which?", "left", "I think left"))
-    with Stub({"q": ["400"]}) as stub, pytest.raises(InvalidValue, match="judge 'm' gives no verdict: .*no 400"):
+    with Stub({"q": ["400"]}) as stub, pytest.raises(InvalidValue, match=r"judge 'm' gives no verdict: .*no 400"):
         endpoint_judge(stub.url, "m")("[q] Which?", "left", "right")
 
 

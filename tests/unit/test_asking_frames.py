@@ -13,7 +13,6 @@ from foveate.asking.frames import open_video, read_frames
 from foveate.asking.sampling import Sampling, Timeline, centre_indices
 from foveate.errors import InvalidValue, UnknownName
 from foveate.scorers.base import Clip, Shown
-
 from tests.toy_clips import number_of, write_clip
 
 av = pytest.importorskip("av")
@@ -95,7 +94,7 @@ def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(UnknownName, match="middle"):
         way("single", which="mid")
     for options in ({"frames": 4, "fps": 1.0}, {"frames": 0}, {"fps": 0.0}, {"fps": float("nan")}):
-        with pytest.raises(InvalidValue, match="frames|fps"):
+        with pytest.raises(InvalidValue, match=r"frames|fps"):
             way(**options)
     for name, options in (("single", {"frames": 2}), ("single", {"fps": 1.0}), ("uniform", {"fps": 1.0})):
         with pytest.raises(InvalidValue, match="sampling="):

@@ -110,7 +110,7 @@ def test_models_that_cannot_be_opened(tmp_path: Path, tiny: Path, monkeypatch: p
     import transformers
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InvalidValue, match="model '.*none' cannot be opened"):
+    with pytest.raises(InvalidValue, match=r"model '.*none' cannot be opened"):
         local(tmp_path / "none")
     with pytest.raises(InvalidValue, match="has no chat template"):
         local(save_tiny(tmp_path / "silent", template=None))

@@ -244,7 +244,7 @@ def test_where_videos_are_found(tmp_path: Path):
         assert find_video(folder, name) == tmp_path / "videos" / "a.mp4"
     assert find_video(tmp_path / "videos", "videos/a.mp4").exists()
     for name in ("b.mp4", "../videos/a.mp4", "/etc/hostname", ""):
-        with pytest.raises(InvalidValue, match="is not there|no name of a video"):
+        with pytest.raises(InvalidValue, match=r"is not there|no name of a video"):
             find_video(tmp_path, name)
 
 
