@@ -173,6 +173,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Stub
         (("--annotations", "none.json"), "none.json: cannot be read"),
         (("--concurrency", "0"), "concurrency=0"),
         (("--limit", "0"), "limit=0"),
+        (("--body", "[1]"), "--body '[1]' is not possible"),
         (("--timeout", "0"), "timeout=0"),
     ],
 )

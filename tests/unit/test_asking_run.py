@@ -267,3 +267,43 @@ def test_progress_in_a_terminal_and_elsewhere(tmp_path: Path, monkeypatch: pytes
     assert "failed: way/1: " in text
     assert "/min" in text
     assert "3 answered before" in terminal.export_text()
+
+
+def test_fields_of_requests(tmp_path: Path):
+    write_suite(tmp_path, 1)
+    with Stub() as stub:
+        client = Client(stub.url, "m")
+        model = Endpoint(client, max_tokens=9, seed=2, body={"max_tokens": None, "top_p": 1.0})
+        ask(ToyClips(tmp_path / "toy.json"), model, tmp_path / "a.jsonl", videos=None)
+    fields = {name: value for name, value in stub.bodies[0].items() if name != "messages"}
+    assert fields == {"model": "m", "temperature": 0, "seed": 2, "top_p": 1.0}
+    with pytest.raises(InvalidValue, match="messages, model and stream"):
+        Endpoint(client, body={"stream": True})
+
+
+def test_the_name_of_a_file_tells_runs_apart(tmp_path: Path):
+    from foveate.cli.ask import _name
+
+    suite = ToyClips()
+
+    def name(*given: Any, no_video: bool = False, **options: Any) -> str:
+        return _name("toy", "org/m:7", Sampling.of(suite.shown, *given, **options), suite, no_video)
+
+    assert name() == name(seed=3) == "toy-m-7"
+    assert name(frames=8) == "toy-m-7-uniform-8"
+    assert name("fps", fps=0.5) == "toy-m-7-fps-0.5fps"
+    assert name("shuffled") == "toy-m-7-shuffled"
+    assert name(no_video=True) == "toy-m-7-text-only"
+
+
+def test_how_frames_are_shown_in_words():
+    def words(*given: Any, **options: Any) -> str:
+        return Sampling.of(ToyClips.shown, *given, **options).words()
+
+    assert words() == "4 frames"
+    assert words(frames=1) == "1 frame"
+    assert words(fps=1) == "1 frame a second"
+    assert words("shuffled") == "4 frames, shuffled"
+    assert words("stream", fps=2) == "2 frames a second up to the question"
+    assert words("single") == "the middle frame"
+    assert words("single", which="random") == "one frame at random"
