@@ -105,9 +105,13 @@ class Stub:
         faults: by question id, what goes wrong at its first tries: "429", "500", "hang", "cut", "half", "drop", "400",
             "401", "schema", "null", "error" or "html"; "*" for all others.
         delay: seconds before each answer.
+        leads_to: address that a redirection names.
     """
 
-    def __init__(self, faults: Mapping[str, Sequence[str]] | None = None, delay: float = 0.0) -> None:
+    def __init__(
+        self, faults: Mapping[str, Sequence[str]] | None = None, delay: float = 0.0, leads_to: str = ""
+    ) -> None:
+        self.leads_to = leads_to
         self.faults = {id: list(found) for id, found in (faults or {}).items()}
         self.delay = delay
         self.asked: Counter[str] = Counter()  #: requests by id
@@ -122,6 +126,9 @@ class Stub:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 stub.serve(self, body)
+
+            def do_GET(self) -> None:  # where a redirection leads
+                stub.serve(self, {"messages": ["none"]})
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -160,6 +167,7 @@ class Stub:
         if fault.isdigit():
             status, answer = int(fault), json.dumps({"error": {"message": f"no {fault} today"}})
             told = {"Retry-After": "0"} if fault == "429" else {}
+            told |= {"Location": self.leads_to} if self.leads_to else {}
         wrong = {
             "schema": '{"output": "A"}',
             "null": '{"choices": [{"message": {"content": null}, "finish_reason": "length"}]}',

@@ -107,6 +107,14 @@ def test_what_is_sent(monkeypatch: pytest.MonkeyPatch):
     assert stub.headers[0]["path"] == "/v1/chat/completions"
 
 
+@pytest.mark.parametrize("status", ["301", "302", "307"])
+def test_a_key_does_not_follow_to_another_server(status: str):
+    with Stub() as other, Stub({"q": [status]}, leads_to=other.url) as stub:
+        with pytest.raises(NoAnswer, match=rf"{status} .*it leads to {other.url}: give that address"):
+            Client(stub.url, "m", key="secret").chat(QUESTION)
+        assert not other.headers
+
+
 def test_addresses_and_keys(monkeypatch: pytest.MonkeyPatch):
     assert chat_url("http://h:1") == "http://h:1/v1/chat/completions"
     assert chat_url("https://h/api/v3/") == "https://h/api/v3/chat/completions"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_chosen_frames_are_the_ones_that_are_read(tmp_path: Path, name: str):
     assert len(video.timeline.times) == 24
     assert video.timeline.times[8] == pytest.approx(1.0, abs=0.01)
     for places in ([0, 5, 6, 7, 23], [23, 3, 3], [13], [22, 0], list(range(24))):
+        assert [number_of(frame) for frame in read_frames(video, places)] == places
+
+
+def test_where_a_stamp_has_no_frame_the_one_on_screen_is_read(tmp_path: Path):
+    write_clip(tmp_path / "a.mp4", 24)
+    video = open_video(tmp_path / "a.mp4")
+    stamps = list(video.stamps or ())
+    stamps[5], stamps[20] = stamps[5] + 1, stamps[20] + 1
+    video = replace(video, stamps=tuple(stamps))
+    for places in ([5], [4, 5, 6], [5, 20, 21]):
         assert [number_of(frame) for frame in read_frames(video, places)] == places
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def answers(folder: Path, model: Any, name: str, **options: Any) -> dict[str, st
 
 def test_batches_say_what_single_questions_say(tiny: Path, tmp_path: Path):
     write_suite(tmp_path, 5, 2)
+    entries = json.loads((tmp_path / "toy.json").read_text())
+    entries = [{**entry, "id": "way/" + i * "0"} for i, entry in enumerate(entries)]  # prompts differ in length
+    (tmp_path / "toy.json").write_text(json.dumps(entries))
     alone = answers(tmp_path, local(tiny), "alone.jsonl")
     together = answers(tmp_path, local(tiny, batch=3), "together.jsonl")
     assert len(alone) == 5
@@ -45,7 +49,7 @@ def test_batches_say_what_single_questions_say(tiny: Path, tmp_path: Path):
 
 
 def test_only_as_many_frames_go_together(tiny: Path, tmp_path: Path):
-    write_suite(tmp_path, 6, 2)
+    write_suite(tmp_path, 8, 2)
     model, sizes = local(tiny, batch=4), []
     inner = model._generate
 
@@ -56,8 +60,8 @@ def test_only_as_many_frames_go_together(tiny: Path, tmp_path: Path):
     model._generate = watched  # type: ignore[method-assign]
     # One frame a second: the question at 1 s sees one, that at 2 s two, then three.
     found = answers(tmp_path, model, "seconds.jsonl", sampling=Sampling.of(ToyClips.shown, fps=1))
-    assert len(found) == 6
-    assert sorted(sizes, key=len) == [[1], [2], [3, 3, 3, 3]]
+    assert len(found) == 8
+    assert sorted(sizes) == [[1], [2], [3, 3], [3, 3, 3, 3]]
 
 
 def test_frames_and_their_order_matter(tiny: Path, tmp_path: Path):

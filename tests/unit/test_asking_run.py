@@ -40,7 +40,7 @@ def run(folder: Path, stub: Stub, *, retries: int = 3, timeout: float = 0.5, wor
 def test_frames_prompts_and_answers(tmp_path: Path):
     write_suite(tmp_path, 4)
     with Stub() as stub:
-        summary = run(tmp_path, stub)
+        summary = run(tmp_path, stub, workers=1)  # so that later questions find frames of earlier ones
     assert (summary.total, summary.answered, summary.left, summary.failures) == (4, 4, 0, {})
     assert all(count == 1 for count in stub.asked.values())
     by_id = {body["messages"][1]["content"][-1]["text"].split("]")[0][1:]: body for body in stub.bodies}
@@ -49,7 +49,8 @@ def test_frames_prompts_and_answers(tmp_path: Path):
     assert first["messages"][1]["content"][-1]["text"] == "[way/0] 4 frames. Which way?"
     # The question is asked at 1 s of a clip of 8 frames a second: no frame after the eighth is shown.
     assert [number_of(frame) for frame in pictures(first)] == [0, 2, 4, 7]
-    assert [number_of(frame) for frame in pictures(by_id["way/3"])] == [0, 7, 15, 23]
+    for id in ("way/2", "way/3"):
+        assert [number_of(frame) for frame in pictures(by_id[id])] == [0, 7, 15, 23]
     lines = {line["id"]: line for line in read_jsonl(tmp_path / "answers.jsonl")}
     assert lines["way/0"]["response"] == "A for way/0"
     assert (lines["way/0"]["frames"], lines["way/0"]["from"], lines["way/0"]["to"]) == (4, 0.0, 0.875)
