@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import InvalidValue
 from ..scorers.score import Judge
@@ -21,10 +23,16 @@ Answer to grade:
 Does the answer to grade say the same as the reference answer? Reply with one word, Correct or Incorrect."""
 
 
-def endpoint_judge(
-    endpoint: str, model: str, *, api_key_env: str | None = None, timeout: float = 120.0, retries: int = 5
-) -> Judge:
-    """A judge for :func:`foveate.scorers.score.score`; the same answer to the same question is judged once.
+def endpoint_replies(
+    endpoint: str,
+    model: str,
+    *,
+    api_key_env: str | None = None,
+    timeout: float = 120.0,
+    retries: int = 5,
+    max_tokens: int = 256,
+) -> Callable[[str], str]:
+    """A model's reply to a prompt; the same prompt is asked once.
 
     Args:
         endpoint: address of a chat-completions server.
@@ -32,29 +40,43 @@ def endpoint_judge(
         api_key_env: environment variable with the server's key; None: no key.
         timeout: seconds that the server may be silent.
         retries: how often it is asked again.
+        max_tokens: of a reply.
 
     Returns:
-        A callable of a question's text, the right answer and a response; it raises ``InvalidValue`` where the server
-        gives no verdict, for a score of some verdicts would be none.
+        A callable; it raises ``InvalidValue`` where the server does not answer, for a score of some verdicts would be
+        none.
 
     Raises:
         InvalidValue: the address is none, nobody listens there, or the key is not set.
     """
     client = Client(endpoint, model, key=key_from(api_key_env), timeout=timeout, retries=retries)
     client.check()
-    known: dict[tuple[str, str, str], bool] = {}
+    known: dict[str, str] = {}
 
-    def judge(question: str, truth: str, response: str) -> bool:
-        given = (question, truth, response)
-        if given not in known:
-            prompt = _PROMPT.format(question=question, truth=truth, response=response)
+    def reply(prompt: str) -> str:
+        if prompt not in known:
             messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
             try:
-                reply = client.chat(messages, max_tokens=16, temperature=0).text
+                known[prompt] = client.chat(messages, max_tokens=max_tokens, temperature=0).text
             except NoAnswer as error:
                 raise InvalidValue(f"the judge {model!r} gives no verdict: {error}") from error
-            known[given] = verdict(reply)
-        return known[given]
+        return known[prompt]
+
+    return reply
+
+
+def endpoint_judge(endpoint: str, model: str, **options: Any) -> Judge:
+    """A judge for :func:`foveate.scorers.score.score`: says whether a response says the same as the right answer.
+
+    Args:
+        endpoint: address of a chat-completions server.
+        model: its name there.
+        options: of :func:`endpoint_replies`, which see for what is raised.
+    """
+    reply = endpoint_replies(endpoint, model, **options)
+
+    def judge(question: str, truth: str, response: str) -> bool:
+        return verdict(reply(_PROMPT.format(question=question, truth=truth, response=response)))
 
     return judge
 
