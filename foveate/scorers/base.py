@@ -29,6 +29,23 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """How a suite's authors show a video to a model.
+
+    Attributes:
+        frames: how many, over the visible part; None: by ``fps``.
+        fps: how many a second.
+        rule: "ends": evenly from the first to the last, rounded down; "centres": the middles of equal parts.
+        stream: whether a model sees no more than what has happened at the question's time.
+    """
+
+    frames: int | None = 16
+    fps: float | None = None
+    rule: Literal["ends", "centres"] = "ends"
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One question about a video.
 
@@ -166,6 +183,8 @@ class Suite(ABC):
     slug: ClassVar[str]
     sections: ClassVar[tuple[str, ...]]
     published: ClassVar[Mapping[str, int]]
+    #: What a model is shown, unless its user says otherwise.
+    shown: ClassVar[Shown] = Shown()
 
     #: Questions of the annotations by id; empty where none are given and answers must bring their own.
     questions: dict[str, Question]
