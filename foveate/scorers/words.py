@@ -85,6 +85,8 @@ def findings(record: Mapping[str, Any]) -> list[str]:
 def headline(record: Mapping[str, Any]) -> str:
     """The overall figures in a line."""
     texts = {name: found["figures"][0]["text"] for name, found in record["rules"].items()}
+    if all(found["figures"][0]["value"] is None for found in record["rules"].values()):
+        return "No overall figure: parts of the suite are missing"
     if len(texts) == 2 and len(set(texts.values())) == 1:
         return f"{next(iter(texts.values()))} by both rules"
     return ", ".join(f"{text} by the {name} rules" for name, text in texts.items())
