@@ -65,7 +65,7 @@ class Display:
         if outcome is None:
             self._begun = self._told = time.monotonic()
             before = f", {summary.before} answered before" if summary.before else ""
-            self._print(f"{self.title}: {figures.count(summary.total)} questions{before}")
+            self._print(f"{self.title}: {summary.total:,} questions{before}")
         if self.live is not None:
             if not self.live.task_ids:
                 self.live.add_task(self.title, total=summary.total, rate="", failed="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,4 +198,4 @@ def _print(summary: Summary, suite: str, annotations: Path) -> None:
         more = len(summary.failures) - _MOST_LISTED
         if more > 0:
             print(f"  and {more} more: {summary.file}.failed")
-    print(f"next: foveate score {suite} {summary.file} --against {annotations}")
+    print(f"next: foveate score {suite} {shlex.quote(str(summary.file))} --against {shlex.quote(str(annotations))}")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from ..errors import InvalidValue, unknown_name
 from ..registry import register
-from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group, figure
+from .base import Answer, Figure, Notes, Question, Row, Shown, Suite, Verdict, by_group, figure
 from .letters import read_choice, read_number, read_yes_no, text_of
 from .ovo_bench_published import PUBLISHED, not_above
 from .ovo_bench_reading import SCENARIOS, TASKS, Reader, Tally, read_annotations
@@ -84,6 +84,7 @@ class OVOBench(Suite):
         "EPM": 297, "ASI": 148, "HLD": 186, "OCR": 149, "ACR": 109, "ATR": 116, "STU": 178, "FPD": 101, "OJR": 184,
         "REC": 698, "SSR": 629, "CRR": 240,
     }  # fmt: skip
+    shown: ClassVar[Shown] = Shown(64, stream=True)
 
     def __init__(self, annotations: str | Path | None = None, *, tasks: Sequence[str] | None = None) -> None:
         for task in tasks or ():
