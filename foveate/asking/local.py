@@ -13,9 +13,7 @@ import numpy as np
 from ..errors import FoveateError, InvalidValue, invalid, missing_extra
 from ..scorers.base import Question
 from .asked import Asked, Outcome
-
-#: Longest reason that is kept of an error of the model's.
-LONGEST_REASON = 300
+from .processors import load_processor, plain_text, reason_of
 
 
 class Local:
@@ -38,8 +36,6 @@ class Local:
         import torch
         from safetensors import SafetensorError
 
-        from .processors import load_processor
-
         self.name, self.batch, self.max_tokens = name, batch, max_tokens
         self.processor, self.as_video = load_processor(name)
         self.shows = "video" if self.as_video else "pictures"
@@ -51,6 +47,15 @@ class Local:
             raise InvalidValue(f"model {name!r} cannot be opened: {reason_of(error)}") from error
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._stop = threading.Event()
+
+    def notes(self) -> list[str]:
+        """What its user should know about how it is asked, a sentence each."""
+        told = []
+        if not self.as_video:
+            told.append("Frames are given as a row of pictures: the model takes no videos here.")
+        if self.processor.chat_template is None:
+            told.append("The model has no chat template: prompts are given as they are.")
+        return told
 
     def convert(self, frame: np.ndarray) -> np.ndarray:
         """Frames stay as they are."""
@@ -141,19 +146,15 @@ class Local:
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     def _text(self, asked: Asked) -> str:
-        """The prompt as the model's chat template has it."""
+        """The prompt as the model's chat template has it, or as it is."""
         shown = [{"type": "video"}] if self.as_video else [{"type": "image"}] * len(asked.frames)
+        if self.processor.chat_template is None:
+            words = "\n".join(part for part in (asked.system, asked.prompt) if part)
+            return plain_text(self.processor, self.as_video, len(asked.frames), words)
         content = [*(shown if asked.frames else []), {"type": "text", "text": asked.prompt}]
         told = [{"role": "system", "content": [{"type": "text", "text": asked.system}]}] if asked.system else []
         conversation = [*told, {"role": "user", "content": content}]
         return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-
-
-def reason_of(error: BaseException) -> str:
-    """What an error of another library says, in a line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
-    return text if text.endswith(".") else text + "."
 
 
 def _metadata(asked: Asked) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from ..errors import InvalidValue, missing_extra
 
+#: Longest reason that is kept of an error of another library.
+LONGEST_REASON = 300
+
 
 def load_processor(name: str) -> tuple[Any, bool]:
     """A model's processor, set to pad on the left, and whether it takes videos.
@@ -19,14 +22,13 @@ def load_processor(name: str) -> tuple[Any, bool]:
 
     Raises:
         MissingExtra: transformers is absent.
-        InvalidValue: there is no such model, it has no processor or chat template, or cannot do without torchvision.
+        InvalidValue: there is no such model, it reads no pictures, has neither a chat template nor a mark for
+            frames, or cannot do without torchvision.
     """
     try:
         import transformers
     except ImportError as error:
         raise missing_extra("transformers", "llm", "asking a local model") from error
-    from .local import reason_of
-
     try:
         processor = transformers.AutoProcessor.from_pretrained(name)
     except ImportError as error:
@@ -40,12 +42,23 @@ def load_processor(name: str) -> tuple[Any, bool]:
         raise InvalidValue(f"model {name!r} reads no pictures: give a model for text and pictures or videos.")
     if getattr(processor, "chat_template", None) is None:
         processor.chat_template = getattr(tokenizer, "chat_template", None)
-    if processor.chat_template is None:
+    video = getattr(processor, "video_processor", None) is not None
+    if processor.chat_template is None and not isinstance(getattr(processor, _token(video), None), str):
         raise InvalidValue(f"model {name!r} has no chat template: give a model that was trained to be asked.")
     tokenizer.padding_side = "left"  # answers continue where prompts end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return processor, getattr(processor, "video_processor", None) is not None
+    return processor, video
+
+
+def plain_text(processor: Any, video: bool, frames: int, words: str) -> str:
+    """What a model without a chat template reads: its marks for frames, a line each, then the words."""
+    marks = [getattr(processor, _token(video))] * (min(frames, 1) if video else frames)
+    return "\n".join((*marks, words))
+
+
+def _token(video: bool) -> str:
+    return "video_token" if video else "image_token"
 
 
 def _of_pictures(name: str, transformers: Any, cause: ImportError) -> Any:
@@ -71,3 +84,10 @@ def _of_pictures(name: str, transformers: Any, cause: ImportError) -> Any:
     own.setdefault("chat_template", getattr(tokenizer, "chat_template", None))
     pictures = transformers.AutoImageProcessor.from_pretrained(name)
     return OfPictures(image_processor=pictures, tokenizer=tokenizer, video_processor=None, **own)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of another library says, in a line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+    return text if text.endswith(".") else text + "."

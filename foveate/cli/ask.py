@@ -90,7 +90,7 @@ def ask(
         "seed": seed,
         "body": fields,
     }
-    answers_with = _model(
+    answers_with, notes = _model(
         model,
         endpoint,
         api_key_env,
@@ -101,8 +101,8 @@ def ask(
         timeout=timeout,
         retries=retries,
     )
-    if endpoint is None and answers_with.shows == "pictures" and videos is not None:
-        print("foveate: note: frames are given as a row of pictures: the model takes no videos here.", file=sys.stderr)
+    for note in notes:
+        print(f"foveate: note: {note}", file=sys.stderr)
     with Display(" · ".join((suite, model, "text only" if no_video else way.words()))) as display:
         try:
             summary = asked(
@@ -140,16 +140,18 @@ def _model(
     concurrency: int,
     timeout: float,
     retries: int,
-) -> Model:
+) -> tuple[Model, list[str]]:
+    """What answers, and what its user should know of it."""
     if endpoint is None:
         from ..asking.local import Local
 
-        return Local(name, batch=batch, **options)
+        local = Local(name, batch=batch, **options)
+        return local, local.notes()
     from ..asking.client import Client, key_from
     from ..asking.endpoint import Endpoint
 
     client = Client(endpoint, name, key=key_from(api_key_env), timeout=timeout, retries=retries)
-    return Endpoint(client, concurrency=concurrency, body=body, **options)
+    return Endpoint(client, concurrency=concurrency, body=body, **options), []
 
 
 def _object(text: str) -> dict[str, Any]:

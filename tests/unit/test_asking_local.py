@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from foveate.asking.asked import Asked
 from foveate.asking.run import ask
 from foveate.asking.sampling import Sampling
 from foveate.errors import InvalidValue
@@ -110,14 +112,22 @@ def test_what_the_model_fails_at_is_on_record_and_the_rest_goes_on(tiny: Path, t
     assert summary.answered == 4
 
 
+def test_a_model_without_a_chat_template_is_given_prompts_as_they_are(tmp_path: Path):
+    model = local(save_tiny(tmp_path / "plain", template=None))
+    assert "no chat template" in model.notes()[-1]
+    write_suite(tmp_path, 2)
+    assert len(answers(tmp_path, model, "a.jsonl")) == 2
+    asked = Asked(next(iter(ToyClips(tmp_path / "toy.json").questions.values())), "Look.", "Which?", [0, 0])
+    assert model._text(asked) == "<|image_pad|>\n<|image_pad|>\nLook.\nWhich?"
+    assert model._text(replace(asked, frames=())) == "Look.\nWhich?"
+
+
 def test_models_that_cannot_be_opened(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch):
     import transformers
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InvalidValue, match=r"model '.*none' cannot be opened"):
         local(tmp_path / "none")
-    with pytest.raises(InvalidValue, match="has no chat template"):
-        local(save_tiny(tmp_path / "silent", template=None))
     text = tmp_path / "text"
     transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(text)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
