@@ -25,7 +25,7 @@ REPLY = (
 TRUTH = ("answer", "gt-answer", "gt_answer", "mc_answer", "gt", "ground_truth", "truth")
 RATING = ("rating", "score", "correct", "eval_rule")
 MATCH = ("match_success", "matched", "match")
-SAID = ("extract_pred", "extracted", "yes_no_pred", "parsed")
+SAID = ("extract_pred", "extracted_pred", "extracted", "yes_no_pred", "parsed", "pred")
 CLEANED = ("cleaned", "processed", "clean")
 TOLD = ("question", "task", "model", "aspect", "dim", "disable_llm", "id", "index", "note", "comment", "case", "kind")
 
