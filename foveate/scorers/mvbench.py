@@ -315,20 +315,22 @@ def _by_task(questions: Iterable[Question]) -> dict[str, list[Question]]:
 
 def _question(file: Path, task: str, place: int, item: Any) -> Question:
     folder, group, bounded = TASKS[task][1:]
+    start = end = None
     try:
         text, candidates, answer = item["question"], list(item["candidates"]), item["answer"]
         letter, truth = right_option(candidates, answer)
-        video = f"{folder}/{item['video']}"
-        clip = Clip(item["start"], item["end"]) if bounded else Clip()
+        video = f"{item.get('folder', folder)}/{item['video']}".lstrip("/")  # questions of one's own name their folder
+        if bounded:
+            start, end = float(item["start"]), float(item["end"])
     except InvalidValue as error:
         raise InvalidValue(f"{file}: question {place}: {error}.") from error
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidValue(
             f"{file}: question {place} is no question of {task} ({error}): give MVBench's json."
         ) from error
-    if bounded and not clip.start < clip.end:
-        raise InvalidValue(f"{file}: question {place} begins at {clip.start} and ends at {clip.end} seconds.")
-    known = ("video", "question", "candidates", "answer")
+    if start is not None and end is not None and not start < end:
+        raise InvalidValue(f"{file}: question {place} begins at {start:g} and ends at {end:g} seconds.")
+    known = ("video", "folder", "question", "candidates", "answer")
     return Question(
         f"{stem(task)}/{place}",
         task,
@@ -339,6 +341,6 @@ def _question(file: Path, task: str, place: int, item: Any) -> Question:
         {chr(65 + number): str(candidate) for number, candidate in enumerate(candidates)},
         letter,
         {"task": task, "group": group},
-        clip,
+        Clip(start, end),
         {key: value for key, value in item.items() if key not in known},
     )

@@ -192,8 +192,8 @@ class TempCompass(Suite):
             return float(judge(question.question, question.truth, reply))
         file = Path(row.answer.file)
         caption = clean_caption(f"{file.parent.name} {file.stem}", reply)
-        asked = question.extra.get("choice", (question.question, question.truth))
-        return float((judge.choose if isinstance(judge, ReplyJudge) else judge)(*asked, caption))
+        asked, truth = question.extra.get("choice", (question.question, question.truth))
+        return float((judge.choose if isinstance(judge, ReplyJudge) else judge)(asked, truth, caption))
 
     def figures(self, rows: Sequence[Row]) -> list[Figure]:
         """Mean ratings over all items, by format, aspect and fine aspect, and how many rules could read.
