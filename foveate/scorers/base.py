@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,9 @@ RULES = ("official", "strict")
 
 #: What is asked for: an option's letter or label, yes or no, a number, or free text (which needs a judge).
 Kind = Literal["choice", "yes_no", "number", "text"]
+
+#: Decides what rules cannot read: (question's text, right answer, response) -> whether it is right, or a rating.
+Judge = Callable[[str, str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +111,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An answer and its verdict by one rule; ``answer.response`` is None where nothing was answered."""
+    """An answer and its verdict by one rule; ``answer.response`` is None where nothing was answered.
+
+    ``judged`` says that the mark is a judge's, for the rule read nothing.
+    """
 
     answer: Answer
     verdict: Verdict
     missing: bool = False
+    judged: bool = False
 
 
 @dataclass(slots=True)
@@ -170,6 +177,17 @@ class Notes:
     def add(self, file: str | Path, id: str, problem: str) -> None:
         """Put a problem on record."""
         self.sentences.append(f"{file}: {id + ': ' if id else ''}{problem}.")
+
+
+class Share(Figure):
+    """A figure that is divided first and scaled then, as some official scripts do: the last digits may differ."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> float | None:
+        """The mean, times the scale."""
+        return sum(self.marks) / len(self.marks) * self.scale if self.marks else None
 
 
 class Suite(ABC):
@@ -230,6 +248,11 @@ class Suite(ABC):
     def left_to_judge(self, row: Row) -> bool:
         """Whether the authors' scripts would ask a judge about this answer."""
         return False
+
+    def ask_judge(self, judge: Judge, row: Row) -> float:
+        """What a judge gives to an answer that is left to one."""
+        question = row.answer.question
+        return float(judge(question.question, question.truth, str(row.answer.response)))
 
     def official_text(self, rows: Sequence[Row]) -> str:
         """What the official script prints for these rows, letter by letter."""

@@ -8,15 +8,14 @@ none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidValue, unknown_name
-from .base import RULES, Answer, Figure, Row, Suite, Verdict
+from .base import RULES, Answer, Figure, Judge, Row, Suite, Verdict
 
-#: Decides what rules cannot read: (question's text, right answer, response) -> whether it is right.
-Judge = Callable[[str, str, str], bool]
+__all__ = ["Judge", "Scored", "Scores", "first_answers", "score"]
 
 
 @dataclass(slots=True)
@@ -125,7 +124,6 @@ def first_answers(answers: Iterable[Answer]) -> list[Answer]:
 def _judged(row: Row, suite: Suite, judge: Judge, found: Scores, count: bool) -> Row:
     if not suite.left_to_judge(row):
         return row
-    question = row.answer.question
-    right = judge(question.question, question.truth, str(row.answer.response))
+    mark = suite.ask_judge(judge, row)
     found.judged += count
-    return Row(row.answer, Verdict(float(right), True, row.verdict.said))
+    return Row(row.answer, Verdict(mark, True, row.verdict.said), judged=True)
