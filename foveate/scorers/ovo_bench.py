@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from ..errors import InvalidValue, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group, figure
+from .collecting import uncollected
 from .letters import read_choice, read_number, read_yes_no, text_of
 from .ovo_bench_published import PUBLISHED, not_above
 from .ovo_bench_reading import SCENARIOS, TASKS, Reader, Tally, read_annotations
@@ -85,6 +86,7 @@ class OVOBench(Suite):
         "REC": 698, "SSR": 629, "CRR": 240,
     }  # fmt: skip
 
+    @uncollected()
     def __init__(self, annotations: str | Path | None = None, *, tasks: Sequence[str] | None = None) -> None:
         for task in tasks or ():
             if task not in TASKS:

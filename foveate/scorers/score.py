@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import InvalidValue, unknown_name
 from .base import RULES, Answer, Figure, Row, Suite, Verdict
+from .collecting import uncollected
 
 #: Decides what rules cannot read: (question's text, right answer, response) -> whether it is right.
 Judge = Callable[[str, str, str], bool]
@@ -72,6 +73,7 @@ class Scores:
     notes: list[str] = field(default_factory=list)
 
 
+@uncollected()
 def score(suite: Suite, predictions: str | Path, *, rules: Sequence[str] = RULES, judge: Judge | None = None) -> Scores:
     """Score the answers of a model.
 
