@@ -49,7 +49,7 @@ class Tally:
 
 
 def taken(entries: list[Any]) -> Iterator[tuple[int, Any]]:
-    """Places and entries of a list that is emptied on the way: what was read of a large file need not be there twice."""
+    """Places and entries of a list that is emptied on the way: a large file need not be there twice."""
     for place, entry in enumerate(entries):
         entries[place] = None
         yield place, entry
