@@ -97,9 +97,11 @@ def score(
 
 def _suite(slug: str, annotations: Path | None, tasks: str | None) -> Suite:
     from ..registry import find
+    from ..scorers.collecting import uncollected
 
     options: dict[str, Any] = {} if tasks is None else {"tasks": names(tasks)}
-    return find(slug, "scorer").load()(annotations, **options)
+    with uncollected():
+        return find(slug, "scorer").load()(annotations, **options)
 
 
 def _title(slug: str) -> str:

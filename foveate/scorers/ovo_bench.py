@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from ..errors import InvalidValue, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Shown, Suite, Verdict, by_group, figure
+from .collecting import uncollected
 from .letters import read_choice, read_number, read_yes_no, text_of
 from .ovo_bench_published import PUBLISHED, not_above
 from .ovo_bench_reading import SCENARIOS, TASKS, Reader, Tally, read_annotations
@@ -86,6 +87,7 @@ class OVOBench(Suite):
     }  # fmt: skip
     shown: ClassVar[Shown] = Shown(64, stream=True)
 
+    @uncollected()
     def __init__(self, annotations: str | Path | None = None, *, tasks: Sequence[str] | None = None) -> None:
         for task in tasks or ():
             if task not in TASKS:

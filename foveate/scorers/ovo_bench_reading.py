@@ -24,6 +24,7 @@ TASKS = {
     **dict.fromkeys(("REC", "SSR", "CRR"), "forward"),
 }
 SCENARIOS = ("backward", "realtime", "forward")
+_GROUPS = {task: {"scenario": scenario, "task": task} for task, scenario in TASKS.items()}
 _NUMBER = (int, float)
 #: Seconds that no video has.
 _FOREVER = 1e9
@@ -47,6 +48,13 @@ class Tally:
             notes.add(self.file, first if count == 1 else f"{first} and {count - 1:,} more", problem)
 
 
+def taken(entries: list[Any]) -> Iterator[tuple[int, Any]]:
+    """Places and entries of a list that is emptied on the way: a large file need not be there twice."""
+    for place, entry in enumerate(entries):
+        entries[place] = None
+        yield place, entry
+
+
 def read_annotations(path: Path, notes: Notes) -> dict[str, Question]:
     """Questions by id of ``ovo_bench_new.json``, or of a folder that has it.
 
@@ -58,7 +66,7 @@ def read_annotations(path: Path, notes: Notes) -> dict[str, Question]:
     if not isinstance(entries, list):
         raise InvalidValue(f"{file}: is {kind_of(entries)}, not the list of annotations: give ovo_bench_new.json.")
     tally, questions = Tally(file), {}
-    for row, entry in enumerate(entries):
+    for row, entry in taken(entries):
         try:
             found = questions_of(entry)
         except InvalidValue as error:
@@ -104,7 +112,7 @@ def questions_of(entry: Any) -> list[Question]:
             "choice",
             letters,
             letter,
-            _groups(task),
+            _GROUPS[task],
             _clip(at),
             extra,
         )
@@ -145,7 +153,7 @@ class Reader:
             if not isinstance(rows, list):
                 tally.add(scenario, "is not there as a list, the official script stops there")
                 continue
-            for number, row in enumerate(rows):
+            for number, row in taken(rows):
                 try:
                     told = list(self._told(row, scenario, tally))
                 except InvalidValue as error:
@@ -205,7 +213,7 @@ class Reader:
         if not isinstance(truth, str) or not truth:
             raise InvalidValue(f"ground_truth is {truth!r} and no letter")
         text, video, extra = str(row.get("question", "")), str(row.get("video", "")), {"entry": id}
-        return Question(f"{task}/{id}", task, video, text, truth, "choice", {}, truth, _groups(task), extra=extra)
+        return Question(f"{task}/{id}", task, video, text, truth, "choice", {}, truth, _GROUPS[task], extra=extra)
 
     def _checked(self, theirs: Question, tally: Tally) -> Question | None:
         """The annotation's question, with the file's truth where that differs: official rules trust it."""
@@ -243,7 +251,7 @@ def _forward(entry: Mapping[str, Any]) -> list[tuple[Question, Mapping[str, Any]
     What is waited for is a thread: its name, its times (when each level is reached), and until when it lasts.
     """
     task, id, video = entry["task"], _value(entry, "id", int, str), str(entry.get("video", ""))
-    groups, found = _groups(task), []
+    groups, found = _GROUPS[task], []
     for index, element in enumerate(_value(entry, "test_info", list)):
         if not isinstance(element, Mapping):
             raise InvalidValue(f"test_info {index} is {kind_of(element)}")
@@ -273,10 +281,6 @@ def _forward(entry: Mapping[str, Any]) -> list[tuple[Question, Mapping[str, Any]
         question = Question(name, task, video, text, truth, kind, {}, answer, groups, _clip(at), extra)
         found.append((question, element))
     return found
-
-
-def _groups(task: str) -> dict[str, str]:
-    return {"scenario": TASKS[task], "task": task}
 
 
 def _clip(realtime: float) -> Clip:

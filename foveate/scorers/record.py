@@ -14,6 +14,7 @@ from typing import Any
 from .. import __version__
 from .base import Figure, Row
 from .baselines import blind
+from .collecting import uncollected
 from .intervals import differences, intervals
 from .score import Scored, Scores, first_answers
 
@@ -21,6 +22,7 @@ from .score import Scored, Scores, first_answers
 MOST_NAMED = 20
 
 
+@uncollected()
 def record(
     scores: Scores,
     *,
@@ -106,6 +108,7 @@ def comparison(scores: Scores, other: Scores, *, draws: int = 1000, seed: int = 
     }
 
 
+@uncollected()
 def items(scores: Scores) -> str:
     """Every counted answer as CSV, with what each rule made of it."""
     strict = {row.answer.question.id: row for s in scores.by_rules.values() if s.rules == "strict" for row in s.rows}

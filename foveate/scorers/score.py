@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import InvalidValue, unknown_name
 from .base import RULES, Answer, Figure, Judge, Row, Suite, Verdict
+from .collecting import uncollected
 
 __all__ = ["Judge", "Scored", "Scores", "first_answers", "score"]
 
@@ -71,6 +72,7 @@ class Scores:
     notes: list[str] = field(default_factory=list)
 
 
+@uncollected()
 def score(suite: Suite, predictions: str | Path, *, rules: Sequence[str] = RULES, judge: Judge | None = None) -> Scores:
     """Score the answers of a model.
 

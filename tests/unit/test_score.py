@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from foveate.errors import InvalidValue, UnknownName
 from foveate.scorers import words
 from foveate.scorers.base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group, figure
 from foveate.scorers.baselines import blind
+from foveate.scorers.collecting import uncollected
 from foveate.scorers.intervals import differences, intervals
 from foveate.scorers.letters import read_choice, text_of
 from foveate.scorers.page import render
@@ -211,3 +213,23 @@ def test_figures_without_units_are_dashes():
         ).value
         == 100
     )
+
+
+def test_the_collector_stands_still_inside_alone():
+    assert gc.isenabled()
+
+    @uncollected()
+    def fails() -> None:
+        assert not gc.isenabled()
+        raise InvalidValue("whatever happens")
+
+    with pytest.raises(InvalidValue):
+        fails()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
