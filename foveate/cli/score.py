@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from ..errors import InvalidValue
 from .values import names
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ..scorers.base import Suite
     from ..scorers.score import Judge, Scores
 
@@ -138,28 +141,41 @@ def _judge(endpoint: str | None, model: str | None) -> Judge | None:
 
 def _print(record: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from ..scorers import words
 
-    console, lines = Console(), words.lines(record)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column(record["suite"], min_width=max(len(words.plain_name(name)) for _, name, _ in lines))
-    for place, column in enumerate(words.columns(record)):
-        # Headings may wrap, numbers never.
-        table.add_column(column, justify="right", min_width=max(len(cells[place]) for *_, cells in lines))
-    section = None
-    for name, figure, cells in lines:
-        if section is not None and name != section:
-            table.add_row()
-            table.add_row(f"[dim]{name}[/dim]")
-        table.add_row(escape(words.plain_name(figure)), *cells, style="bold" if section is None else None)
-        section = name
-    console.print(table)
+    console = Console()
+    for line in _table(record):
+        console.print(line, soft_wrap=True)
     for sentence in words.findings(record):
         console.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
     if record["comparison"] is not None:
         console.print(f"- {words.compared(record)}", soft_wrap=True, highlight=False, markup=False)
     for sentence in words.few(record["notes"]):
         print(f"foveate: note: {sentence}", file=sys.stderr)
+
+
+def _table(record: dict[str, Any]) -> Iterator[Text]:
+    """The figures, numbers in columns below one heading; names and groups may be longer than the terminal has room."""
+    from rich.text import Text
+
+    from ..scorers import words
+
+    lines = words.lines(record)
+    columns = [column.rsplit(" ", 1) for column in words.columns(record)]
+    names = max(len(words.plain_name(name)) for _, name, _ in lines)
+    widths = [
+        max(*map(len, column), *(len(cells[place]) for *_, cells in lines)) for place, column in enumerate(columns)
+    ]
+
+    def row(name: str, cells: Iterable[str]) -> str:
+        return " ".join([name.ljust(names), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))]).rstrip()
+
+    yield Text(row("", [column[0] if len(column) > 1 else "" for column in columns]), style="bold")
+    yield Text(row(record["suite"], [column[-1] for column in columns]), style="bold")
+    heading = None
+    for group, name, cells in lines:
+        if heading is not None and group != heading:
+            yield Text(f"\n{group}", style="dim")
+        yield Text(row(words.plain_name(name), cells), style="bold" if heading is None else "")
+        heading = group

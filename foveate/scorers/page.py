@@ -11,7 +11,6 @@ from markupsafe import Markup
 from ..pages.page import date, facts, render_page
 from ..pages.ranges import Range, range_chart, reference_names, shape_key
 from . import words
-from .record import sections
 
 
 def render(record: Mapping[str, Any], title: str) -> str:
@@ -22,10 +21,11 @@ def render(record: Mapping[str, Any], title: str) -> str:
         title: the suite's, in words.
     """
     main = next(iter(record["rules"].values()))
-    drawn = {
-        section: [_range(record, figure) for figure in found] for section, found in sections(main["figures"]).items()
-    }
-    ranges = {section: [r for r in found if r is not None] for section, found in drawn.items()}
+    ranges: dict[str, list[Range]] = {}
+    for figure in main["figures"]:
+        if figure["value"] is not None:
+            heading, name = words.heading(figure)
+            ranges.setdefault(heading, []).append(_range(record, figure, name))
     # The first section is one line, which the tiles show.
     shown = dict(list(ranges.items())[1:]) or ranges
     drawn_names = reference_names([r for found in shown.values() for r in found])
@@ -43,7 +43,6 @@ def render(record: Mapping[str, Any], title: str) -> str:
         charts=[
             (section, Markup(range_chart(found, names, title=f"{record['suite']}: {section}")))
             for section, found in shown.items()
-            if found
         ],
         shapes=[(name, Markup(drawing)) for name, drawing in shape_key(names)],
         columns=words.columns(record),
@@ -57,12 +56,10 @@ def render(record: Mapping[str, Any], title: str) -> str:
     )
 
 
-def _range(record: Mapping[str, Any], figure: Mapping[str, Any]) -> Range | None:
-    if figure["value"] is None:
-        return None
+def _range(record: Mapping[str, Any], figure: Mapping[str, Any], name: str) -> Range:
     found = {name: values.get(figure["key"]) for name, values in record["baselines"].items()}
     shown = {name: value for name, value in found.items() if value is not None}
-    return Range(figure["name"], figure["value"], figure["low"], figure["high"], shown, figure["text"])
+    return Range(name, figure["value"], figure["low"], figure["high"], shown, figure["text"])
 
 
 def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -188,11 +188,3 @@ def _versions() -> Mapping[str, str]:
     import numpy as np
 
     return {"foveate": __version__, "python": python_version(), "numpy": np.__version__}
-
-
-def sections(figures: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Figures of a record by their table, in order."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for figure in figures:
-        found.setdefault(figure["section"], []).append(figure)
-    return found

@@ -28,7 +28,7 @@ def signed(figure: Mapping[str, Any]) -> str:
 
 def plain_name(name: str) -> str:
     """A figure's name as a terminal can show it: files name tasks and models."""
-    return plain(name, 28)
+    return plain(name, 40)
 
 
 def p_value(p: float) -> str:
@@ -77,7 +77,7 @@ def findings(record: Mapping[str, Any]) -> list[str]:
     first = next(iter(rules.values()))
     beaten = [(f["name"], hits) for f in first["figures"] if (hits := reached(record, f))]
     if beaten:
-        names = english_list([f"{name} ({hits[0]})" for name, hits in beaten], 6)
+        names = english_list([f"{name} ({hits[0]})" for name, hits in beaten], 5)
         told.append(f"An answer that never looks at the video does as well in {names}.")
     return told + record["remarks"]
 
@@ -108,11 +108,11 @@ def compared(record: Mapping[str, Any]) -> str:
 
 def columns(record: Mapping[str, Any]) -> list[str]:
     """Headings of the table of figures after a figure's name."""
-    return ["answers", *record["rules"], "95 %", *record["baselines"]]
+    return ["answers", *record["rules"], "95\u00a0%", *record["baselines"]]
 
 
 def lines(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """(section, name, cells) of the table of figures."""
+    """(heading, name, cells) of the table of figures."""
     rules = list(record["rules"].values())
     others = [{f["key"]: f for f in found["figures"]} for found in rules[1:]]
     told = []
@@ -121,8 +121,14 @@ def lines(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
         cells += [other[figure["key"]]["text"] if figure["key"] in other else NONE for other in others]
         cells += [interval(figure)]
         cells += [number(values.get(figure["key"])) for values in record["baselines"].values()]
-        told.append((figure["section"], figure["name"], cells))
+        told.append((*heading(figure), cells))
     return told
+
+
+def heading(figure: Mapping[str, Any]) -> tuple[str, str]:
+    """What a figure stands under, and its name there: what is before a colon belongs to the heading."""
+    group, colon, name = figure["name"].rpartition(": ")
+    return (f"{figure['section']}, {group}", name) if colon else (figure["section"], figure["name"])
 
 
 def few(notes: Sequence[str]) -> list[str]:
