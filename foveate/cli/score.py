@@ -37,6 +37,15 @@ def score(
     text_only: Annotated[
         Path | None, typer.Option(help="The model's answers without videos: shown as a baseline.")
     ] = None,
+    single: Annotated[
+        Path | None, typer.Option(help="The model's answers to single frames: tells whether many frames help.")
+    ] = None,
+    shuffled: Annotated[
+        Path | None, typer.Option(help="Its answers to shuffled frames: tells whether their order matters.")
+    ] = None,
+    best_single: Annotated[
+        Path | None, typer.Option(help="Its answers to the best single frames: tells whether one frame can do.")
+    ] = None,
     judge_endpoint: Annotated[
         str | None, typer.Option(help="URL of an OpenAI-compatible server that judges what rules cannot read.")
     ] = None,
@@ -59,11 +68,16 @@ def score(
     folder = out or Path("foveate-runs") / f"score-{suite}-{predictions.resolve().stem}"
     if not official_text:
         _check_folder(folder)
+    if single is None and (shuffled or best_single):
+        raise InvalidValue("--shuffled and --best-single need --single: the ratios are to answers to single frames.")
     judge = _judge(judge_endpoint, judge_model)
     from ..scorers.score import score as scored
 
     def of(path: Path) -> Scores:
         return scored(_suite(suite, against, tasks), path, rules=wanted, judge=judge)
+
+    def maybe(**paths: Path | None) -> dict[str, Scores]:
+        return {name: of(path) for name, path in paths.items() if path is not None}
 
     main = of(predictions)
     if official_text:
@@ -81,6 +95,9 @@ def score(
         against=None if against is None else str(against),
         text_only=None if text_only is None else of(text_only),
         compared=None if compare is None else of(compare),
+        conditions=None
+        if single is None
+        else {"single": of(single), **maybe(shuffled=shuffled, best_single=best_single)},
         draws=draws,
         seed=seed,
     )
@@ -148,6 +165,8 @@ def _print(record: dict[str, Any]) -> None:
     for line in _table(record):
         console.print(line, soft_wrap=True)
     for sentence in words.findings(record):
+        console.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
+    for sentence in words.diagnosis(record):
         console.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
     if record["comparison"] is not None:
         console.print(f"- {words.compared(record)}", soft_wrap=True, highlight=False, markup=False)

@@ -17,6 +17,7 @@ from .baselines import blind
 from .collecting import uncollected
 from .intervals import differences, intervals
 from .score import Scored, Scores, first_answers
+from .tomato_diagnostics import diagnose
 
 #: How many ids a record names of those that are missing or repeated; the items' file has them all.
 MOST_NAMED = 20
@@ -29,6 +30,7 @@ def record(
     against: str | None = None,
     text_only: Scores | None = None,
     compared: Scores | None = None,
+    conditions: Mapping[str, Scores] | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def record(
         against: where the annotations lie.
         text_only: the same model's answers without the videos, shown as a baseline.
         compared: another model's answers, for a paired comparison.
+        conditions: the model's answers to ``single`` frames, perhaps to ``shuffled`` and to the ``best_single`` ones.
         draws, seed: of the bootstrap over videos.
     """
     suite = scores.suite
@@ -63,6 +66,7 @@ def record(
         "needs_judge": scores.needs_judge,
         "notes": scores.notes,
         "comparison": None if compared is None else comparison(scores, compared, draws=draws, seed=seed),
+        "diagnosis": None if conditions is None else _diagnosis(scores, conditions),
         "bootstrap": {"draws": draws, "seed": seed, "level": 0.95, "over": "videos"},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
@@ -143,6 +147,11 @@ def items(scores: Scores) -> str:
             ]
         )
     return file.getvalue()
+
+
+def _diagnosis(scores: Scores, conditions: Mapping[str, Scores]) -> dict[str, Any]:
+    found = diagnose(many=scores, **conditions)
+    return {rules: {task: d.record for task, d in by_task.items()} for rules, by_task in found.items()}
 
 
 def _key(figure: Figure) -> str:

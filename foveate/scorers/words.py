@@ -106,6 +106,48 @@ def compared(record: Mapping[str, Any]) -> str:
     return f"{told}: {first['text']} against {first['other_text']}, {sure} ({signed(first)}, p {p_value(first['p'])})."
 
 
+#: The ratios of a diagnosis as its table heads them; all are in per cent.
+RATIOS = {
+    "multi_frame_gain": "Multi-Frame Gain",
+    "gain_over_best": "Gain over best frame",
+    "frame_order_sensitivity": "Frame Order Sensitivity",
+    "frame_information_disparity": "Frame Information Disparity",
+}
+
+
+def diagnosis(record: Mapping[str, Any]) -> list[str]:
+    """How temporal the questions are for this model, in a sentence; nothing without answers to single frames."""
+    if record["diagnosis"] is None:
+        return []
+    rules, found = next(iter(record["diagnosis"].items()))
+    whole = found["all"]
+    told = [f"{name} {whole[key]:+.1f} %" for key, name in RATIOS.items() if whole[key] is not None]
+    accuracies = [f"{what} {whole[key]:.1f}" for key, what in _CONDITIONS.items() if whole[key] is not None]
+    return [
+        f"On {whole['questions']:,} questions by the {rules} rules: {english_list(accuracies)}. "
+        f"{', '.join(told) or 'No ratio has a value'}."
+    ]
+
+
+_CONDITIONS = {"many": "with all frames", "one": "with one", "shuffled": "shuffled", "best": "with the best one"}
+
+
+def diagnosis_lines(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(task, cells) of the diagnosis: questions, accuracies, ratios."""
+    if record["diagnosis"] is None:
+        return []
+    found = next(iter(record["diagnosis"].values()))
+    return [
+        (task, [f"{d['questions']:,}", *(number(d[key]) for key in (*_CONDITIONS, *RATIOS))])
+        for task, d in found.items()
+    ]
+
+
+def diagnosis_columns() -> list[str]:
+    """Headings of the diagnosis after a task's name."""
+    return ["questions", *_CONDITIONS.values(), *RATIOS.values()]
+
+
 def columns(record: Mapping[str, Any]) -> list[str]:
     """Headings of the table of figures after a figure's name."""
     return ["answers", *record["rules"], "95\u00a0%", *record["baselines"]]

@@ -233,3 +233,20 @@ def test_the_collector_stands_still_inside_alone():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_ratios_of_conditions_are_shown(tmp_path: Path):
+    def scored(right: int, name: str):
+        answers = [(q.id, q.answer if place < right else "") for place, q in enumerate(QUESTIONS)]
+        return score(Toy(QUESTIONS), write(tmp_path, answers, name))
+
+    many = scored(8, "many.jsonl")
+    found = record(many, conditions={"single": scored(4, "one.jsonl"), "shuffled": scored(5, "s.jsonl")}, draws=20)
+    (told,) = words.diagnosis(found)
+    assert told == (
+        "On 10 questions by the official rules: with all frames 80.0, with one 40.0 and shuffled 50.0. "
+        "Multi-Frame Gain +100.0 %, Frame Order Sensitivity +60.0 %."
+    )
+    assert words.diagnosis_lines(found)[0] == ("all", ["10", "80.0", "40.0", "50.0", "–", "100.0", "–", "60.0", "–"])
+    assert "Does it take time?" in render(found, "A toy")
+    assert words.diagnosis(record(many, draws=20)) == []
