@@ -76,9 +76,6 @@ def score(
     def of(path: Path) -> Scores:
         return scored(_suite(suite, against, tasks), path, rules=wanted, judge=judge)
 
-    def maybe(**paths: Path | None) -> dict[str, Scores]:
-        return {name: of(path) for name, path in paths.items() if path is not None}
-
     main = of(predictions)
     if official_text:
         rows = of(predictions).by_rules.get("official")
@@ -90,6 +87,7 @@ def score(
     from ..scorers.page import render
     from ..scorers.record import items, record
 
+    conditions = (("single", single), ("shuffled", shuffled), ("best_single", best_single))
     found = record(
         main,
         against=None if against is None else str(against),
