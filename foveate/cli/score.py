@@ -93,9 +93,7 @@ def score(
         against=None if against is None else str(against),
         text_only=None if text_only is None else of(text_only),
         compared=None if compare is None else of(compare),
-        conditions=None
-        if single is None
-        else {"single": of(single), **maybe(shuffled=shuffled, best_single=best_single)},
+        conditions=None if single is None else {name: of(path) for name, path in conditions if path is not None},
         draws=draws,
         seed=seed,
     )
