@@ -86,10 +86,11 @@ def read_annotations(path: Path, tasks: tuple[str, ...], notes: Notes) -> Book:
         InvalidValue: nothing of it can be read, or it has another form.
     """
     folder = path / "questions" if (path / "questions").is_dir() else path
-    files = {file.stem: file for file in files_of(folder, ".json") if file.stem in TASKS}
+    found = [file for file in files_of(folder, ".json") if file == path or file.parent == folder]
+    files = {file.stem: file for file in found if file.stem in TASKS}
     if path.is_file() and not files:
-        found = next(_items(path, read_json(path), None, Notes()), None)
-        files = {} if found is None else {found.task: path}
+        first = next(_items(path, read_json(path), None, Notes()), None)
+        files = {} if first is None else {first.task: path}
     if not files:
         raise InvalidValue(
             f"{path}: has none of {', '.join(f'{t}.json' for t in TASKS)}: give TempCompass's questions."
