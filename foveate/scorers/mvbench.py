@@ -8,13 +8,14 @@ letter is said beside the figures. Questions of this form from annotations of on
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidValue, invalid, unknown_name
 from ..registry import register
-from .base import Answer, Clip, Figure, Notes, Question, Row, Share, Suite, Verdict, by_group
+from .base import Answer, Clip, Figure, Notes, Question, Row, Share, Shown, Suite, Verdict, by_group
 from .mvbench_rules import check_answer, first_letter, letter_of, question_text, right_option, strict_letter
 from .reading import files_of, kind, read_json, read_lines
 
@@ -57,7 +58,8 @@ def stem(task: str) -> str:
     return task.lower().replace(" ", "_").replace("-", "_")
 
 
-_NAMES = {name: task for task, told in TASKS.items() for name in (task, stem(task), told[0])}
+_STEMS = {task: stem(task) for task in TASKS}
+_NAMES = {name: task for task, told in TASKS.items() for name in (task, _STEMS[task], told[0])}
 
 
 @register("scorer", "mvbench")
@@ -80,6 +82,7 @@ class MVBench(Suite):
     slug = "mvbench"
     sections = ("overall", "group", "task")
     published = dict.fromkeys(TASKS, 200)
+    shown = Shown(frames=16, rule="centres")
 
     def __init__(
         self, annotations: str | Path | None = None, *, tasks: Sequence[str] | None = None, rule: str = "v1"
@@ -100,7 +103,7 @@ class MVBench(Suite):
 
     def _read(self, path: Path) -> None:
         folder = path / "json" if (path / "json").is_dir() else path
-        known = {stem(task): task for task in TASKS}
+        known = {name: task for task, name in _STEMS.items()}
         files = {
             known[f.stem]: f for f in files_of(folder, ".json") if f.stem in known and f.parent in (folder, path.parent)
         }
@@ -134,16 +137,16 @@ class MVBench(Suite):
                     raise
                 self.notes.sentences.append(f"{str(error).rstrip('.')}; left out.")
         if self.questions:
+            known = Counter(question.task for question in self.questions.values())
             for task, count in counts.items():
-                known = sum(question.task == task for question in self.questions.values()) if count else 0
-                if count and known and count != known:
-                    self.notes.add(predictions, task, f"{count} answers to {known} questions, paired in order")
+                if count and known[task] and count != known[task]:
+                    self.notes.add(predictions, task, f"{count} answers to {known[task]} questions, paired in order")
         return answers
 
     def _own(self, file: Path) -> list[Answer]:
         if not self.questions:
             raise InvalidValue(f"{file}: its lines name questions by id: give the annotations too (--against).")
-        known = {stem(task) for task in TASKS} - {stem(task) for task in self.tasks}
+        known = {_STEMS[task] for task in TASKS if task not in self.tasks}
         found = []
         for line, value in read_lines(file, self.notes):
             id = value.get("id")
@@ -196,7 +199,7 @@ class MVBench(Suite):
 
     def _of_row(self, file: Path, number: int, task: str | None, truth: str, counts: dict[str, int]) -> Question:
         place = number if task is None else counts[task]
-        id = f"{stem(task) if task else 'question'}/{place}"
+        id = f"{_STEMS[task] if task else 'question'}/{place}"
         if task is not None:
             counts[task] += 1
         known = self.questions.get(id)
@@ -232,7 +235,8 @@ class MVBench(Suite):
         """By the suite's rule; strictly, by one whole option."""
         if rules != "official":
             known = self.questions.get(question.id, question)
-            said = strict_letter(response, known.truth, known.options)
+            exact = response == known.truth and known.answer
+            said = known.answer if exact else strict_letter(response, known.truth, known.options)
             return Verdict(float(bool(said) and said == known.answer), bool(said), said)
         if not isinstance(response, str):
             return Verdict(0.0, False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InvalidValue, unknown_name
 from ..registry import register
-from .base import Answer, Figure, Judge, Notes, Question, Row, Share, Suite, Verdict, by_group
+from .base import Answer, Figure, Judge, Notes, Question, Row, Share, Shown, Suite, Verdict, by_group
 from .letters import read_choice, read_yes_no, text_of
 from .reading import files_of
 from .tempcompass_reading import ASPECTS, TASKS, Book, Reader, read_annotations, read_fine
@@ -77,6 +77,7 @@ class TempCompass(Suite):
     slug = "tempcompass"
     sections = ("overall", "format", "aspect", "fine aspect", "match rate")
     published = {task: sum(counts.values()) for task, counts in PUBLISHED.items()}
+    shown = Shown(frames=None, fps=1.0)
 
     def __init__(self, annotations: str | Path | None = None, *, tasks: Sequence[str] | None = None) -> None:
         for task in tasks or ():
@@ -198,9 +199,10 @@ class TempCompass(Suite):
     def figures(self, rows: Sequence[Row]) -> list[Figure]:
         """Mean ratings over all items, by format, aspect and fine aspect, and how many rules could read.
 
-        Of one format they are the three lines of the official script. Captions that nobody rated are in none.
+        Of one format they are the three lines of the official script. Where captions were not rated, all are left out.
         """
-        rated = [row for row in rows if not (math.isnan(row.verdict.mark) and row.answer.response is not None)]
+        unrated = any(math.isnan(row.verdict.mark) and row.answer.response is not None for row in rows)
+        rated = [row for row in rows if not (unrated and row.answer.question.task == "captioning")]
         present = {row.answer.question.task for row in rows}
         parts = by_group(rated, "format")
         by_task = {task: parts.get(task, []) for task in TASKS if task in present}
@@ -266,6 +268,8 @@ def _printed(figure: Figure | None) -> float | None:
 
 
 def _strictly(question: Question, text: str) -> str:
+    if text == question.truth and question.answer:
+        return question.answer
     if question.task == "yes_no":
         return read_yes_no(text)
     said = read_choice(text, question.options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
 _VIDEO = ("video_id", "video", "vid")
 _ASPECT = ("aspect", "dim", "temporal_aspect")
 _LABELS = ("Caption ", "Option ", "Sentence ")
+#: One for all that have none.
+_NONE: dict[str, Any] = {}
 
 
 @dataclass(slots=True)
@@ -41,15 +44,23 @@ class Book:
 
     Attributes:
         questions: by id, in the order of the files.
-        by_text: the same by task, video, aspect and text of the question.
         fine: fine aspect by video and aspect; empty without ``meta_info.json``.
         choices: (question, answer) of the multi-choice question that captions are judged by, by video and aspect.
     """
 
     questions: dict[str, Question] = field(default_factory=dict)
-    by_text: dict[tuple[str, str, str, str], list[Question]] = field(default_factory=dict)
     fine: dict[tuple[str, str], str] = field(default_factory=dict)
     choices: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    _groups: dict[tuple[str, str, str | None], dict[str, str]] = field(default_factory=dict)
+
+    def groups(self, item: Item) -> dict[str, str]:
+        """The figures that an item counts for; one object for all items with the same."""
+        fine = self.fine.get((item.video, item.aspect)) if self.fine else None
+        key = (item.task, item.aspect, "order" if self.fine and item.aspect == "order" else fine)
+        if key not in self._groups:
+            told = {"aspect": item.aspect, "format": item.task}
+            self._groups[key] = told if key[2] is None else {**told, "fine aspect": key[2]}
+        return self._groups[key]
 
 
 def bare(video: str) -> str:
@@ -75,10 +86,11 @@ def read_annotations(path: Path, tasks: tuple[str, ...], notes: Notes) -> Book:
         InvalidValue: nothing of it can be read, or it has another form.
     """
     folder = path / "questions" if (path / "questions").is_dir() else path
-    files = {file.stem: file for file in files_of(folder, ".json") if file.stem in TASKS}
+    found = [file for file in files_of(folder, ".json") if file == path or file.parent == folder]
+    files = {file.stem: file for file in found if file.stem in TASKS}
     if path.is_file() and not files:
-        found = next(_items(path, read_json(path), None, Notes()), None)
-        files = {} if found is None else {found.task: path}
+        first = next(_items(path, read_json(path), None, Notes()), None)
+        files = {} if first is None else {first.task: path}
     if not files:
         raise InvalidValue(
             f"{path}: has none of {', '.join(f'{t}.json' for t in TASKS)}: give TempCompass's questions."
@@ -94,7 +106,6 @@ def read_annotations(path: Path, tasks: tuple[str, ...], notes: Notes) -> Book:
         for item in _items(files[task], read_json(files[task]), task, notes):
             question = question_of(item, book)
             book.questions[question.id] = question
-            book.by_text.setdefault((task, item.video, item.aspect, question.question), []).append(question)
     return book
 
 
@@ -190,14 +201,15 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 
 
 def _answer(value: Mapping[str, Any]) -> str:
-    return _text(value, "answer") or _text(value, "gt-answer")
+    found = value.get("answer") or value.get("gt-answer")
+    return found if isinstance(found, str) else ""
 
 
 def question_of(item: Item, book: Book) -> Question:
     """An item's question as the file has it."""
     text, truth = _text(item.value, "question"), _answer(item.value)
     lines = text.split("\n")[1:]
-    options: dict[str, str] = {}
+    options: dict[str, str] = _NONE
     answer, form = "", "text"
     if item.task == "yes_no":
         answer, form = truth.lower(), "yes_no"
@@ -209,15 +221,11 @@ def question_of(item: Item, book: Book) -> Question:
         form = "choice"
         options = {line.split(": ", 1)[0]: line.split(": ", 1)[-1] for line in lines if line}
         answer = truth.split(": ", 1)[0]
-    groups = {"aspect": item.aspect, "format": item.task}
-    fine = "order" if item.aspect == "order" else book.fine.get((item.video, item.aspect))
-    if fine is not None and book.fine:
-        groups["fine aspect"] = fine
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = _NONE
     if item.task == "captioning":
+        extra = {"information": _information(text)}
         if (choice := book.choices.get((item.video, item.aspect))) is not None:
             extra["choice"] = choice
-        extra["information"] = _information(text)
     return Question(
         f"{item.task}/{item.video}/{item.aspect}/{item.place}",
         item.task,
@@ -227,7 +235,7 @@ def question_of(item: Item, book: Book) -> Question:
         form,
         options,
         answer,
-        groups,
+        book.groups(item),
         extra=extra,
     )
 
@@ -253,6 +261,11 @@ class Reader:
 
     def __init__(self, book: Book, tasks: tuple[str, ...], notes: Notes) -> None:
         self.book, self.tasks, self.notes = book, tasks, notes
+
+    @cached_property
+    def _by_text(self) -> dict[tuple[str, str, str, str], Question]:
+        """Questions by format, video, aspect and text."""
+        return {(q.task, q.video[:-4], q.groups["aspect"], q.question): q for q in self.book.questions.values()}
 
     def own(self, file: Path) -> list[Answer]:
         """JSON lines ``{"id", "response"}``.
@@ -286,17 +299,17 @@ class Reader:
         content = read_json(file)
         if task is not None and task not in self.tasks:
             return []
-        found, taken = [], {}
+        found = []
         for item in _items(file, content, task, self.notes):
-            if item.task in self.tasks and (answer := self._answer(file, item, taken)) is not None:
+            if item.task in self.tasks and (answer := self._answer(file, item)) is not None:
                 found.append(answer)
         return found
 
-    def _answer(self, file: Path, item: Item, taken: dict[tuple[str, str, str, str], int]) -> Answer | None:
+    def _answer(self, file: Path, item: Item) -> Answer | None:
         value, name = item.value, f"{item.video}/{item.aspect}/{item.place}"
         key = next((key for key in ("prediction", "response") if key in value), None)
         if key is None and "rating" in value:
-            question = self._question(file, item, taken, rated=True)
+            question = self._question(file, item, rated=True)
             rating, match = value["rating"], value.get("match_success")
             if isinstance(rating, bool) or not isinstance(rating, int | float):
                 self.notes.add(file, name, f"its rating is {kind(rating)} and no number, left out")
@@ -307,16 +320,14 @@ class Reader:
         if key is None:
             self.notes.add(file, name, 'has no "prediction", left out')
             return None
-        return Answer(self._question(file, item, taken), self._checked(file, name, value[key]), str(file))
+        return Answer(self._question(file, item), self._checked(file, name, value[key]), str(file))
 
     def _checked(self, file: Path, name: str, response: Any) -> Any:
         if response is not None and not isinstance(response, str):
             self.notes.add(file, name, f"the answer is {kind(response)} and no text, the official script stops there")
         return response
 
-    def _question(
-        self, file: Path, item: Item, taken: dict[tuple[str, str, str, str], int], rated: bool = False
-    ) -> Question:
+    def _question(self, file: Path, item: Item, rated: bool = False) -> Question:
         """The annotations' question where its text and answer are the same, else the file's own under its id."""
         if self.book.fine and item.aspect != "order" and (item.video, item.aspect) not in self.book.fine:
             name = f"{item.video}/{item.aspect}"
@@ -324,14 +335,10 @@ class Reader:
         if not self.book.questions:
             return question_of(item, self.book)
         text, truth = _text(item.value, "question"), _answer(item.value)
-        key = (item.task, item.video, item.aspect, text)
-        same = self.book.by_text.get(key, [])
         id = f"{item.task}/{item.video}/{item.aspect}/{item.place}"
-        if same:  # a text that stands there twice is taken in order
-            known = same[min(taken.get(key, 0), len(same) - 1)]
-            taken[key] = taken.get(key, 0) + 1
-        else:
-            known = self.book.questions.get(id)
+        known = self.book.questions.get(id)
+        if text and (known is None or known.question != text):  # of a part of a list, places are others
+            known = self._by_text.get((item.task, item.video, item.aspect, text), known)
         if known is None:
             self.notes.add(file, id, "the annotations have no such question, it is scored as the file has it")
             return question_of(item, self.book)
