@@ -214,10 +214,19 @@ def test_the_official_print_out_is_that_of_each_file(release: Path) -> None:
         "|--- COIN                                     1/2               50.00% ||| 0/1               0.00%\n"
     )
     assert text.count("|-- Category") == 2
+    assert text.count("|--- Action Type") == 1  # the table ends where it fails
     shown = CliRunner().invoke(
         app, ["score", "temporal_bench", str(release / "outputs"), "--against", str(release), "--official-text"]
     )
     assert shown.stdout == text
+
+
+def test_a_long_name_moves_the_columns_as_it_does_there(release: Path) -> None:
+    (release / f"{LONG}.json").write_text(json.dumps([ask(FAR, 0, "B", None, dataset="d" * 41)]))
+    suite = TemporalBench(release, tasks=["long_qa"])
+    file = write(release, said(FARTHER[:1], ["B"]), f"outputs/{LONG}/m.jsonl")
+    text = suite.official_text(score(suite, file).by_rules["official"].rows)
+    assert f"|--- {'d' * 41}  1/1               100.00%" in text
 
 
 def test_where_the_official_script_stops_we_say_so_and_go_on(release: Path) -> None:
@@ -376,6 +385,7 @@ def test_the_centre_is_what_shares_most() -> None:
     captions = ["he lifts the left hand twice", "he lifts the right hand twice", "he drops the left hand twice"]
     found = centrality(captions)
     assert found[0] == max(found) > found[1] == found[2]
+    assert centrality(["a b c", "a b", "x"]) == [pytest.approx(1 / 3), pytest.approx(1 / 2), 0]
     assert centrality(["alone"]) == [0]
     assert centrality(["", "x"]) == [0, 0]
 
