@@ -105,7 +105,7 @@ def a_coin_by_video() -> Measurement:
     draw = random.Random(0)
     asked = _some(draw, 60)
     suite, _ = _scored(asked, [(q["idx"], "A") for q in asked])
-    name = ("overall", "short_qa, multiple binary")
+    name = ("overall", "short_qa, MBA")
     by_video: dict[str, int] = {}
     for q in asked:
         by_video[q["video_name"]] = by_video.get(q["video_name"], 0) + 1
@@ -169,7 +169,7 @@ def the_true_caption_is_the_centre() -> Measurement:
     said = text_only_answers(suite.questions.values())
     pairs = _by_rows(suite, list(suite.questions.values()), lambda q: said[q.id])
     binary = pairs["overall", "short_qa, binary"].value or 0.0
-    whole = pairs["overall", "short_qa, multiple binary"].value or 0.0
+    whole = pairs["overall", "short_qa, MBA"].value or 0.0
     error = 100 * math.sqrt(2**-5 * (1 - 2**-5) / 200)
     held = found > 120 and abs(binary - 50) <= 5 and abs(whole - 100 / 32) <= 3 * error
     told = f"per cent of six-way choices, above; in pairs {binary:.1f}, by video {whole:.1f} (a coin: 3.1)"
@@ -200,7 +200,7 @@ def scores_are_the_printed_ones() -> Measurement:
     wrong = [
         name
         for name, parts in (*SOURCES.items(), ("all", TOTALS))
-        for metric, (right, total, printed) in zip(("binary", "multiple binary"), parts, strict=True)
+        for metric, (right, total, printed) in zip(("binary", "MBA"), parts, strict=True)
         for section, group in [("overall", "short_qa") if name == "all" else ("short_qa dataset", name)]
         for figure in [figures[section, f"{group}, {metric}"]]
         if (sum(figure.marks), figure.total, figure.text) != (right, total, f"{printed:.2f}")
@@ -217,10 +217,10 @@ def scores_are_the_printed_ones() -> Measurement:
     truth = {q["idx"]: q["GT"] for q in asked}
     answers.append(next((idx, said) for idx, said in answers if said == truth[idx]))
     twice = _figures(_scored(asked, answers)[1])
-    names = [("overall", f"short_qa, {metric}") for metric in ("binary", "multiple binary")]
+    names = [("overall", f"short_qa, {metric}") for metric in ("binary", "MBA")]
     grown = [twice[name].total - figures[name].total for name in names]
     wrong += [] if grown == [1, 0] and sum(twice[names[1]].marks) == TOTALS[1][0] else ["repeated"]
-    categories = sum(f.total for (section, name), f in figures.items() if "category" in section and "multiple" in name)
+    categories = sum(f.total for (section, name), f in figures.items() if "category" in section and "MBA" in name)
     pairs = len({(q["category"], q["video_name"]) for q in asked})
     wrong += [] if categories == pairs > TOTALS[1][1] else ["categories"]
     return Measurement(

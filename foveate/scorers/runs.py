@@ -9,7 +9,7 @@ from .base import Answer, Question, Row
 
 
 def apart(
-    runs: Mapping[str, Sequence[Answer]], questions: Mapping[str, Question]
+    runs: Mapping[str, Sequence[Answer]], questions: dict[str, Question]
 ) -> tuple[list[Answer], dict[str, Question]]:
     """Answers of runs, and the questions that were put.
 
@@ -17,7 +17,7 @@ def apart(
     with the run behind its id and as its group "run"; so a question counts as missing or repeated within a run.
     """
     if len(runs) < 2:
-        return [answer for found in runs.values() for answer in found], dict(questions)
+        return [answer for found in runs.values() for answer in found], questions
     answers: list[Answer] = []
     asked: dict[str, Question] = {}
     for run, found in runs.items():

@@ -35,8 +35,8 @@ CATEGORIES = (
     "Others",
 )
 #: Questions of short_qa by what they are about, and by the data set that their videos come from.
-_BY_CATEGORY = dict(zip(CATEGORIES, (129, 530, 2802, 320, 1536, 1109, 2099, 1342), strict=True))
-_BY_DATASET = {
+_BY_CATEGORY: dict[str, int] = dict(zip(CATEGORIES, (129, 530, 2802, 320, 1536, 1109, 2099, 1342), strict=True))
+_BY_DATASET: dict[str, int] = {
     "ActivityNet": 1186,
     "Charades": 957,
     "COIN": 1550,
@@ -99,7 +99,7 @@ class TemporalBench(Suite):
         if annotations is not None:
             self._read(Path(annotations), tasks is not None)
         self._noted = list(self.notes.sentences)
-        self.questions = dict(self._asked)
+        self.questions = self._put = self._asked
 
     def _read(self, path: Path, chosen: bool) -> None:
         files = {}
@@ -130,13 +130,9 @@ class TemporalBench(Suite):
         if len(asked) != self.published["short_qa"]:
             self.notes.add(file, "", f"{len(asked):,} questions, published were {self.published['short_qa']:,}")
             return
-        for name, known in (("category", _BY_CATEGORY), ("dataset", _BY_DATASET)):
+        for name, known in (("category", Counter(_BY_CATEGORY)), ("dataset", Counter(_BY_DATASET))):
             counts = Counter(question.groups.get(name, "none") for question in asked)
-            other = [
-                f"{group} {counts[group]:,} for {known.get(group, 0):,}"
-                for group in {**known, **counts}
-                if counts[group] != known.get(group, 0)
-            ]
+            other = [f"{g} {counts[g]:,} for {known[g]:,}" for g in known | counts if counts[g] != known[g]]
             if other:
                 self.notes.add(file, "", f"questions by {name} are not those published: {', '.join(other)}")
 
@@ -162,9 +158,11 @@ class TemporalBench(Suite):
         return Question(id, task, video, text, truth, "choice", _options(text), truth.upper(), groups)
 
     def answers(self, predictions: Path) -> list[Answer]:
+        self.notes = Notes(list(self._noted))
+        if self.questions is not self._put:  # fewer were chosen since
+            self._asked = self.questions
         if not self._asked:
             raise InvalidValue("TemporalBench's answers bring no truth of their own: give the annotations (--against).")
-        self.notes = Notes(list(self._noted))
         runs: dict[str, list[Answer]] = {}
         for file, lines in read_files(files_of(predictions, ".jsonl"), self.notes):
             task = _task(file.resolve().parent.name) or self._likeliest(lines)
@@ -180,6 +178,7 @@ class TemporalBench(Suite):
             several = f"answers of {len(runs)} runs ({', '.join(runs)}): each has figures of its own"
             self.notes.add(predictions, "", several)
         answers, self.questions = apart(runs, self._asked)
+        self._put = self.questions
         self._embed(answers)
         return answers
 
@@ -311,7 +310,7 @@ def multiple_binary_accuracy(
 def both_accuracies(section: str, name: str, rows: Sequence[Row], tail: str = "") -> list[Figure]:
     """Multiple Binary Accuracy, then binary accuracy."""
     return [
-        multiple_binary_accuracy(rows, section, f"{name}, multiple binary{tail}"),
+        multiple_binary_accuracy(rows, section, f"{name}, MBA{tail}"),
         binary_accuracy(rows, section, f"{name}, binary{tail}"),
     ]
 

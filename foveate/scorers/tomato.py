@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group
 from .letters import read_choice, text_of
 from .reading import files_of, kind, read_files, read_json
 from .runs import apart, by_run
+from .tomato_replies import build_prompt, parse_response
 
 TASKS = ("count", "direction", "rotation", "shape&trend", "velocity&frequency", "visual_cues")
 DEMONSTRATIONS = ("human", "object", "simulated")
@@ -28,69 +29,10 @@ DEMONSTRATIONS = ("human", "object", "simulated")
 FRAMES = 16
 #: What the official scorer says to a folder without its prefix.
 _NO_PREFIX = "AttributeError: 'NoneType' object has no attribute 'groups'"
-_ANSWER_IS = re.compile(r"Answer is:?\(?([A-Fa-f])\)?")
 _FOLDER = re.compile(r"(shuffle_)?([^+]+)\+([^+]+)")
 
 #: What the official figures make of a reply that the rule does not read.
 Unparsed = Literal["expected", "draw", "wrong"]
-
-
-def build_prompt(question: str, options: Sequence[str], num_frames: int) -> tuple[str, list[str], dict[str, str]]:
-    """The authors' prompt for frames, in order, of one video; for 0 frames one that asks for a guess, in our words.
-
-    Args:
-        question: as the annotation has it.
-        options: texts, in order.
-        num_frames: how many frames are shown with it.
-
-    Returns:
-        the prompt, the letters of the options, and the texts by letter.
-
-    Raises:
-        InvalidValue: no option, or a negative number of frames.
-    """
-    if not options:
-        raise invalid("options", list(options), "give at least one")
-    if num_frames < 0:
-        raise invalid("num_frames", num_frames, "give 0 or more")
-    letters = [chr(65 + place) for place in range(len(options))]
-    texts = dict(zip(letters, options, strict=True))
-    asked = f"<question> \n{question} \n</question>\n\n<options> \n{texts} \n</options>\n\n"
-    if num_frames == 0:
-        return (
-            f"No video is shown. Guess an answer that would be reasonable.\n\n{asked}Do not refuse.\n",
-            letters,
-            texts,
-        )
-    begin = (
-        f"You will be provided with {num_frames} separate frames uniformly sampled from a video, the frames are "
-        "provided in chronological order of the video. Analyze these frames and provide the answer to the question "
-        "about the video content. Answer the multiple-choice question about the video content. \n\n"
-        "You must use these frames to answer the multiple-choice question; do not rely on any externel knowledge or "
-        "commonsense. \n\n"
-    )
-    end = (
-        "Even if the information in these separate frames is not enough to answer the question, PLEASE TRY YOUR BEST "
-        "TO GUESS AN ANSWER WHICH YOU THINK WOULD BE THE MOST POSSIBLE ONE BASED ON THE QUESTION. \n\n"
-        "DO NOT GENERATE ANSWER SUCH AS 'NOT POSSIBLE TO DETERMINE.' \n"
-    )
-    return begin + asked + end, letters, texts
-
-
-def parse_response(text: str, letters: Iterable[str], index2ans: Mapping[str, str]) -> str | None:
-    """The letter that the official rule reads from a reply; None where it would ask a language model.
-
-    Read are a letter alone, ``<letter>: <option>`` where the option has no small letter, and ``Answer is:A`` without a
-    blank, whose letter is any of A to F, one of ``letters`` or not.
-    """
-    text = text.strip()
-    upper = text.upper()
-    if len(text) == 1 and upper in letters:
-        return upper
-    if upper[1:3] == ": " and any(upper == f"{letter}: {option}" for letter, option in index2ans.items()):
-        return upper[0]
-    found = _ANSWER_IS.fullmatch(text)
-    return found[1].upper() if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +109,7 @@ class Tomato(Suite):
         if annotations is not None:
             self._read(Path(annotations), tasks is not None)
         self._noted = list(self.notes.sentences)
-        self.questions = dict(self._asked)
+        self.questions = self._put = self._asked
 
     def _read(self, path: Path, chosen: bool) -> None:
         folder = path / "data" if (path / "data").is_dir() else path
@@ -194,6 +136,8 @@ class Tomato(Suite):
 
     def answers(self, predictions: Path) -> list[Answer]:
         self.notes = Notes(list(self._noted))
+        if self.questions is not self._put:  # fewer were chosen since
+            self._asked = self.questions
         self._warned.clear()
         root = predictions / "parsed_results" if (predictions / "parsed_results").is_dir() else predictions
         if root != predictions and (predictions / "results").is_dir():
@@ -212,6 +156,7 @@ class Tomato(Suite):
             several = f"answers of {len(runs)} runs ({'; '.join(runs)}): each has figures of its own"
             self.notes.add(predictions, "", f"{several}; a pattern such as '{root}/*/16/MODEL.jsonl' names one")
         answers, self.questions = apart(runs, self._asked)
+        self._put = self.questions
         return answers
 
     def _answer(self, file: Path, line: str, value: Mapping[str, Any], place: _Place | None) -> Answer | None:
@@ -260,8 +205,10 @@ class Tomato(Suite):
     def _brought(self, file: Path, id: str, value: Mapping[str, Any], place: _Place) -> Question | None:
         """The question of a line of the official layouts, with what it brings: the official rule goes by that."""
         letters, texts, truth = value.get("all_choices"), value.get("index2ans"), value["gt"]
-        parsed = not (isinstance(letters, list) and isinstance(texts, dict))
-        options = {} if parsed else {str(letter): str(texts.get(letter, "")) for letter in letters}
+        options: dict[str, str] = {}
+        if isinstance(letters, list) and isinstance(texts, dict):
+            options = {str(letter): str(texts.get(letter, "")) for letter in letters}
+        parsed = not options
         groups = {"task": place.task, "demonstration": place.demonstration}
         if not self._asked:
             extra = {"parsed": True} if parsed else {}
@@ -356,7 +303,7 @@ class Tomato(Suite):
         shuffled = any(key[0] for key in marks)
         keys = ["ReasonType", "DemoType", "Model"]
         counts = [(*key[1:], sum(own), len(own)) for key, own in marks.items() if key[0] == shuffled]
-        frame = pd.DataFrame(counts, columns=[*keys, "Score", "Count"])
+        frame: Any = pd.DataFrame(counts, columns=[*keys, "Score", "Count"])
         told = ""
         for title, by in (("main table", [0, 2]), ("demonstration types", [1, 2]), ("models", [2])):
             sums = frame.groupby([keys[place] for place in by])[["Score", "Count"]].sum()

@@ -20,7 +20,14 @@ from foveate.scorers.base import Answer, Figure, Question, Row, Verdict
 from foveate.scorers.baselines import blind
 from foveate.scorers.record import record
 from foveate.scorers.score import Scores, score
-from foveate.scorers.temporal_bench import CATEGORIES, TemporalBench, binary_accuracy, multiple_binary_accuracy
+from foveate.scorers.temporal_bench import (
+    _BY_CATEGORY,
+    _BY_DATASET,
+    CATEGORIES,
+    TemporalBench,
+    binary_accuracy,
+    multiple_binary_accuracy,
+)
 from foveate.scorers.temporal_bench_text import centrality, text_only_answers
 
 SHORT, LONG, CAPTION = "temporalbench_short_qa", "temporalbench_long_qa", "temporalbench_short_caption"
@@ -98,6 +105,30 @@ def test_questions_of_the_release(release: Path) -> None:
     assert (asked.options, asked.answer) == ({"A": "First he\njumps.", "B": "Then\n\nhe runs."}, "A")
 
 
+def test_counts_are_held_against_those_published(tmp_path: Path) -> None:
+    datasets = [name for name, count in _BY_DATASET.items() for _ in range(count)]
+    categories = [name for name, count in _BY_CATEGORY.items() for _ in range(count)]
+    pairs = enumerate(zip(datasets, categories, strict=True))
+    asked = [ask(f"short_video/{name}/x.mp4", place, "A", category) for place, (name, category) in pairs]
+    file = tmp_path / f"{SHORT}.json"
+    file.write_text(json.dumps(asked))
+    assert TemporalBench(file).notes.sentences == []
+    file.write_text(json.dumps([{**asked[0], "category": "Others", "dataset": "Else"}, *asked[1:]]))
+    by_category, by_dataset = TemporalBench(file).notes.sentences
+    assert "are not those published: Action Order 128 for 129, Others 1,343 for 1,342" in by_category
+    assert "ActivityNet 1,185 for 1,186, Else 1 for 0" in by_dataset
+
+
+def test_a_suite_asks_what_was_chosen_of_it(release: Path) -> None:
+    suite = TemporalBench(release, tasks=["short_qa"])
+    suite.questions = {id: question for id, question in suite.questions.items() if question.video == ONE}
+    write(release, said(ASKED[:2], ["A", "B"]))
+    assert score(suite, release / "outputs").missing == [f"short_qa/{ONE}_2"]
+    write(release, said(ASKED[:1], ["B"]), f"outputs/{SHORT}/other.jsonl")
+    assert len(score(suite, release / "outputs").missing) == 3
+    assert score(suite, release / "outputs" / SHORT / "other.jsonl").missing == [f"short_qa/{ONE}_{n}" for n in (1, 2)]
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -133,31 +164,31 @@ def test_the_first_character_counts_and_a_video_is_right_as_a_whole(release: Pat
     file = write(release, said(ASKED, ["A. left", "b", "because", " A", "Answer: B"]))
     found = score(TemporalBench(release), file)
     assert figures(found) == {
-        "short_qa, multiple binary": "50.00",
+        "short_qa, MBA": "50.00",
         "short_qa, binary": "60.00",
-        "COIN, multiple binary": "100.00",
+        "COIN, MBA": "100.00",
         "COIN, binary": "100.00",
-        "Oops, multiple binary": "0.00",
+        "Oops, MBA": "0.00",
         "Oops, binary": "0.00",
-        "Action Type, multiple binary": "50.00",
+        "Action Type, MBA": "50.00",
         "Action Type, binary": "50.00",
-        "Event Order, multiple binary": "100.00",
+        "Event Order, MBA": "100.00",
         "Event Order, binary": "100.00",
-        "Others, multiple binary": "0.00",
+        "Others, MBA": "0.00",
         "Others, binary": "0.00",
     }
     # Strictly "because" names nothing, and what has a blank or a word before the letter is read.
     strict = {
         row.answer.question.id[-1] + row.answer.question.video[12]: row.verdict for row in found.by_rules["strict"].rows
     }
-    assert figures(found, "strict")["short_qa, multiple binary"] == "50.00"
+    assert figures(found, "strict")["short_qa, MBA"] == "50.00"
     assert [strict[key].mark for key in ("0C", "1C", "2C", "0O", "1O")] == [1, 1, 0, 1, 1]
     assert [found.by_rules[rules].unreadable for rules in ("official", "strict")] == [1, 1]
     # A video stands in every category that it has questions of.
     totals = {
         name: f.total for (section, name), f in found.by_rules["official"].figures.items() if "category" in section
     }
-    assert sum(total for name, total in totals.items() if "multiple" in name) == 4 > 2
+    assert sum(total for name, total in totals.items() if "MBA" in name) == 4 > 2
 
 
 def test_the_official_print_out_is_that_of_each_file(release: Path) -> None:
@@ -183,10 +214,19 @@ def test_the_official_print_out_is_that_of_each_file(release: Path) -> None:
         "|--- COIN                                     1/2               50.00% ||| 0/1               0.00%\n"
     )
     assert text.count("|-- Category") == 2
+    assert text.count("|--- Action Type") == 1  # the table ends where it fails
     shown = CliRunner().invoke(
         app, ["score", "temporal_bench", str(release / "outputs"), "--against", str(release), "--official-text"]
     )
     assert shown.stdout == text
+
+
+def test_a_long_name_moves_the_columns_as_it_does_there(release: Path) -> None:
+    (release / f"{LONG}.json").write_text(json.dumps([ask(FAR, 0, "B", None, dataset="d" * 41)]))
+    suite = TemporalBench(release, tasks=["long_qa"])
+    file = write(release, said(FARTHER[:1], ["B"]), f"outputs/{LONG}/m.jsonl")
+    text = suite.official_text(score(suite, file).by_rules["official"].rows)
+    assert f"|--- {'d' * 41}  1/1               100.00%" in text
 
 
 def test_where_the_official_script_stops_we_say_so_and_go_on(release: Path) -> None:
@@ -231,16 +271,16 @@ def test_a_release_that_says_source_dataset_is_read(release: Path) -> None:
 def test_missing_and_repeated_answers(release: Path) -> None:
     right = said(ASKED, ["A", "B", "B", "A", "B"])
     half = score(TemporalBench(release), write(release, right[:3]))
-    assert figures(half)["short_qa, multiple binary"] == "100.00"  # the official script never misses a question
-    assert figures(half, "strict")["short_qa, multiple binary"] == "50.00"
+    assert figures(half)["short_qa, MBA"] == "100.00"  # the official script never misses a question
+    assert figures(half, "strict")["short_qa, MBA"] == "50.00"
     assert figures(half, "strict")["short_qa, binary"] == "60.00"
     assert len(half.missing) == 2
     twice = score(TemporalBench(release), write(release, [*right, right[0]]))
     assert twice.by_rules["official"].figures["overall", "short_qa, binary"].total == 6
-    assert figures(twice)["short_qa, multiple binary"] == "100.00"
+    assert figures(twice)["short_qa, MBA"] == "100.00"
     spoilt = score(TemporalBench(release), write(release, [*right, {**right[0], "response": "B"}]))
-    assert figures(spoilt)["short_qa, multiple binary"] == "50.00"
-    assert figures(spoilt, "strict")["short_qa, multiple binary"] == "100.00"
+    assert figures(spoilt)["short_qa, MBA"] == "50.00"
+    assert figures(spoilt, "strict")["short_qa, MBA"] == "100.00"
     assert spoilt.repeated == [f"short_qa/{ONE}_0"]
 
 
@@ -259,16 +299,16 @@ def test_files_of_several_tasks_and_models(release: Path) -> None:
     assert "answers of 2 runs (m-frame8, other)" in " ".join(two.notes)
     only = score(TemporalBench(release, tasks=["long_qa"]), release / "outputs")
     assert list(figures(only)) == [
-        "long_qa, multiple binary",
+        "long_qa, MBA",
         "long_qa, binary",
-        "COIN, multiple binary",
+        "COIN, MBA",
         "COIN, binary",
     ]
 
 
 def test_a_file_outside_of_its_folder_is_known_by_its_ids(release: Path) -> None:
     loose = score(TemporalBench(release), write(release, said(FARTHER, ["B", "A"]), "answers.jsonl"))
-    assert figures(loose)["long_qa, multiple binary"] == "100.00"
+    assert figures(loose)["long_qa, MBA"] == "100.00"
     ours = [{"id": f"short_qa/{q['idx']}", "response": q["GT"]} for q in ASKED]
     ours += [{"id": f"long_qa/{q['idx']}", "response": q["GT"]} for q in FARTHER]
     both = score(TemporalBench(release), write(release, ours, "ours.jsonl"))
@@ -335,7 +375,7 @@ def test_a_coin_by_video_is_what_the_number_of_questions_says(release: Path) -> 
     suite = TemporalBench(release, tasks=["short_qa"])
     found = blind(suite, suite.questions.values())["random"]
     assert found["overall", "short_qa, binary"].value == 50
-    assert found["overall", "short_qa, multiple binary"].value == pytest.approx(100 * (2**-3 + 2**-2) / 2)
+    assert found["overall", "short_qa, MBA"].value == pytest.approx(100 * (2**-3 + 2**-2) / 2)
 
 
 # Text alone ---------------------------------------------------------------------------------------------------------
@@ -345,6 +385,7 @@ def test_the_centre_is_what_shares_most() -> None:
     captions = ["he lifts the left hand twice", "he lifts the right hand twice", "he drops the left hand twice"]
     found = centrality(captions)
     assert found[0] == max(found) > found[1] == found[2]
+    assert centrality(["a b c", "a b", "x"]) == [pytest.approx(1 / 3), pytest.approx(1 / 2), 0]
     assert centrality(["alone"]) == [0]
     assert centrality(["", "x"]) == [0, 0]
 
@@ -363,7 +404,7 @@ def test_a_chooser_among_all_captions_needs_no_video_and_one_of_pairs_does(relea
     (release / f"{SHORT}.json").write_text(json.dumps(asked))
     suite = TemporalBench(release, tasks=["short_qa"])
     found = blind(suite, suite.questions.values())
-    assert found["centre, n-way"]["overall", "short_qa, multiple binary"].value == 100
+    assert found["centre, n-way"]["overall", "short_qa, MBA"].value == 100
     assert found["centre, binary"]["overall", "short_qa, binary"].value == pytest.approx(50, abs=10)
     texts = list(suite.questions.values())
     assert text_only_answers(texts, "n-way") == {q.id: q.answer for q in texts}

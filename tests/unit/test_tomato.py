@@ -297,7 +297,7 @@ def test_a_folder_with_both_layouts_is_read_as_the_scorer_reads_it(release: Path
 def test_what_contradicts_the_annotations_is_noted(release: Path) -> None:
     lines = [
         {**line("count", "0", "A"), "gt": "A. 2"},
-        {**line("count", "1", "A"), "index2ans": {"A": "9", "B": "8"}},
+        {**line("count", "1", "a: 9"), "index2ans": {"A": "9", "B": "8"}},
         {**line("count", "2", "B"), "id": "77"},
     ]
     write(release, {"results/shuffle_count+human/16/m.jsonl": lines})
@@ -362,6 +362,20 @@ def test_answers_of_our_own_need_annotations(release: Path) -> None:
     write(release, {"m.jsonl": [line("count", "0", "C")]})
     with pytest.raises(InvalidValue, match="has no answer to a question"):
         score(Tomato(release), release / "m.jsonl")  # its folder does not say which task it is of
+
+
+def test_a_suite_asks_what_was_chosen_of_it(release: Path) -> None:
+    suite = Tomato(release)
+    suite.questions = {id: question for id, question in suite.questions.items() if id != "count/2"}
+    write(release, {"answers.jsonl": [{"id": "count/0", "response": "C\u2028"}]})
+    text = (release / "answers.jsonl").read_text()
+    (release / "answers.jsonl").write_text(text.replace("\\u2028", "\u2028"), encoding="utf-8")
+    found = score(suite, release / "answers.jsonl")
+    assert found.missing == ["count/1"]
+    assert marks(found, "official") == {"count/0": 1}  # a separator of lines in a reply ends no line of the file
+    (release / "answers.jsonl").write_text("")
+    with pytest.raises(InvalidValue, match="no line of it is a JSON object"):
+        score(suite, release / "answers.jsonl")
 
 
 @needs_data

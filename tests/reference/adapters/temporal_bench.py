@@ -62,7 +62,7 @@ def _printed(figures: Mapping[tuple[str, str], Figure], task: str, text: str, gr
         return [int(sum(figure.marks)), figure.total, float(figure.text)]
 
     def both(section: str, name: str) -> dict[str, Any]:
-        return {"binary": counts(section, name, "binary"), "multiple_binary": counts(section, name, "multiple binary")}
+        return {"binary": counts(section, name, "binary"), "multiple_binary": counts(section, name, "MBA")}
 
     sections = {name.rpartition(", ")[0]: section for section, name in figures if section != "overall"}
     lines = re.findall(r"^\|--- (.+?)  +\d+/", text, re.MULTILINE)
