@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from .base import Answer, Figure, Question, Row, Suite, Verdict
 
@@ -17,18 +17,23 @@ def blind(suite: Suite, questions: Iterable[Question]) -> dict[str, dict[tuple[s
     "always yes". A figure with a question that a baseline has no answer to is NaN.
     """
     questions = list(questions)
-    majority = _majority(questions)
-    found = {"random": _chance, "majority": lambda q: _agrees(majority.get(q.task, ""), q)}
-    names = dict.fromkeys(name for q in questions for name in suite.constant_answers(q))
-    for name in names:
-        found[name] = lambda q, name=name: _agrees(_label(suite.constant_answers(q).get(name, ""), q), q)
-    return {name: _figures(suite, questions, mark) for name, mark in found.items()}
+    labels = [_label(question.answer, question) for question in questions]
+    majority = _majority(questions, labels)
+    constants = [suite.constant_answers(question) for question in questions]
+    found = {
+        "random": [_chance(question) for question in questions],
+        "majority": [_agrees(majority.get(q.task, ""), label) for q, label in zip(questions, labels, strict=True)],
+    }
+    for name in dict.fromkeys(name for given in constants for name in given):
+        asked = zip(questions, labels, constants, strict=True)
+        found[name] = [_agrees(_label(given.get(name, ""), q), label) for q, label, given in asked]
+    answers = [Answer(question, None) for question in questions]
+    return {name: _figures(suite, answers, marks) for name, marks in found.items()}
 
 
-def _figures(
-    suite: Suite, questions: Sequence[Question], mark: Callable[[Question], float]
-) -> dict[tuple[str, str], Figure]:
-    rows = [Row(Answer(question, None), Verdict(mark(question))) for question in questions]
+def _figures(suite: Suite, answers: Sequence[Answer], marks: Sequence[float]) -> dict[tuple[str, str], Figure]:
+    verdicts = {mark: Verdict(mark) for mark in set(marks)}
+    rows = [Row(answer, verdicts[mark]) for answer, mark in zip(answers, marks, strict=True)]
     return {figure.key: figure for figure in suite.figures(rows)}
 
 
@@ -38,8 +43,8 @@ def _chance(question: Question) -> float:
     return 1 / len(question.options) if question.kind == "choice" and question.options else math.nan
 
 
-def _agrees(place: str, question: Question) -> float:
-    return float(place == _label(question.answer, question)) if place else math.nan
+def _agrees(place: str, label: str) -> float:
+    return float(place == label) if place else math.nan
 
 
 def _label(answer: str, question: Question) -> str:
@@ -49,10 +54,11 @@ def _label(answer: str, question: Question) -> str:
     return answer
 
 
-def _majority(questions: Iterable[Question]) -> dict[str, str]:
+def _majority(questions: Sequence[Question], labels: Sequence[str]) -> dict[str, str]:
     counts: dict[str, Counter[str]] = {}
-    for question in questions:
-        label = _label(question.answer, question)
+    for question, label in zip(questions, labels, strict=True):
         if label and question.kind != "text":
-            counts.setdefault(question.task, Counter())[label] += 1
+            if question.task not in counts:
+                counts[question.task] = Counter()
+            counts[question.task][label] += 1
     return {task: min(c, key=lambda label: (-c[label], label)) for task, c in counts.items()}

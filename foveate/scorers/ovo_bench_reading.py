@@ -268,8 +268,8 @@ def _forward(entry: Mapping[str, Any]) -> list[tuple[Question, Mapping[str, Any]
             text = _value(element, "step", str) if task == "SSR" else _value(entry, "question", str)
             if task == "SSR":
                 steps, starts, ends = entry.get("all_steps"), _times(entry, "start_time"), _times(entry, "end_time")
-                known = isinstance(steps, list) and text in steps
-                place = steps.index(text) if known else len(starts) + len(ends)
+                known = steps if isinstance(steps, list) else []
+                place = known.index(text) if text in known else len(starts) + len(ends)
                 thread, times = f"{thread}/{text}", starts[place : place + 1]
                 until = next(iter(ends[place : place + 1]), None)
             elif isinstance(entry.get("clue_time"), _NUMBER):
