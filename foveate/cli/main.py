@@ -11,7 +11,7 @@ import typer
 
 from ..errors import FoveateError
 from ..sources import PluginWarning
-from . import bench, browse, compare, predict, verify
+from . import bench, browse, compare, predict, probe_video, verify
 from . import export as export_
 from . import score as score_
 from .group import Verbs
@@ -54,6 +54,7 @@ app.command("show")(browse.show)
 app.command("cite")(browse.cite)
 app.command("verify")(verify.verify)
 app.command("score")(score_.score)
+app.command("probe-video")(probe_video.probe_video)
 app.command("bench")(bench.bench)
 app.command("doctor")(browse.doctor)
 

@@ -33,6 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "spec", "registry", "measure", "ops", "mixers", "hub"},
     # Scores need no networks; what answers questions is the user's.
     "scorers": {"errors", "files", "registry", "measure", "pages"},
+    # Clips and questions in the suites' formats; what reads them is above.
+    "probes": {"errors", "files"},
 }
 MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models", "files"}
 MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
