@@ -11,7 +11,7 @@ import typer
 
 from ..errors import FoveateError
 from ..sources import PluginWarning
-from . import ask, bench, browse, compare, predict, verify
+from . import ask, bench, browse, compare, predict, probe_video, verify
 from . import export as export_
 from . import score as score_
 from .group import Verbs
@@ -55,6 +55,7 @@ app.command("cite")(browse.cite)
 app.command("verify")(verify.verify)
 app.command("score")(score_.score)
 app.command("ask")(ask.ask)
+app.command("probe-video")(probe_video.probe_video)
 app.command("bench")(bench.bench)
 app.command("doctor")(browse.doctor)
 

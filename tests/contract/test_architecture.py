@@ -33,6 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "spec", "registry", "measure", "ops", "mixers", "hub"},
     # Scores need no networks; what answers questions is the user's.
     "scorers": {"errors", "files", "registry", "measure", "pages"},
+    # Clips and questions in the suites' formats; what reads them is above.
+    "probes": {"errors", "files"},
 }
 # Models that are asked are other people's: transformers' or behind a server.
 MAY_IMPORT["asking"] = MAY_IMPORT["scorers"] | {"scorers"}
