@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import subprocess
@@ -162,7 +163,8 @@ MAKERS: dict[str, Callable[[Path, int, random.Random], tuple[Path | None, Path]]
 def child(slug: str, annotations: Path | None, predictions: Path) -> None:
     """Score in this process and print what it took."""
     from foveate.scorers.collecting import uncollected
-    from foveate.scorers.record import items, record
+    from foveate.scorers.items import write_items
+    from foveate.scorers.record import record
     from foveate.scorers.score import score
 
     started, cpu = time.perf_counter(), time.process_time()
@@ -171,7 +173,7 @@ def child(slug: str, annotations: Path | None, predictions: Path) -> None:
     scores = score(suite, predictions)
     scored = time.perf_counter() - started, time.process_time() - cpu, peak()
     json.dumps(record(scores))
-    items(scores)
+    write_items(scores, Path(os.devnull))
     whole = time.perf_counter() - started, time.process_time() - cpu, peak()
     unread = {name: found.unreadable for name, found in scores.by_rules.items()}
     print(json.dumps({"answers": len(scores.answers), "unread": unread, "scored": scored, "whole": whole}))

@@ -83,9 +83,10 @@ def score(
             raise InvalidValue("--official-text is not possible without the official rules: leave --rules out.")
         print(main.suite.official_text(rows.rows), end="")
         return
-    from ..files import atomic_write
+    from ..files import atomic_write, replace
+    from ..scorers.items import write_items
     from ..scorers.page import render
-    from ..scorers.record import items, record
+    from ..scorers.record import record
 
     conditions = (("single", single), ("shuffled", shuffled), ("best_single", best_single))
     found = record(
@@ -98,17 +99,16 @@ def score(
         seed=seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(
-        _FILES,
-        (json.dumps(found, indent=1, allow_nan=False) + "\n", items(main), render(found, _title(suite))),
-        strict=True,
-    ):
-        atomic_write(folder / name, content)
+    told = json.dumps(found, indent=1, allow_nan=False)
+    record_file, items_file, page_file = (folder / name for name in _FILES)
+    atomic_write(record_file, told + "\n")
+    replace(items_file, lambda file: write_items(main, file))
+    atomic_write(page_file, render(found, _title(suite)))
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(told)
         return
     _print(found)
-    print(f"\nreport: {folder / 'report.html'}")
+    print(f"\nreport: {page_file}")
 
 
 def _suite(slug: str, annotations: Path | None, tasks: str | None) -> Suite:

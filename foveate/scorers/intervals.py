@@ -105,7 +105,7 @@ def _resampled(models: Sequence[Sequence[Figure]], draws: int, seed: int) -> lis
             sums = np.bincount(at, weights=figure.marks, minlength=len(videos))
             counts = np.bincount(at, minlength=len(videos))
             used = np.flatnonzero(counts)
-            leaves[id(figure)] = used, np.stack([sums[used], counts[used]], 1).astype(np.float32)
+            leaves[id(figure)] = used, np.stack([sums[used], counts[used]]).astype(np.float32)
 
     for figures in models:
         for figure in figures:
@@ -121,7 +121,7 @@ def _resampled(models: Sequence[Sequence[Figure]], draws: int, seed: int) -> lis
         ).astype(np.float32)
         for place, (used, table) in leaves.items():
             taken = weights if len(used) == len(videos) else weights[:, used]
-            drawn[place].append(taken @ table)
+            drawn[place].append(np.einsum("dv,kv->dk", taken, table))  # BLAS would wake threads for so little
     with np.errstate(invalid="ignore"):
         means = {place: (t := np.concatenate(parts))[:, 0] / t[:, 1] for place, parts in drawn.items()}
 

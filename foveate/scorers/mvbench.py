@@ -17,7 +17,7 @@ from ..errors import InvalidValue, invalid, unknown_name
 from ..registry import register
 from .base import Answer, Clip, Figure, Notes, Question, Row, Share, Shown, Suite, Verdict, by_group
 from .mvbench_rules import check_answer, first_letter, letter_of, question_text, right_option, strict_letter
-from .reading import files_of, kind, read_json, read_lines
+from .reading import files_of, kind, read_json, read_lines, taken
 
 #: Short name, folder of videos, kind of static question, and whether a part of the video counts, by task.
 TASKS: Mapping[str, tuple[str, str, str, bool]] = {
@@ -119,7 +119,7 @@ class MVBench(Suite):
                 raise InvalidValue(f"{files[task]}: holds {kind(items)} and no list of questions.")
             if len(items) != self.published[task]:
                 self.notes.add(files[task], "", f"{len(items)} questions, published were {self.published[task]}")
-            for place, item in enumerate(items):
+            for place, item in taken(items):
                 question = _question(files[task], task, place, item)
                 self.questions[question.id] = question
 
@@ -171,7 +171,7 @@ class MVBench(Suite):
             raise InvalidValue(f'{file}: has no list of answers: give a result file {{"acc_dict", "res_list"}}.')
         found = []
         names = self._tasks_of(file, told, len(content))
-        for number, row in enumerate(content):
+        for number, row in taken(content):
             task = next(names, None)
             if not isinstance(row, dict) or not isinstance(row.get("gt"), str) or "pred" not in row:
                 self.notes.add(file, f"row {number}", 'is no object with "pred" and "gt", left out')

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InvalidValue
 from .base import Answer, Clip, Notes, Question
 from .reading import kind as kind_of
-from .reading import read_json, read_lines
+from .reading import read_json, read_lines, taken
 
 #: The scenario of every task, in the order of tables.
 TASKS = {
@@ -46,13 +46,6 @@ class Tally:
         """Put the sentences on record."""
         for problem, (first, count) in self.found.items():
             notes.add(self.file, first if count == 1 else f"{first} and {count - 1:,} more", problem)
-
-
-def taken(entries: list[Any]) -> Iterator[tuple[int, Any]]:
-    """Places and entries of a list that is emptied on the way: a large file need not be there twice."""
-    for place, entry in enumerate(entries):
-        entries[place] = None
-        yield place, entry
 
 
 def read_annotations(path: Path, notes: Notes) -> dict[str, Question]:

@@ -97,6 +97,13 @@ def files_of(path: Path, *endings: str) -> list[Path]:
     return found
 
 
+def taken(entries: list[Any]) -> Iterator[tuple[int, Any]]:
+    """Places and entries of a list that is emptied on the way: a large file need not be there twice."""
+    for place, entry in enumerate(entries):
+        entries[place] = None
+        yield place, entry
+
+
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -110,43 +107,6 @@ def comparison(scores: Scores, other: Scores, *, draws: int = 1000, seed: int = 
             if (d := found.get(f.key)) is not None
         ],
     }
-
-
-@uncollected()
-def items(scores: Scores) -> str:
-    """Every counted answer as CSV, with what each rule made of it."""
-    strict = {row.answer.question.id: row for s in scores.by_rules.values() if s.rules == "strict" for row in s.rows}
-    official = next((s.rows for s in scores.by_rules.values() if s.rules == "official"), None)
-    rows: list[Row] = list(strict.values()) if official is None else list(official)
-    if official is not None:
-        rows += [row for row in strict.values() if row.missing]
-    dimensions = sorted({name for row in rows for name in row.answer.question.groups})
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    told = [f"{rule} {what}" for rule in scores.by_rules for what in ("mark", "readable", "said")]
-    writer.writerow(["id", "task", "video", *dimensions, "truth", "response", "missing", *told, "file"])
-    for row in rows:
-        question, response = row.answer.question, row.answer.response
-        by_rule = {"official": None if row.missing else row, "strict": strict.get(question.id)}
-        verdicts = [None if (found := by_rule[rule]) is None else found.verdict for rule in scores.by_rules]
-        writer.writerow(
-            [
-                question.id,
-                question.task,
-                question.video,
-                *(question.groups.get(name, "") for name in dimensions),
-                question.truth,
-                response if isinstance(response, str) else "" if response is None else json.dumps(response),
-                int(row.missing),
-                *(
-                    x
-                    for v in verdicts
-                    for x in (("", "", "") if v is None else (f"{v.mark:g}", int(v.readable), v.said))
-                ),
-                row.answer.file,
-            ]
-        )
-    return file.getvalue()
 
 
 def _diagnosis(scores: Scores, conditions: Mapping[str, Scores]) -> dict[str, Any]:

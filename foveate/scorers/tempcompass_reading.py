@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InvalidValue
 from .base import Answer, Notes, Question
-from .reading import files_of, kind, read_json, read_lines
+from .reading import files_of, kind, read_json, read_lines, taken
 
 TASKS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
@@ -155,13 +155,13 @@ def _items(file: Path, content: Any, task: str | None, notes: Notes) -> Iterator
                 if not isinstance(items, list):
                     notes.add(file, f"{video}/{aspect}", f"holds {kind(items)} and no list of items, left out")
                     continue
-                for place, value in enumerate(items):
+                for place, value in taken(items):
                     yield from _item(file, task, video, aspect, place, value, notes)
         return
     if not isinstance(content, list):
         raise InvalidValue(f"{file}: holds {kind(content)}: give {{video: {{aspect: [item]}}}} or a list of items.")
     counts: dict[tuple[Any, ...], int] = {}
-    for number, value in enumerate(content):
+    for number, value in taken(content):
         place = f"item {number}"
         if not isinstance(value, dict):
             notes.add(file, place, f"is {kind(value)} and no object, left out")

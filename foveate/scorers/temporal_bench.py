@@ -19,7 +19,7 @@ from ..errors import InvalidValue, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group
 from .letters import read_choice, text_of
-from .reading import files_of, kind, read_files, read_json
+from .reading import files_of, kind, read_files, read_json, taken
 from .runs import apart, by_run
 from .temporal_bench_text import FORMS, centres, format_report
 
@@ -117,7 +117,7 @@ class TemporalBench(Suite):
             items = read_json(files[task])
             if not isinstance(items, list):
                 raise InvalidValue(f"{files[task]}: holds {kind(items)} and no list of questions.")
-            for place, item in enumerate(items):
+            for place, item in taken(items):
                 question = self._question(files[task], task, place, item)
                 if question.id in self._asked:
                     raise InvalidValue(f"{files[task]}: {question.id} is there twice: an idx must name one question.")
@@ -169,7 +169,7 @@ class TemporalBench(Suite):
             if task not in self.tasks:
                 continue
             found = runs.setdefault(file.stem, [])
-            for line, value in lines:
+            for _, (line, value) in taken(lines):
                 answer = self._answer(file, line, value, task)
                 if answer is not None:
                     found.append(answer)

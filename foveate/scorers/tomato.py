@@ -19,7 +19,7 @@ from ..errors import InvalidValue, invalid, unknown_name
 from ..registry import register
 from .base import Answer, Figure, Notes, Question, Row, Suite, Verdict, by_group, figure
 from .letters import read_choice, text_of
-from .reading import files_of, kind, read_files, read_json
+from .reading import files_of, kind, read_files, read_json, taken
 from .runs import apart, by_run
 from .tomato_replies import build_prompt, parse_response
 
@@ -146,7 +146,7 @@ class Tomato(Suite):
         for file, lines in read_files(files_of(root, ".jsonl"), self.notes):
             place = _place(str(file))
             found = runs.setdefault(place.run if place else file.stem, [])
-            for line, value in lines:
+            for _, (line, value) in taken(lines):
                 answer = self._answer(file, line, value, place)
                 if answer is not None:
                     found.append(answer)

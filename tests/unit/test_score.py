@@ -20,9 +20,10 @@ from foveate.scorers.base import Answer, Figure, Notes, Question, Row, Suite, Ve
 from foveate.scorers.baselines import blind
 from foveate.scorers.collecting import uncollected
 from foveate.scorers.intervals import differences, intervals
+from foveate.scorers.items import write_items
 from foveate.scorers.letters import read_choice, text_of
 from foveate.scorers.page import render
-from foveate.scorers.record import items, record
+from foveate.scorers.record import record
 from foveate.scorers.score import score
 
 
@@ -195,7 +196,8 @@ def test_record_items_and_page(tmp_path: Path):
     told = " ".join(words.findings(found))
     assert "1 question has no answer: counted as wrong by the strict rules." in told
     assert "never looks at the video does as well in mean of tasks" in told
-    rows = list(csv.DictReader(io.StringIO(items(scores))))
+    write_items(scores, tmp_path / "items.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "items.csv").read_text(encoding="utf-8"))))
     assert [row["id"] for row in rows] == [*(id for id, _ in answers), "s3"]
     assert (rows[-1]["missing"], rows[-1]["official mark"], rows[-1]["strict mark"]) == ("1", "", "0")
     page = render(found, "A toy <suite>")

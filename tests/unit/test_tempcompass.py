@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from foveate.claims._data import VARIABLE, data_file
 from foveate.errors import InvalidValue, UnknownName
 from foveate.scorers.base import Verdict
-from foveate.scorers.record import items, record
+from foveate.scorers.items import write_items
+from foveate.scorers.record import record
 from foveate.scorers.score import score
 from foveate.scorers.tempcompass import PUBLISHED, TempCompass
 from foveate.scorers.tempcompass_reading import TASKS, task_of
@@ -243,13 +244,14 @@ def test_a_judge_that_fails_counts_minus_one(release: Path):
     assert found.by_rules["official"].overall.value == -100
 
 
-def test_captions_that_nobody_rates_have_no_figure(release: Path):
+def test_captions_that_nobody_rates_have_no_figure(release: Path, tmp_path: Path):
     scores = score(TempCompass(release), predictions(release, REPLIES))
     official = scores.by_rules["official"]
     assert official.figures["format", "captioning"].text == "-"
     assert official.overall.total == 7
     json.dumps(record(scores, draws=20), allow_nan=False)
-    assert "captioning/v1/action/0" in items(scores)
+    write_items(scores, tmp_path / "items.csv")
+    assert "captioning/v1/action/0" in (tmp_path / "items.csv").read_text(encoding="utf-8")
 
 
 # Files
