@@ -95,7 +95,8 @@ def in_a_row(first: Footage, second: Footage, longer: int) -> tuple[np.ndarray, 
     counts = [count, count]
     counts[1 - longer] = max(2, int(SHORTER * count))
     height, width = (max(part.shape[axis] for part in parts) for axis in (1, 2))
-    return (*(_framed(part[:n], height, width) for part, n in zip(parts, counts, strict=True)), fps)
+    one, other = (_framed(part[:n], height, width) for part, n in zip(parts, counts, strict=True))
+    return one, other, fps
 
 
 def _thinned(video: Footage, fps: Fraction) -> np.ndarray:

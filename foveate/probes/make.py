@@ -203,7 +203,7 @@ class _Run:
         if "problem" in line:
             self.notes.append(line["problem"])
             return None
-        return Facts(line["moves"], line["colourful"], line["upright"])
+        return Facts(bool(line["moves"]), bool(line["colourful"]), bool(line["upright"]))
 
     def _of_one(self, source: Source, facts: Facts) -> list[Asked]:
         found: list[Asked] = []

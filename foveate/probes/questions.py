@@ -133,7 +133,8 @@ def about_order(clip: str, swapped: bool, texts: tuple[str, str] | None) -> Aske
             Option(f"{one}, then {other}", f"First {one}, then {other}.", f'Is the order "{one}", then "{other}"?')
             for one, other in (texts, texts[::-1])
         ]
-    return _asked(clip, "order", question, options, swapped, texts[::-1] if swapped else texts)
+    first, second = texts[::-1] if swapped else texts
+    return _asked(clip, "order", question, options, swapped, (first, second))
 
 
 def about_control(clip: str, without_colour: bool) -> Asked:
