@@ -92,12 +92,11 @@ class Answers:
     def _begin(self, settings: Mapping[str, Any]) -> None:
         if self.file.is_dir():
             raise InvalidValue(f"--out {self.file} is not possible: it is a folder.")
-        if not self.settings_file.exists():
-            if self.file.exists():
-                raise InvalidValue(
-                    f"--out {self.file} is not possible: foveate did not write it, or its {self.settings_file.name} is "
-                    "gone."
-                )
+        if self.file.exists() and not self.settings_file.exists():
+            raise InvalidValue(
+                f"--out {self.file} is not possible: foveate did not write it, or its {self.settings_file.name} is gone."
+            )
+        if not self.file.exists():  # nothing was answered: whatever was tried before binds nobody
             write_json(self.settings_file, dict(settings))
         before = read_json(self.settings_file)
         if not isinstance(before, dict):

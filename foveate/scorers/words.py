@@ -154,11 +154,13 @@ def columns(record: Mapping[str, Any]) -> list[str]:
 
 
 def lines(record: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """(heading, name, cells) of the table of figures."""
+    """(heading, name, cells) of the table of figures; what nothing was answered to is not in it."""
     rules = list(record["rules"].values())
     others = [{f["key"]: f for f in found["figures"]} for found in rules[1:]]
     told = []
-    for figure in rules[0]["figures"]:
+    for place, figure in enumerate(rules[0]["figures"]):
+        if place and not figure["total"]:
+            continue
         cells = [f"{figure['total']:,}", figure["text"]]
         cells += [other[figure["key"]]["text"] if figure["key"] in other else NONE for other in others]
         cells += [interval(figure)]
