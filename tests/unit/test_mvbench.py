@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -328,15 +327,6 @@ def test_tasks_counts_and_guesses(tmp_path: Path):
     missing = score(suite, write(tmp_path / "r.json", [{"pred": "(A)", "gt": "(A) up", "task": "AA"}]))
     assert missing.missing == ["action_antonym/1"]
     assert missing.by_rules["strict"].overall.value == 50
-
-
-def test_a_hundred_thousand_answers_take_seconds(tmp_path: Path):
-    content = [{"pred": f"({'ABC'[i % 3]}) it", "gt": "(B) it", "task": "Moving Count"} for i in range(100_000)]
-    file = write(tmp_path / "r.json", content)
-    start = time.process_time()
-    found = score(MVBench(), file)
-    assert time.process_time() - start < 5
-    assert found.by_rules["official"].overall.value == pytest.approx(100 / 3, abs=1e-3)
 
 
 # Questions of one's own
