@@ -94,7 +94,7 @@ class Answers:
             raise InvalidValue(f"--out {self.file} is not possible: it is a folder.")
         if self.file.exists() and not self.settings_file.exists():
             raise InvalidValue(
-                f"--out {self.file} is not possible: foveate did not write it, or its {self.settings_file.name} is gone."
+                f"--out {self.file} is not possible: foveate did not write it, or {self.settings_file.name} is gone."
             )
         if not self.file.exists():  # nothing was answered: whatever was tried before binds nobody
             write_json(self.settings_file, dict(settings))
