@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import InvalidValue
-from ..scorers.score import Judge
+from ..scorers.tempcompass_rules import ReplyJudge
 from .client import Client, NoAnswer, key_from
-
-_SYSTEM = "You grade answers to questions about videos. You do not see the video: the reference answer is right."
-_PROMPT = """Question:
-{question}
-
-Reference answer:
-{truth}
-
-Answer to grade:
-{response}
-
-Does the answer to grade say the same as the reference answer? Reply with one word, Correct or Incorrect."""
 
 
 def endpoint_replies(
@@ -55,7 +42,7 @@ def endpoint_replies(
 
     def reply(prompt: str) -> str:
         if prompt not in known:
-            messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
+            messages = [{"role": "user", "content": prompt}]
             try:
                 known[prompt] = client.chat(messages, max_tokens=max_tokens, temperature=0).text
             except NoAnswer as error:
@@ -65,30 +52,12 @@ def endpoint_replies(
     return reply
 
 
-def endpoint_judge(endpoint: str, model: str, **options: Any) -> Judge:
-    """A judge for :func:`foveate.scorers.score.score`: says whether a response says the same as the right answer.
+def endpoint_judge(endpoint: str, model: str, **options: Any) -> ReplyJudge:
+    """A judge for :func:`foveate.scorers.score.score`; of captions it asks which option they say, as TempCompass does.
 
     Args:
         endpoint: address of a chat-completions server.
         model: its name there.
         options: of :func:`endpoint_replies`, which see for what is raised.
     """
-    reply = endpoint_replies(endpoint, model, **options)
-
-    def judge(question: str, truth: str, response: str) -> bool:
-        return verdict(reply(_PROMPT.format(question=question, truth=truth, response=response)))
-
-    return judge
-
-
-def verdict(reply: str) -> bool:
-    """Whether a judge's reply says "correct": as its first word, or anywhere without "incorrect" or "not correct".
-
-    A reply that says neither is no approval.
-    """
-    first = re.match(r"\W*(correct|incorrect)\b", reply, re.IGNORECASE)
-    if first:
-        return first[1].lower() == "correct"
-    return bool(re.search(r"\bcorrect\b", reply, re.IGNORECASE)) and not re.search(
-        r"\bincorrect|\bnot\s+correct\b", reply, re.IGNORECASE
-    )
+    return ReplyJudge(endpoint_replies(endpoint, model, **options))

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import InvalidValue, invalid, unknown_name
 from ..scorers.base import Clip, Shown
+from ..scorers.mvbench_rules import frame_indices
 
 Way = Literal["uniform", "fps", "single", "shuffled", "reversed", "stream"]
 Which = Literal["first", "middle", "random"]
@@ -168,28 +169,11 @@ def visible(times: Sequence[float], clip: Clip) -> tuple[int, int]:
     return low, high
 
 
-def centre_indices(
-    start: float | None, end: float | None, fps: float, last: int, count: int, first: int = 0
-) -> list[int]:
-    """The middles of ``count`` equal parts, as MVBench numbers frames.
-
-    Args:
-        start, end: seconds; None: unbounded.
-        fps: frames a second.
-        last: the last number: frames less one for a video, pictures in a folder that counts from one.
-        count: how many.
-        first: the first number, 0 or 1.
-    """
-    begin = max(first, round((-1e5 if start is None else start) * fps))
-    stop = min(round((1e5 if end is None else end) * fps), last)
-    part = float(stop - begin) / count
-    return [int(begin + part / 2 + np.round(part * i)) for i in range(count)]
-
-
 def _centres(video: Timeline, clip: Clip, count: int) -> list[int]:
     first = int(video.folder)
     last = len(video.times) - 1 + first
-    found = centre_indices(clip.start, clip.end, video.fps, last, count, first)
+    start, end = -1e5 if clip.start is None else clip.start, 1e5 if clip.end is None else clip.end
+    found = frame_indices((start, end), video.fps, last, count, first)
     return [min(max(index - first, 0), len(video.times) - 1) for index in found]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from foveate.asking import client as client_module
 from foveate.asking.client import Client, NoAnswer, chat_url, key_from
-from foveate.asking.judge import endpoint_judge, verdict
+from foveate.asking.judge import endpoint_judge
 from foveate.errors import InvalidValue
 from tests.toy_clips import Stub
 
@@ -150,29 +150,10 @@ def test_a_server_that_is_not_there():
 def test_a_judge(tmp_path: Path):
     with Stub() as stub:
         judge = endpoint_judge(stub.url, "m")
-        assert judge("[q] Which?", "left", "I think left") is False  # "A for q" says nothing of correct
-        assert judge("[q] Which?", "left", "I think left") is False
+        assert judge("[q] Which?", "left", "I think left") == 0  # "A for q" says nothing of correct
+        assert judge("[q] Which?", "left", "I think left") == 0
         assert stub.asked["q"] == 1
         said = stub.bodies[0]["messages"][-1]["content"]
     assert all(part in said for part in ("[q] Which?", "left", "I think left"))
     with Stub({"q": ["400"]}) as stub, pytest.raises(InvalidValue, match=r"judge 'm' gives no verdict: .*no 400"):
         endpoint_judge(stub.url, "m")("[q] Which?", "left", "right")
-
-
-@pytest.mark.parametrize(
-    ("reply", "right"),
-    [
-        ("Correct", True),
-        ("**correct**.", True),
-        ("The answer is correct.", True),
-        ("Incorrect", False),
-        ("It is incorrect.", False),
-        ("That is not correct.", False),
-        ("Correct, although parts are incorrect.", True),
-        ("", False),
-        ("Yes", False),
-        ("incorrectly correct", False),
-    ],
-)
-def test_verdicts(reply: str, right: bool):
-    assert verdict(reply) is right

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from foveate.asking.frames import open_video, read_frames
-from foveate.asking.sampling import Sampling, Timeline, centre_indices
+from foveate.asking.sampling import Sampling, Timeline
 from foveate.errors import InvalidValue, UnknownName
 from foveate.scorers.base import Clip, Shown
 from tests.toy_clips import number_of, write_clip
@@ -33,24 +32,11 @@ def test_numbers_of_frames_are_spread_as_the_authors_do():
     assert way().choose(LINE, Clip(), "q") == expected
     # A clip with fewer frames shows some again, as truncated numbers do.
     assert way(frames=4).choose(Timeline([0.0, 0.1], 10.0), Clip(), "q") == [0, 0, 0, 1]
-    assert centre_indices(None, None, 30.0, 299, 16)[:3] == [9, 28, 46]
     centres = way(shown=Shown(16, rule="centres"))
-    assert centres.choose(Timeline([i / 30 for i in range(300)], 30.0), Clip(), "q")[-1] == 289
+    found = centres.choose(Timeline([i / 30 for i in range(300)], 30.0), Clip(), "q")
+    assert (found[:3], found[-1]) == ([9, 28, 46], 289)
     # Folders count from one.
     assert centres.choose(Timeline([i / 3 for i in range(400)], 3.0, folder=True), Clip(0, 1.0), "q")[-1] == 2
-
-
-@pytest.mark.skipif(
-    not (file := CLIPS.parents[1] / "reference_vectors" / "mvbench" / "c.json").exists(),
-    reason="MVBench's recorded indices are absent: ../shared/reference_vectors/mvbench/c.json",
-)
-def test_centres_are_mvbenchs():
-    for case in json.loads(file.read_text())["cases"]:
-        start, end = case["bound"] or (None, None)
-        found = centre_indices(
-            start, end, case["fps"], case["max_frame"], case["num_segments"], first=case["first_idx"]
-        )
-        assert found == case["indices"]
 
 
 def test_frames_a_second_are_those_on_screen():
