@@ -12,7 +12,7 @@ from .letters import read_choice, text_of
 #: The published rule, that of the authors' later demo, that of lmms-eval, and ours.
 Rule = Literal["v1", "hd", "lmms-eval", "strict"]
 RULES: tuple[str, ...] = ("v1", "hd", "lmms-eval", "strict")
-_LETTER = re.compile(r"\(([A-Z])\)")
+_LETTER = re.compile(r"\(([A-Za-z])\)")
 _FIRST = re.compile(r"[(\[\"']*([a-z])(?![a-z])")
 _LETTERED = re.compile(r"([A-E])\.\s*(.+)", re.IGNORECASE)
 _ALONE = re.compile(r"\b([A-E])\b", re.IGNORECASE)
@@ -61,9 +61,9 @@ def _demo(reply: str, truth: str) -> bool:
 
 
 def letter_of(gt: str) -> str:
-    """The letter of ``(B) thing``; "" where there is none."""
+    """The letter of ``(B) thing``, as a capital; "" where there is none."""
     found = _LETTER.match(gt)
-    return found[1] if found else ""
+    return found[1].upper() if found else ""
 
 
 def first_letter(pred: str) -> str:

@@ -93,6 +93,7 @@ def test_four_rules(pred: str, right: str):
 def test_strict_is_the_default_and_wants_a_letter():
     assert not check_answer("(", "(A) thing")
     assert check_answer("thing", "(A) thing")  # the text of the right option is known from the truth
+    assert check_answer("B", "(b) thing")
     with pytest.raises(InvalidValue, match="behind its letter"):
         check_answer("A", "thing")
     with pytest.raises(UnknownName, match="strict"):
