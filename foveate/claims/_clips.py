@@ -23,6 +23,7 @@ from torch import Tensor, nn
 LENGTH = 15
 #: Pixels a side; the marks have the rows above ``TOP``.
 SIDE, TOP = 16, 5
+#: Standard deviation of what is added to every pixel.
 NOISE = 0.05
 
 #: What a network is given: a frame drawn at random, the frame in the middle, all frames without order, or in order.
@@ -44,14 +45,13 @@ class Clips:
     classes: Mapping[str, int]
 
 
-def conflicting(number: int, seed: int, ways: Literal[2, 4] = 2, noise: float = NOISE) -> Clips:
+def conflicting(number: int, seed: int, ways: Literal[2, 4] = 2) -> Clips:
     """Clips in pairs that share all frames.
 
     Args:
         number: an even one.
         seed: of everything that is drawn.
         ways: in which a square moves: left and right, or up and down too.
-        noise: standard deviation of what is added to every pixel.
 
     Returns:
         clips with the questions "direction" and "order", whose answers differ within a pair, and "attribute", whose
@@ -64,7 +64,7 @@ def conflicting(number: int, seed: int, ways: Literal[2, 4] = 2, noise: float = 
         way = int(rng.integers(2)) + i % ways  # as many pairs up and down as left and right
         order, full = int(rng.integers(2)), int(rng.integers(2))
         frames[i] = _moving(rng, way, full) + _flashing(rng, order)
-        frames[i] += noise * rng.standard_normal(frames[i].shape, np.float32)
+        frames[i] += NOISE * rng.standard_normal(frames[i].shape, np.float32)
         frames[i + 1] = frames[i, ::-1]
         labels["direction"][i : i + 2] = way, way ^ 1
         labels["order"][i : i + 2] = order, 1 - order
@@ -208,20 +208,6 @@ def reached(training: Clips, test: Clips, steps: Mapping[Sight, int]) -> dict[Si
 
 
 # Auditing -------------------------------------------------------------------------------------------------------------
-
-
-def first_mark(frames: list[np.ndarray]) -> int:
-    """Which mark flashes first in frames without noise: 1 the standing one, 0 the lying one or none."""
-    for frame in frames:
-        marks = np.asarray(frame)[:TOP]
-        if marks.any():
-            return int(marks[3].any())
-    return 0
-
-
-def is_full(frames: list[np.ndarray]) -> int:
-    """Whether the square is full in the first of some frames without noise; no other one is looked at."""
-    return int(np.asarray(frames[0])[TOP:].sum() > 14)
 
 
 def diagnosed(answer: Callable[[list[Any]], int], clips: Clips, question: str) -> Any:

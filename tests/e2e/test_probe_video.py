@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,8 +63,6 @@ def test_a_folder_of_videos_becomes_probes(videos, tmp_path):
 
 @pytest.mark.parametrize("suite", ["tempcompass", "mvbench"])
 def test_the_suites_read_the_questions(videos, tmp_path, suite):
-    if suite not in foveate.list_names(kind="scorer"):
-        pytest.skip(f"{suite} is not there yet")
     made = foveate_command("probe-video", videos, "--out", tmp_path / "out", "--format", suite)
     assert made.returncode == 0, made.stderr
     annotations = tmp_path / "out" / ("json" if suite == "mvbench" else "")
@@ -84,6 +83,21 @@ def test_the_suites_read_the_questions(videos, tmp_path, suite):
     scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
     for rules in scores["rules"].values():
         assert all(f["value"] == 100 for f in rules["figures"] if f["value"] is not None), rules["figures"]
+
+
+@pytest.mark.parametrize("suite", ["tempcompass", "mvbench"])
+def test_a_model_is_asked_about_probes(videos, tmp_path, suite):
+    from tests.toy_clips import Stub
+
+    made = foveate_command("probe-video", videos, "--out", tmp_path / "out", "--format", suite)
+    next_ = shlex.split(made.stdout.strip().splitlines()[-1].removeprefix("next: foveate "))
+    with Stub() as stub:
+        run = [stub.url if word == "MODEL" else word for word in next_]
+        asked = foveate_command(*run, "--endpoint", stub.url, "--frames", 4, "--out", tmp_path / "a.jsonl", "--json")
+    assert asked.returncode == 0, asked.stderr
+    told = json.loads(asked.stdout)
+    assert told["failed"] == []
+    assert told["answered"] == sum(json.loads((tmp_path / "out" / "probe.json").read_text())["questions"].values())
 
 
 def test_a_killed_run_goes_on_to_the_same_files(videos, tmp_path):
