@@ -118,6 +118,34 @@ def frames_are_middles() -> Measurement:
 
 @claim(
     "mvbench",
+    kind="learned",
+    says="Its tasks cannot be solved well from a single frame: a reader of one frame stays at chance where a reader of "
+    "many succeeds.",
+)
+def one_frame_does_not_answer() -> Measurement:
+    """Seen failing (75) with squares that pale as they jump, and (41) with squares that begin at one side, unreversed.
+
+    A reader of one frame and a reader of all, on clips of two orders, four directions, and one to four jumps.
+    """
+    from ._clips import Clips, Sight, conflicting, counting, reached
+
+    steps: dict[Sight, int] = {"random": 200, "ordered": 450}
+    found: dict[str, tuple[float, float, int]] = {}
+    pairs: list[tuple[Clips, Clips, tuple[str, ...]]] = [
+        (conflicting(4000, 0, 4), conflicting(400, 1, 4), ("order", "direction")),
+        (counting(4000, 0), counting(400, 1), ("count",)),
+    ]
+    for training, test, questions in pairs:
+        scores = reached(training, test, steps)
+        found |= {q: (scores["random"][q], scores["ordered"][q], test.classes[q]) for q in questions}
+    worst = max(abs(one - 100 / classes) for one, _, classes in found.values())
+    told = ", ".join(f"{q} {one:.1f} against {many:.1f} %" for q, (one, many, _) in found.items())
+    passed = worst <= 5 and min(many for _, many, _ in found.values()) >= 90
+    return Measurement(worst, 5.0, passed, f"points off chance with one frame, at the most; {told} (90 are needed)")
+
+
+@claim(
+    "mvbench",
     kind="needs-pretrained",
     says="Its baseline VideoChat2 beats the leading models by more than 15 points, with 51.1 % on average.",
 )

@@ -129,6 +129,32 @@ def guessing() -> Measurement:
 
 @claim(
     "tempcompass",
+    kind="learned",
+    says="Conflicting clips defeat single frames and priors of language: a reader without order is at chance for "
+    "direction and order, though it reads what is static.",
+)
+def conflicting_clips_defeat_single_frames() -> Measurement:
+    """Seen failing (50) with squares that begin at one side and no reverse, and with the readers' sights exchanged.
+
+    Readers of one frame, of all frames without order, and of frames in order, on a moving square and its reverse.
+    """
+    from ._clips import Sight, conflicting, reached
+
+    steps: dict[Sight, int] = {"random": 200, "middle": 200, "unordered": 120, "ordered": 400}
+    found = reached(conflicting(4000, 0), conflicting(400, 1), steps)
+    temporal = ("direction", "order")
+    worst = max(abs(found[sight][q] - 50) for sight in steps if sight != "ordered" for q in temporal)
+    seen = min(found["ordered"][q] for q in temporal)
+    static = min(each["attribute"] for each in found.values())
+    detail = (
+        f"points off 50 % in direction and order without order, at the most; with order at least {seen:.1f} %, the "
+        f"static attribute at least {static:.1f} % (95 each are needed), 400 clips"
+    )
+    return Measurement(worst, 5.0, worst <= 5 and seen >= 95 and static >= 95, detail)
+
+
+@claim(
+    "tempcompass",
     kind="needs-pretrained",
     says="Eight video and three image language models of the time perceive time poorly.",
 )

@@ -150,6 +150,34 @@ def ratios_tell_items_apart() -> Measurement:
 
 @claim(
     "tomato",
+    kind="learned",
+    says="So they do with trained readers: a sensitivity of at least 80 where order alone tells, near 0 for what is "
+    "static.",
+)
+def ratios_tell_trained_readers_apart() -> Measurement:
+    """Seen failing (0) with a reader without order in place of the first.
+
+    A recurrent network that has learned the order of two marks, and one of single frames that has learned an attribute.
+    """
+    from ._clips import conflicting, diagnosed, reading, train
+
+    training, test = conflicting(4000, 0), conflicting(1000, 1)
+    order = diagnosed(reading(train(training, "ordered", 400), "order"), test, "order")
+    static = diagnosed(reading(train(training, "random", 200), "attribute"), test, "attribute")
+    tau, still, rho = (
+        order.frame_order_sensitivity,
+        static.frame_order_sensitivity,
+        static.frame_information_disparity,
+    )
+    detail = (
+        f"sensitivity of items about order ({order.many:.1f} % in order, {order.shuffled:.1f} % shuffled), at least; "
+        f"of static items {still:.1f}, disparity {rho:.1f} (within 5 of 0), 1,000 items each"
+    )
+    return Measurement(tau, 80.0, tau >= 80 and abs(still) <= 5 and abs(rho) <= 5, detail)
+
+
+@claim(
+    "tomato",
     kind="needs-pretrained",
     says="Earlier benchmarks can often be solved from one, few or shuffled frames.",
 )
