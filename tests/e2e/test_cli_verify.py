@@ -87,7 +87,8 @@ def test_bad_input_ends_in_one_sentence_before_anything_is_measured(arguments, p
 
 
 def test_an_interruption_keeps_what_was_measured_and_leaves_nobody(tmp_path):
-    command = [sys.executable, "-m", "foveate", "verify", "dlinear", "--workers", "1", "--out", "claims.json"]
+    # A system whose checks take a while: the signal must find some that are left, however slow the machine.
+    command = [sys.executable, "-m", "foveate", "verify", "aaren", "--workers", "1", "--out", "claims.json"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT)
     file = tmp_path / "claims.json"
     while not file.exists() and running.poll() is None:
@@ -98,5 +99,5 @@ def test_an_interruption_keeps_what_was_measured_and_leaves_nobody(tmp_path):
     assert running.wait() == 130, told
     assert "Traceback" not in told
     assert "foveate: interrupted: " in told
-    found = json.loads(file.read_text())["systems"]["dlinear"]["claims"]
-    assert found["continues_line_and_season"]["result"] == "holds"
+    found = json.loads(file.read_text())["systems"]["aaren"]["claims"]
+    assert {claim["result"] for claim in found.values()} == {"holds"}
