@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import random
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,6 @@ from typing import Any
 
 import psutil
 
-from foveate.measure.machine import cpu_name, usable_cores
 from foveate.registry import find, list_names
 
 ESSAY = "The clip shows a person in a kitchen, who takes something from a drawer and then puts it back again. " * 3
@@ -180,9 +179,12 @@ def child(slug: str, annotations: Path | None, predictions: Path) -> None:
 
 
 def peak() -> float:
-    """The largest resident memory of this process until now, in MB."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size * (1 if sys.platform == "darwin" else 1024) / 1e6
+    """The largest resident memory of this process until now, in MB.
+
+    What the system counts since this program began: ``ru_maxrss`` keeps the size of the process that started it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6  # type: ignore[index]
 
 
 def measured(slug: str, answers: int) -> dict[str, Any]:
@@ -216,6 +218,9 @@ def main() -> None:
         slug, annotations, predictions = given.child
         return child(slug, Path(annotations) if annotations else None, Path(predictions))
     load = psutil.cpu_percent(interval=2)
+    # Not above: it loads torch, whose memory is none of scoring's.
+    from foveate.measure.machine import cpu_name, usable_cores
+
     if load > 15 and not given.busy:
         sys.exit(
             f"the machine is busy ({load:.0f} % of its cores): timings would mean nothing; --busy measures anyway."
