@@ -77,9 +77,9 @@ def ask(
     from ..asking.run import ask as asked
     from ..asking.run import check_videos
     from ..asking.sampling import Sampling
-    from .score import _suite
+    from .score import open_suite
 
-    questions = _suite(suite, annotations, tasks)
+    questions = open_suite(suite, annotations, tasks)
     way = Sampling.of(questions.shown, sampling, frames=frames, fps=fps, which=single, seed=seed)
     file = out or Path("foveate-runs") / f"ask-{_name(suite, model, way, questions, no_video)}.jsonl"
     check_videos(questions, videos, way)  # before a large model is opened

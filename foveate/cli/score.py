@@ -74,7 +74,7 @@ def score(
     from ..scorers.score import score as scored
 
     def of(path: Path) -> Scores:
-        return scored(_suite(suite, against, tasks), path, rules=wanted, judge=judge)
+        return scored(open_suite(suite, against, tasks), path, rules=wanted, judge=judge)
 
     main = of(predictions)
     if official_text:
@@ -111,7 +111,7 @@ def score(
     print(f"\nreport: {page_file}")
 
 
-def _suite(slug: str, annotations: Path | None, tasks: str | None) -> Suite:
+def open_suite(slug: str, annotations: Path | None, tasks: str | None) -> Suite:
     from ..registry import find
     from ..scorers.collecting import uncollected
 
