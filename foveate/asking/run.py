@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from ..errors import InvalidValue, invalid
@@ -107,13 +110,30 @@ def _collect(
 ) -> None:
     in_vain = 0
     for outcome in outcomes:
-        _keep(outcome, answers, summary, progress)
+        with _whole():
+            _keep(outcome, answers, summary, progress)
         in_vain = in_vain + 1 if outcome.about_all else 0
         if in_vain >= MOST_IN_VAIN:
             raise InvalidValue(
                 f"stopped after {in_vain} questions in a row that failed alike: {outcome.reason} "
                 f"{summary.before + summary.answered} of {summary.total} are answered; the same command goes on."
             )
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Let an interruption wait until what is inside is done: an answer that came is not to be asked for again."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _keep(

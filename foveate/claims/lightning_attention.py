@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..measure.flops import count_flops
-from ..measure.isolated import peak_bytes_of
+from ..measure.isolated import allocated_bytes_of, peak_bytes_of
 from ..mixers.lightning_attention import LightningAttention
 from ..mixers.linear_attention import Decay
 from ..mixers.parts import SRMSNorm
@@ -154,11 +154,10 @@ def memory_is_linear() -> Measurement:
     setup = "from foveate.mixers.lightning_attention import LightningAttention\n"
     setup += "mixer = LightningAttention(64, num_heads=4, lrpe=True)\n"
     setup += "def train(n): mixer(torch.randn(1, n, 64).requires_grad_()).square().mean().backward()\ntrain(64)"
-    peaks = [peak_bytes_of(f"train({n})", setup) for n in (16_384, 65_536)]
-    power = exponent((peaks[0], peaks[1]), (16_384, 65_536))
-    passed = peaks[1] < 2**30 and power <= 1.1
-    detail = f"MiB at the peak above the idle process; below 1024; exponent of the length {power:.2f}, at most 1.1"
-    return Measurement(peaks[1] / 2**20, 1024, passed, detail)
+    short, long = allocated_bytes_of([f"train({n})" for n in (16_384, 65_536)], setup)
+    power, peak = exponent((short, long), (16_384, 65_536)), peak_bytes_of("train(65536)", setup)
+    detail = f"MiB at the peak above the idle process; below 1024; exponent of tensors' bytes {power:.2f}, at most 1.1"
+    return Measurement(peak / 2**20, 1024, peak < 2**30 and power <= 1.1, detail)
 
 
 @claim(

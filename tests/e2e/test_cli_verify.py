@@ -89,7 +89,14 @@ def test_bad_input_ends_in_one_sentence_before_anything_is_measured(arguments, p
 def test_an_interruption_keeps_what_was_measured_and_leaves_nobody(tmp_path):
     # A system whose checks take a while: the signal must find some that are left, however slow the machine.
     command = [sys.executable, "-m", "foveate", "verify", "aaren", "--workers", "1", "--out", "claims.json"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background
+    )
     file = tmp_path / "claims.json"
     while not file.exists() and running.poll() is None:
         time.sleep(0.05)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from foveate.asking import answers as answers_module
 from foveate.asking import client as client_module
 from foveate.asking.answers import Answers
 from foveate.asking.asked import find_video
@@ -308,3 +313,28 @@ def test_how_frames_are_shown_in_words():
     assert words("stream", fps=2) == "2 frames a second up to the question"
     assert words("single") == "the middle frame"
     assert words("single", which="random") == "one frame at random"
+
+
+@pytest.mark.skipif(current_thread() is not main_thread(), reason="signals come to the main thread")
+def test_an_interruption_waits_for_the_answer_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_suite(tmp_path, 12)
+    written = answers_module.append_line
+    calls = []
+
+    def interrupted(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # here it would be raised
+        written(*given)
+
+    monkeypatch.setattr(answers_module, "append_line", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Stub() as stub:
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, stub)
+            run(tmp_path, stub)
+            assert set(stub.asked.values()) == {1}
+    finally:
+        signal.signal(signal.SIGINT, before)
