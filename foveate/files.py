@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,37 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         file.write(line.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def held(lock: Path, what: Path, kind: str) -> Iterator[None]:
+    """Keep other processes out of a file or folder.
+
+    Args:
+        lock: the file that says so; its folder is made.
+        what: that is held.
+        kind: what else could be chosen with --out, in a word.
+
+    Raises:
+        InvalidValue: it is in use, or cannot be written.
+    """
+    from filelock import FileLock, Timeout  # reading files needs none
+
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        holder = FileLock(lock)
+        holder.acquire(timeout=0)
+    except Timeout:
+        raise InvalidValue(
+            f"{what} is in use by another foveate process: wait for it, or choose another {kind} with --out."
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InvalidValue(f"{what} cannot be written ({reason}): choose another {kind} with --out.") from error
+    try:
+        yield
+    finally:
+        holder.release()
 
 
 def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import InvalidValue
-from ..files import append_line, atomic_write, read_json, read_jsonl, write_json
+from ..files import append_line, atomic_write, held, read_json, read_jsonl, write_json
 from .asked import Outcome
 
 #: Settings that may change between two runs of a file: what is asked, not how.
@@ -45,23 +43,10 @@ class Answers:
         Raises:
             InvalidValue: in use, not ours, damaged, begun with other settings, or it cannot be written.
         """
-        lock = FileLock(file.with_name(f".{file.name}.lock"))
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InvalidValue(
-                f"{file} is in use by another foveate process: wait for it, or choose another file with --out."
-            ) from None
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise InvalidValue(f"{file} cannot be written ({reason}): choose another file with --out.") from error
-        try:
+        with held(file.with_name(f".{file.name}.lock"), file, "file"):
             found = cls(file)
             found._begin(settings)
             yield found
-        finally:
-            lock.release()
 
     @property
     def settings_file(self) -> Path:

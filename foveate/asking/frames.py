@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidValue, missing_extra
+from ..pyav import WHOLE, need_pyav
 from .sampling import Timeline
 
 if TYPE_CHECKING:
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
 #: Pictures a second of a folder of them: MVBench's is the one that has such folders.
 FOLDER_FPS = 3.0
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-#: A file with fewer frames than this share of what its header names is cut off.
-WHOLE = 0.98
 #: Containers that keep no time of a frame: what FFmpeg makes up for them is not in the order of the frames.
 UNSTAMPED = ("avi",)
 JPEG_QUALITY = 90
+PURPOSE = "decoding videos"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +127,9 @@ def jpeg(frame: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def need_pyav() -> Any:
-    """The module of PyAV.
-
-    Raises:
-        MissingExtra: it is absent.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise missing_extra("PyAV", "video", "decoding videos") from error
-    return av
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    av = need_pyav()
+    av = need_pyav(PURPOSE)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

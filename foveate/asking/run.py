@@ -11,10 +11,11 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from ..errors import InvalidValue, invalid
+from ..pyav import need_pyav
 from ..scorers.base import Suite
 from .answers import Answers
 from .asked import Giver, Model, Outcome, find_video
-from .frames import need_pyav
+from .frames import PURPOSE
 from .sampling import Sampling
 
 #: Failures in a row that are not about the question end a run: the others would fare the same.
@@ -171,7 +172,7 @@ def check_videos(suite: Suite, folder: Path | None, sampling: Sampling) -> None:
     """
     if folder is None:
         return
-    need_pyav()
+    need_pyav(PURPOSE)
     questions = suite.questions.values()
     if sampling.way == "stream" and all(q.clip.end is None for q in questions):
         raise InvalidValue(f"the questions of {suite.slug} have no time stamps to stream to: use another sampling.")

@@ -78,7 +78,7 @@ def score(
 
     main = of(predictions)
     if official_text:
-        rows = of(predictions).by_rules.get("official")
+        rows = main.by_rules.get("official")
         if rows is None:
             raise InvalidValue("--official-text is not possible without the official rules: leave --rules out.")
         print(main.suite.official_text(rows.rows), end="")

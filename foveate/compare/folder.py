@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from filelock import FileLock, Timeout
 
 from ..errors import InvalidValue
-from ..files import atomic_write, read_json, write_json
+from ..files import atomic_write, held, read_json, write_json
 from ..models.build import Contestant
 from ..tasks.base import Task
 from .contestants import folder_name, trial_name
@@ -56,21 +55,8 @@ class Folder:
         """
         path = Path(out)
         _check_ours(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / LOCK)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InvalidValue(
-                f"{path} is in use by another foveate process: wait for it, or choose another folder with --out."
-            ) from None
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise InvalidValue(f"{path} cannot be written ({reason}): choose another folder with --out.") from error
-        try:
+        with held(path / LOCK, path, "folder"):
             yield cls(path)
-        finally:
-            lock.release()
 
     def trial(self, system: str, seed: int) -> Path:
         """The folder of a trial."""

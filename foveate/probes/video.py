@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidValue, missing_extra
+from ..errors import InvalidValue
 from ..files import replace
+from ..pyav import WHOLE, need_pyav
 
 #: What a folder is searched for.
 ENDINGS = (
@@ -26,10 +27,9 @@ MOST_FPS = 30
 FEWEST = 16
 #: Pixels of the shorter side, at least.
 SMALLEST = 16
+_PURPOSE = "reading and writing videos"
 #: MiB that the pictures of one video may take.
 MOST_MEMORY = 1024
-#: A file that holds less than this share of the frames that its header names is cut off.
-WHOLE = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def read(path: Path, *, seconds: float = 10.0, side: int = 480) -> Footage:
         raise InvalidValue(f"{path}: does not exist.")
     if path.stat().st_size == 0:
         raise InvalidValue(f"{path}: is empty.")
-    av = need_pyav()
+    av = need_pyav(_PURPOSE)
     grid: _Grid | None = None
     try:
         with av.open(str(path)) as container:
@@ -102,7 +102,7 @@ def write(path: Path, footage: Footage) -> None:
     Raises:
         InvalidValue: it cannot be written.
     """
-    av = need_pyav()
+    av = need_pyav(_PURPOSE)
 
     def encode(temporary: Path) -> None:
         with av.open(str(temporary), "w", format="mp4") as container:
@@ -130,21 +130,7 @@ def write(path: Path, footage: Footage) -> None:
 
 def codec() -> str:
     """The encoder that clips are written by."""
-    return "libx264" if "libx264" in need_pyav().codecs_available else "mpeg4"
-
-
-def need_pyav() -> Any:
-    """The module of PyAV.
-
-    Raises:
-        MissingExtra: it is absent.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise missing_extra("PyAV", "video", "reading and writing videos") from error
-    av.logging.set_level(None)  # what is wrong with a file is told in a sentence
-    return av
+    return "libx264" if "libx264" in need_pyav(_PURPOSE).codecs_available else "mpeg4"
 
 
 def _is_cover(stream: Any) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import __version__
-from .base import Figure, Row
+from .base import Figure
 from .baselines import blind
 from .collecting import uncollected
 from .intervals import differences, intervals
@@ -45,9 +45,10 @@ def record(
     questions = list(suite.questions.values()) or [answer.question for answer in first_answers(scores.answers)]
     answered = {answer.question.task for answer in scores.answers}
     baselines = blind(suite, [question for question in questions if question.task in answered])
-    told = {name: {_key(f): _known(f.value) for f in figures.values()} for name, figures in baselines.items()}
+    blind_figures = dict(baselines)
     if text_only is not None:
-        told["text only"] = {_key(f): f.value for f in _main(text_only).figures.values()}
+        blind_figures["text only"] = next(iter(text_only.by_rules.values())).figures
+    told = {name: {_key(f): _known(f.value) for f in figures.values()} for name, figures in blind_figures.items()}
     return {
         "suite": suite.slug,
         "predictions": str(scores.predictions),
@@ -76,7 +77,9 @@ def comparison(scores: Scores, other: Scores, *, draws: int = 1000, seed: int = 
     Draws of the bootstrap take the same videos of both models.
     """
     rules = next(iter(scores.by_rules))
-    ours, others = (_first_rows(s.by_rules[rules]) for s in (scores, other))
+    ours, others = (
+        {id: row for id, row in s.by_rules[rules].first_rows().items() if not row.missing} for s in (scores, other)
+    )
     both = [id for id in ours if id in others]
     mine, theirs = (scores.suite.figures([rows[id] for id in both]) for rows in (ours, others))
     found = differences(mine, theirs, draws=draws, seed=seed)
@@ -137,18 +140,6 @@ def _told(scored: Scored, draws: int, seed: int) -> dict[str, Any]:
         ends = (None, None) if interval is None else (interval.low, interval.high)
         told.append({**_figure(figure), "low": ends[0], "high": ends[1]})
     return {"answers": len(scored.rows), "unreadable": scored.unreadable, "figures": told}
-
-
-def _main(scores: Scores) -> Scored:
-    return next(iter(scores.by_rules.values()))
-
-
-def _first_rows(scored: Scored) -> dict[str, Row]:
-    found: dict[str, Row] = {}
-    for row in scored.rows:
-        if not row.missing:
-            found.setdefault(row.answer.question.id, row)
-    return found
 
 
 def _versions() -> Mapping[str, str]:

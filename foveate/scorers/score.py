@@ -38,6 +38,13 @@ class Scored:
         """Answers in which the rule found none; questions without an answer are not among them."""
         return sum(not row.verdict.readable for row in self.rows if not row.missing)
 
+    def first_rows(self) -> dict[str, Row]:
+        """One row for each question by its id: its first answer, or that it has none."""
+        found: dict[str, Row] = {}
+        for row in self.rows:
+            found.setdefault(row.answer.question.id, row)
+        return found
+
     @property
     def overall(self) -> Figure:
         """The first figure of the suite's tables."""

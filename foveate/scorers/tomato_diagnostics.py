@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidValue, invalid
-from .score import Scored, Scores
+from .score import Scores
 
 
 def multi_frame_gain(many: float, one: float, *, infinite: bool = False) -> float:
@@ -143,27 +143,19 @@ def diagnose(
         raise InvalidValue("the conditions are scored by different rules: score all of them by the same.")
     found: dict[str, dict[str, Diagnosis]] = {}
     for rule in rules:
-        marks = [_marks(scores.by_rules[rule]) for scores in given]
-        both = [id for id in marks[0] if all(id in own for own in marks)]
+        rows = [scores.by_rules[rule].first_rows() for scores in given]
+        both = [id for id in rows[0] if all(id in own for own in rows)]
         if not both:
             files = ", ".join(str(scores.predictions) for scores in given)
             raise InvalidValue(f"{files}: answer no question in common: give one run of each condition.")
         tasks: dict[str, list[str]] = {"all": both}
         for id in both:
-            tasks.setdefault(marks[0][id][0], []).append(id)
+            tasks.setdefault(rows[0][id].answer.question.task, []).append(id)
         found[rule] = {}
         for task, ids in tasks.items():
-            right = iter([100 * sum(own[id][1] for id in ids) / len(ids) for own in marks])
+            right = iter([100 * sum(own[id].verdict.mark for id in ids) / len(ids) for own in rows])
             accuracies = [None if scores is None else next(right) for scores in (many, single, shuffled, best_single)]
             found[rule][task] = Diagnosis(*accuracies, questions=len(ids))  # type: ignore[arg-type]
-    return found
-
-
-def _marks(scored: Scored) -> dict[str, tuple[str, float]]:
-    """Task and mark of each question; of several answers the first."""
-    found: dict[str, tuple[str, float]] = {}
-    for row in scored.rows:
-        found.setdefault(row.answer.question.id, (row.answer.question.task, row.verdict.mark))
     return found
 
 

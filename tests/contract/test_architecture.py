@@ -34,10 +34,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Scores need no networks; what answers questions is the user's.
     "scorers": {"errors", "files", "registry", "measure", "pages"},
     # Clips and questions in the suites' formats; what reads them is above.
-    "probes": {"errors", "files"},
+    "pyav": {"errors"},
+    "probes": {"errors", "files", "pyav"},
 }
 # Models that are asked are other people's: transformers' or behind a server.
-MAY_IMPORT["asking"] = MAY_IMPORT["scorers"] | {"scorers"}
+MAY_IMPORT["asking"] = MAY_IMPORT["scorers"] | {"scorers", "pyav"}
 MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models", "files"}
 MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
