@@ -12,7 +12,7 @@ from ..errors import InvalidType, InvalidValue
 from ..measure.cost import Cost
 from ..spec import MixerSpec
 from .layout import TokenLayout
-from .state import State, fits_fresh
+from .state import State, misfit
 
 
 class Mixer(nn.Module):
@@ -210,11 +210,9 @@ class Mixer(nn.Module):
         if type(given) is not type(self._fresh_state):
             made = type(self._fresh_state).__name__
             raise InvalidType(f"{type(self).__name__}: its state is a {made}, not a {type(given).__name__}.")
-        if isinstance(given, State) and not fits_fresh(given, self._fresh_state, batch):
-            raise InvalidValue(
-                f"{type(self).__name__}: the state is of another model, batch or dtype: this call needs one of batch "
-                f"{batch} that began with its own init_state."
-            )
+        wrong = misfit(given, self._fresh_state, batch) if isinstance(given, State) else ""
+        if wrong:
+            raise InvalidValue(f"{type(self).__name__}: {wrong}.")
 
 
 class Fuser(nn.Module):

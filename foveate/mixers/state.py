@@ -75,8 +75,8 @@ def state(cls: type[C]) -> type[C]:
     return made
 
 
-def fits_fresh(given: State, fresh: State, batch: int) -> bool:
-    """Whether a state can have begun as ``fresh``, for this batch.
+def misfit(given: State, fresh: State, batch: int) -> str:
+    """What keeps a state from having begun as ``fresh``, for this batch, in half a sentence; "" if nothing does.
 
     Tensors must have the sizes of the fresh ones, except along axes that are empty there, which grow, and be numbers of
     the same kind. What is None, and states inside, are not looked at.
@@ -85,13 +85,13 @@ def fits_fresh(given: State, fresh: State, batch: int) -> bool:
         mine, other = getattr(fresh, name), getattr(given, name)
         if not (isinstance(mine, Tensor) and isinstance(other, Tensor)):
             continue
-        if mine.is_floating_point() != other.is_floating_point() or mine.ndim != other.ndim:
-            return False
-        if batched and other.shape[0] != batch:
-            return False
-        if any(n and n != m for n, m in zip(mine.shape[batched:], other.shape[batched:], strict=True)):
-            return False
-    return True
+        if mine.is_floating_point() != other.is_floating_point():
+            return f"{name} of the state is {other.dtype}; it must be {mine.dtype}"
+        wanted = [batch if batched and not axis else size for axis, size in enumerate(mine.shape)]
+        if len(wanted) != other.ndim or any(n and n != m for n, m in zip(wanted, other.shape, strict=True)):
+            legal = ", ".join(str(n) if n else "any" for n in wanted)
+            return f"{name} of the state has shape {tuple(other.shape)}; it must be ({legal})"
+    return ""
 
 
 @functools.cache
