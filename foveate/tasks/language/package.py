@@ -10,13 +10,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...errors import InvalidValue
 from ..base import asked_at_once
+from ..next_token import NOT_ASKED, token_losses
 from ..packaged import Packaged
 from ..prepared import scoring
-from .protocol import IGNORED, LanguageInfo, scoring_windows
+from .protocol import LanguageInfo, scoring_windows
 from .tokenise import Decoder, from_plain
 
 #: Logits that are held at once where texts are scored.
@@ -168,8 +168,8 @@ class TextModel(Packaged):
     def score(self, texts: Sequence[str], batch_size: int = 64) -> list[Score]:
         """How well the model foresees texts, each a document of its own.
 
-        As in a comparison: windows of ``info.context`` tokens, each scoring the next ``stride`` of them; where the model
-        learned ends of documents (:attr:`ends_documents`), the end is predicted too.
+        As in a comparison: windows of ``info.context`` tokens, each scoring the next ``stride`` of them; where the
+        model learned ends of documents (:attr:`ends_documents`), the end is predicted too.
 
         Args:
             batch_size: windows at a time; one by one where a model's answer depends on the others of its batch.
@@ -194,7 +194,7 @@ class TextModel(Packaged):
                 chosen = rows[at : at + at_once]
                 longest = max(stop - begin for _, begin, _, stop in chosen)
                 x = torch.full((len(chosen), longest), end)
-                y = torch.full((len(chosen), longest), IGNORED)
+                y = torch.full((len(chosen), longest), NOT_ASKED)
                 for row, (i, begin, first, stop) in enumerate(chosen):
                     stream = torch.from_numpy(streams[i])
                     x[row, : stop - begin] = stream[begin:stop]
@@ -207,5 +207,4 @@ class TextModel(Packaged):
 
 def window_nats(logits: Tensor, y: Tensor) -> Tensor:
     """Nats of the targets ``y`` int64 ``(B, L)`` under logits ``(B, L, vocabulary)``, added up: float64 ``(B,)``."""
-    each = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="none")
-    return each.double().view(y.shape).sum(1)
+    return token_losses(logits, y).double().sum(1)

@@ -21,8 +21,6 @@ SHARES = (0.9, 0.05, 0.05)
 FEWEST_DOCUMENTS = 20
 #: Training windows begin at so many places at most, unless that would leave tokens out.
 MOST_WINDOWS = 1 << 20
-#: No loss and no score at such a target.
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,8 @@ def scoring_windows(begin: int, end: int, context: int, stride: int, most: int |
         stride: at most ``context``, which scores all of a window.
         most: score about so many targets at most, in windows spread evenly; None: all.
     """
-    ends = np.arange(begin + context, end + stride, stride, dtype=np.int64).clip(max=end)
+    further = max(0, -(-(end - begin - context) // stride))
+    ends = (begin + context + stride * np.arange(further + 1)).clip(max=end)
     first = np.concatenate([[begin], ends[:-1]])
     windows = Windows(np.maximum(ends - context, begin), first, ends)
     if most is None or most >= end - begin:

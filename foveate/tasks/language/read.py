@@ -85,38 +85,32 @@ class Documents:
             return self.label
         return file.name if file == self._root else file.relative_to(self._root).as_posix()
 
-    def _decoded(self, raw: bytes, name: str, before: int = 0) -> str:
-        """The text of bytes; ``before`` is their place in the file, for messages."""
+    def _decoded(self, raw: bytes, name: str) -> str:
         try:
             text = raw.decode(self.encoding)
         except UnicodeDecodeError as error:
-            byte = raw[error.start]
             raise InvalidValue(
-                f"{name!r} is not {self.encoding}: byte {before + error.start} (0x{byte:02x}) is none of a character; "
-                f"repair the file, or name its encoding with --encoding."
+                f"{name!r} is not {self.encoding}: byte {error.start} (0x{raw[error.start]:02x}) belongs to no "
+                f"character; repair the file, or name its encoding with --encoding."
             ) from None
         return text.removeprefix("\ufeff")
 
     def _lines(self, file: Path) -> Iterator[Document]:
-        name, before = self._name(file), 0
-        for number, raw in enumerate(read_bytes(file).split(b"\n"), start=1):
-            line = self._decoded(raw, name, before)
-            before += len(raw) + 1
+        name = self._name(file)
+        for number, line in enumerate(self._decoded(read_bytes(file), name).split("\n"), start=1):
             if not line.strip():
                 continue
-            where = f"{name}:{number}"
+            where = f"{name!r}, line {number}"
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise InvalidValue(f"{name!r}, line {number} is not JSON ({error}).") from None
+                raise InvalidValue(f"{where} is not JSON ({error}).") from None
             if not isinstance(record, dict):
-                raise InvalidValue(
-                    f'{name!r}, line {number} is not an object: {{"{self.column}": "..."}} in each line is read.'
-                )
+                raise InvalidValue(f'{where} is not an object: {{"{self.column}": "..."}} in each line is read.')
             if self.column not in record:
-                hint = f"{name!r}, line {number}: name the one with the text with --column."
+                hint = f"{where}: name the one with the text with --column."
                 raise unknown_name("column", self.column, map(str, record), hint)
-            yield Document(where, _text(record[self.column], f"{name!r}, line {number}", self.column))
+            yield Document(f"{name}:{number}", _text(record[self.column], where, self.column))
 
     def _table(self, file: Path) -> Iterator[Document]:
         name = self._name(file)

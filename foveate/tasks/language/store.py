@@ -1,8 +1,8 @@
 """The token store: one stream of token numbers in a file that is mapped into memory, and where documents begin in it.
 
 A document is written as its opening token (:attr:`~foveate.tasks.language.tokenise.Tokeniser.end_of_document`) and its
-own; where there are several, the same token closes the last one. So every token of a document but the opening one is the
-next one of some other, and where a document ends is predicted like all else.
+own; where there are several, the same token closes the last one. So every token of a document but the opening one is
+the next one of some other, and where a document ends is predicted like all else.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def build(documents: Iterable[Document], tokeniser: Tokeniser) -> tuple[TokenSto
     tally = Tally([], [])
     with _Writer(np.dtype(dtype), not bytewise) as writer:
         for document in documents:
-            if not document.text:
+            if not document.text.strip():
                 tally.empty += 1
                 continue
             try:

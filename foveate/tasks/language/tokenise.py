@@ -1,7 +1,7 @@
 """From text to token numbers and back: bytes, characters, or a tokenizer of the Hugging Face kind.
 
-Every tokeniser gives all text back, character for character; one that does not (it lowers letters, or knows no token for
-some) is refused on the data, because a score per byte would then be of another text. The token that stands between
+Every tokeniser gives all text back, character for character; one that does not (it lowers letters, or knows no token
+for some) is refused on the data, because a score per byte would then be of another text. The token that stands between
 documents is the last of the vocabulary and never comes from text.
 """
 
