@@ -16,7 +16,7 @@ arrays of whole numbers: counting is sorting, looking up is a binary search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -33,6 +33,8 @@ from .tokens import check_size, check_tokens
 
 _NOWHERE = -1
 _NEVER = 2**63 - 1
+
+Rule = Callable[[np.ndarray], tuple[float, float, float]]
 
 
 @state
@@ -105,8 +107,17 @@ class NGram(Model):
         """
         x, y = (batch[name][:, -self.fit_tokens :].cpu().numpy() for name in ("x", "y"))
         segments = batch["segments"][:, -self.fit_tokens :].cpu().numpy() if "segments" in batch else None
-        counts = count(x, y, segments, self.vocabulary, self.order).kept(self.entries)
-        gains, rests = discounted(counts)
+        self.take(count(x, y, segments, self.vocabulary, self.order))
+
+    def take(self, counts: Counts, rule: Rule | None = None) -> None:
+        """Make the probabilities of counts, in place of what was there.
+
+        Args:
+            counts: of :func:`count`.
+            rule: counts of one length of history to the discounts of 1, 2 and more; None: :func:`discounts`.
+        """
+        counts = counts.kept(self.entries)
+        gains, rests = discounted(counts, rule or discounts)
         nodes, pairs = len(counts.edges), len(counts.words)
         self.edges.fill_(_NEVER)[:nodes] = torch.from_numpy(counts.edges)
         self.starts.fill_(pairs)[: nodes + 1] = torch.from_numpy(counts.starts[:-1].astype(np.int32))
@@ -159,10 +170,10 @@ class NGram(Model):
         if mask is not None:
             # What is masked goes to the front of the line, so that real tokens stand side by side.
             real = torch.cat([past.tokens >= 0, mask], 1)
-            order = real.long().argsort(1, stable=True)
+            order = real.long().argsort(dim=1, stable=True)
             line = line.where(real, _NOWHERE).gather(1, order)
             owner = None if owner is None else owner.gather(1, order)
-            place = order.argsort(1).gather(1, place)
+            place = order.argsort(dim=1).gather(1, place)
         y = self._chances(line, place, owner).log()
         y = y if mask is None else y.where(mask[..., None], 0)
         return y, HistoryState(line[:, line.shape[1] - deepest :])
@@ -322,14 +333,14 @@ def count(x: np.ndarray, y: np.ndarray, segments: np.ndarray | None, vocabulary:
     )
 
 
-def discounted(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+def discounted(counts: Counts, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     """What pairs and nodes weigh: float64 discounted shares ``(pairs,)`` and the freed mass ``(nodes,)``."""
     sizes = np.diff(counts.starts)
     depth = np.repeat(counts.depths, sizes)
     discount = np.zeros(len(counts.counts))
     for d in range(int(counts.depths.max()) + 1):
         at = depth == d
-        discount[at] = np.array([0.0, *discounts(counts.counts[at])])[counts.counts[at].clip(max=3)]
+        discount[at] = np.array([0.0, *rule(counts.counts[at])])[counts.counts[at].clip(max=3)]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     total = np.bincount(owner, counts.counts, len(sizes))
     gains = (counts.counts - discount) / total[owner]

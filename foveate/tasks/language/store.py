@@ -59,7 +59,7 @@ class TokenStore:
             return int(self.widths[begin:end].sum(dtype=np.int64))
         closed = np.searchsorted(self.starts, [begin, end])
         last = end == len(self) and len(self.starts) > 1 and end > begin  # the closing token
-        return end - begin - int(closed[1] - closed[0]) - int(last)
+        return int(end - begin - (closed[1] - closed[0]) - last)
 
     def arranged(self, order: Sequence[int]) -> TokenStore:
         """The same documents in another order."""
