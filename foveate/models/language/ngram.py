@@ -134,7 +134,7 @@ class NGram(Model):
             segments: int64 ``(batch, length)``: histories do not cross from one number to the next.
 
         Returns:
-            float32 ``(batch, length, vocabulary)``.
+            ``(batch, length, vocabulary)``, float32, or float64 where the model is.
 
         Raises:
             InvalidType, InvalidValue: fractions, another shape, or no tokens.
@@ -182,7 +182,8 @@ class NGram(Model):
         """Probabilities ``(batch, length, vocabulary)`` after the places of a line of tokens and their documents."""
         shape, size = place.shape, self.vocabulary
         node = torch.zeros(shape, dtype=torch.int64, device=line.device).flatten()
-        p = torch.full((node.numel(), size), 1 / size, device=line.device)
+        kind = torch.promote_types(self.gains.dtype, torch.float32)
+        p = torch.full((node.numel(), size), 1 / size, device=line.device, dtype=kind)
         at = torch.arange(node.numel(), device=line.device)
         known = self.edges.to(line.device)
         self._add(p, at, node)
@@ -204,12 +205,12 @@ class NGram(Model):
     def _add(self, p: Tensor, at: Tensor, node: Tensor) -> None:
         """Take rows ``at`` of ``p`` from the next shorter history to ``node``."""
         begin, end = self.starts[node].long(), self.starts[node + 1].long()
-        p[at] = p[at] * self.rests[node].float()[:, None]
+        p[at] = p[at] * self.rests[node].to(p.dtype)[:, None]
         lengths = end - begin
         row = torch.repeat_interleave(lengths)
         pair = torch.arange(len(row), device=p.device) - (lengths.cumsum(0) - lengths)[row] + begin[row]
         where = (at[row], self.words[pair].long())
-        p[where] = p[where] + self.gains[pair].float()
+        p[where] = p[where] + self.gains[pair].to(p.dtype)
 
 
 @register("model", "token_frequencies", system="ngram")
