@@ -211,3 +211,13 @@ def test_inputs_that_are_refused():
         model(torch.zeros(1, 3))
     with pytest.raises(InvalidValue, match="there are no tokens"):
         model(torch.zeros(1, 0, dtype=torch.int64))
+
+
+def test_states_that_are_refused():
+    model, tokens = fitted()
+    with pytest.raises(InvalidValue, match=r"NGram: tokens of the state has shape \(2, 3\); it must be \(1, 3\)"):
+        model.prefill(tokens, model.init_state(2))
+    with pytest.raises(InvalidValue, match=r"has shape \(1, 1\); it must be \(1, 3\)"):
+        model.step(tokens[:, 0], NGram(5, order=2, entries=9).init_state(1))
+    with pytest.raises(InvalidType, match="NGram: its state is a HistoryState, not a tuple"):
+        model.step(tokens[:, 0], ())

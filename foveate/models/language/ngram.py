@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import invalid
+from ...errors import InvalidType, InvalidValue, invalid
 from ...mixers.state import State, state
 from ...registry import check_options, register
 from ...spec import ModelSpec
@@ -163,7 +163,13 @@ class NGram(Model):
     def _read(
         self, x: Tensor, past: HistoryState, mask: Tensor | None, segments: Tensor | None
     ) -> tuple[Tensor, HistoryState]:
-        deepest = self.order - 1
+        deepest, name = self.order - 1, type(self).__name__
+        if not isinstance(past, HistoryState):
+            raise InvalidType(f"{name}: its state is a HistoryState, not a {type(past).__name__}.")
+        if past.tokens.shape != (len(x), deepest):
+            raise InvalidValue(
+                f"{name}: tokens of the state has shape {tuple(past.tokens.shape)}; it must be ({len(x)}, {deepest})."
+            )
         line = torch.cat([past.tokens, x], 1)
         owner = None if segments is None else torch.cat([past.tokens, segments], 1)
         place = torch.arange(deepest, line.shape[1], device=x.device).expand(len(x), -1)
