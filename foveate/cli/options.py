@@ -177,6 +177,33 @@ def detect_anomalies_data(
     """What `detect-anomalies` reads."""
 
 
+def language_data(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Text, folder, JSON lines or Parquet; none: an embedded book."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="bytes, characters, a tokenizer.json or its folder, or hub:user/name.", show_default="bytes"),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of a sample.", show_default="256")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of Parquet and JSON lines.", show_default="text")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files.", show_default="utf-8")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares, of documents if there are enough.", show_default="0.9/0.05/0.05")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws which documents.", show_default="0")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens that a scored window scores.", show_default="all of it")
+    ] = None,
+    eval_tokens: Annotated[
+        int | None, typer.Option(help="Most validation tokens to score.", show_default="65536")
+    ] = None,
+    test_tokens: Annotated[int | None, typer.Option(help="Most test tokens to score.", show_default="1048576")] = None,
+) -> None:
+    """What `language` reads."""
+
+
 def contestants(
     systems: Annotated[
         str | None, typer.Option(help="Names, 'all', or module:Class, by commas.", show_default="a shortlist")
