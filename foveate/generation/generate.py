@@ -7,7 +7,6 @@ of its own. A sample that ends leaves the batch.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..errors import InvalidType, InvalidValue, invalid
+from .checks import check_prompt, check_state, device_of, samples_of
 from .recompute import Recomputed
 from .sampling import Draws, Sampling
 
@@ -136,7 +136,7 @@ def generate(
         raise invalid("seed", seed, "a whole number of 0 or more is needed")
     if not prompts:
         raise InvalidValue("there is no prompt: give at least one.")
-    read = [_numbers(prompt, number, start, model) for number, prompt in enumerate(prompts)]
+    read = [check_prompt(prompt, number, start, model) for number, prompt in enumerate(prompts)]
     limit = getattr(model, "longest", None)
     for number, prompt in enumerate(read):
         if limit is not None and len(prompt) > limit:
@@ -146,7 +146,7 @@ def generate(
             )
     stream = _stream(model, recompute)
     if state is not None:
-        _check_state(stream, model, state, len(read))
+        check_state(stream, model, state, len(read))
     return Generation(
         model,
         stream,
@@ -193,7 +193,7 @@ class Generation:
         self._max_tokens, self._stop_tokens, self._sampling, self._seed = max_tokens, stop, sampling, seed
         self._chunk, self._batch, self._limit = prefill_chunk, batch, limit
         self._before, self._keep_states = state, keep_states
-        self._device = _device(model)
+        self._device = device_of(model)
         self._events = self._run()
 
     def __iter__(self) -> Iterator[Event]:
@@ -293,7 +293,7 @@ class Generation:
         if self._before is None:
             state = self._stream.init_state(len(rows), self._device)
         else:
-            shared = _batch_of(self._before) == 1
+            shared = samples_of(self._before) == 1
             state = _rows(self._before, [0] * len(rows) if shared else rows, self._device)
         logits = torch.empty(0)
         for begin in range(0, longest, self._chunk):
@@ -325,7 +325,7 @@ class Generation:
 
     def _measure(self, state: Any) -> None:
         if state.nbytes > self.speed.state_bytes:
-            self.speed.state_bytes, self.speed.state_samples = state.nbytes, _batch_of(state)
+            self.speed.state_bytes, self.speed.state_samples = state.nbytes, samples_of(state)
 
 
 def _stream(model: nn.Module, recompute: bool) -> Any:
@@ -345,65 +345,6 @@ def _stream(model: nn.Module, recompute: bool) -> Any:
     return model
 
 
-def _numbers(prompt: Sequence[int] | Tensor, number: int, start: int | None, model: nn.Module) -> list[int]:
-    """A prompt as a list, checked."""
-    if isinstance(prompt, Tensor):
-        if prompt.ndim != 1 or prompt.is_floating_point():
-            raise InvalidValue(
-                f"prompt {number} has shape {tuple(prompt.shape)} and type {prompt.dtype}: it must be int64 (length,)."
-            )
-        prompt = prompt.tolist()
-    tokens = list(prompt)
-    if any(not isinstance(token, int) for token in tokens):
-        raise InvalidType(f"prompt {number} must be token numbers, not {type(tokens[0]).__name__}: encode texts first.")
-    if not tokens:
-        if start is None:
-            raise InvalidValue(
-                f"prompt {number} is empty: the model has no token that begins a document, so give it something to "
-                f"go on from."
-            )
-        tokens = [start]
-    vocabulary = getattr(model, "vocabulary", None)
-    if vocabulary is not None and not 0 <= min(tokens) <= max(tokens) < vocabulary:
-        wrong = next(token for token in tokens if not 0 <= token < vocabulary)
-        raise InvalidValue(
-            f"prompt {number} has the token {wrong}: the model's are 0 ... {vocabulary - 1}; its tokenizer is another."
-        )
-    return tokens
-
-
-def _check_state(stream: Any, model: nn.Module, state: Any, prompts: int) -> None:
-    """Refuse a state of another model, dtype or batch."""
-    with torch.no_grad():
-        own = stream.init_state(1, _device(model))
-    name = type(model).__name__
-    if type(state) is not type(own):
-        raise InvalidValue(
-            f"the state is a {type(state).__name__}; {name} needs a {type(own).__name__}: it is another's."
-        )
-    pairs = list(zip(_leaves(state), _leaves(own), strict=False))
-    for theirs, ours in pairs:
-        if theirs.dtype != ours.dtype or theirs.ndim != ours.ndim:
-            raise InvalidValue(
-                f"the state has a tensor {theirs.dtype} {tuple(theirs.shape)} where {name} has {ours.dtype} "
-                f"{tuple(ours.shape)}: it is another model's."
-            )
-    if _batch_of(state) not in (1, prompts):
-        raise InvalidValue(
-            f"the state has {_batch_of(state)} samples, and there are {prompts} prompts: it must have one, or one for "
-            f"each."
-        )
-
-
-def _leaves(state: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
-
-
-def _batch_of(state: Any) -> int:
-    """Samples of a state: the first axis of its first tensor that has axes."""
-    return next((len(leaf) for leaf in _leaves(state) if leaf.ndim), 1)
-
-
 @torch.inference_mode()
 def _rows(state: Any, places: Sequence[int], device: torch.device) -> Any:
     return state.reorder(torch.tensor(places, dtype=torch.int64, device=device))
@@ -413,8 +354,3 @@ def _rows(state: Any, places: Sequence[int], device: torch.device) -> Any:
 def _free(state: Any) -> Any:
     """The state in tensors that may be used outside of inference mode."""
     return _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device

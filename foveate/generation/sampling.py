@@ -121,7 +121,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """All but the smallest set with probability ``p`` or more become -inf; the likeliest always stays."""
-    ordered, order = logits.sort(-1, descending=True, stable=True)
+    ordered, order = logits.sort(stable=True, dim=-1, descending=True)
     probability = ordered.softmax(-1)
     drop = probability.cumsum(-1) - probability >= p  # what is likelier has it already
     return logits.masked_fill(drop.gather(-1, order.argsort(-1)), -math.inf)

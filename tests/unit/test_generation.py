@@ -19,7 +19,9 @@ from foveate.generation import Sampling, generate
 from foveate.generation.sampling import Draws, draw, heat, keep_min_p, keep_top_k, keep_top_p, penalise
 from foveate.generation.telling import Screen, Telling
 from foveate.generation.text import Bytes, StopTexts, harmless
+from foveate.models.language.language_model import LanguageModel
 from foveate.models.language.lightning_attention import TransNormerLLM
+from foveate.registry import entries
 
 V = 11
 
@@ -205,6 +207,20 @@ def test_a_batch_writes_what_single_prompts_write(masks: bool, sampling: Samplin
     assert texts(model, prompts, sampling=sampling, seed=6) != alone or sampling.greedy
 
 
+STREAMING = [e.name for e in entries("mixer") if e.spec.causal == "strict" and e.spec.streaming == "exact"]
+
+
+@pytest.mark.parametrize("mixer", STREAMING)
+def test_any_streaming_mixer_writes_alike_in_a_batch(mixer: str) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(mixer, vocabulary=23, dim=16, depth=2, num_heads=2, positions="learned").double()
+    torch.nn.init.normal_(model.embed.weight)
+    prompts, sampling = prompts_of(1, 6, 3), Sampling(temperature=0.8)
+    alone = [texts(model, [p], sampling=sampling, seed=i)[0] for i, p in enumerate(prompts)]
+    assert texts(model, prompts, sampling=sampling, prefill_chunk=4) == alone
+    assert texts(model, prompts, sampling=sampling, recompute=True) == alone
+
+
 def test_greedy_text_is_what_forward_says() -> None:
     model, (prompt,) = transnormer(), prompts_of(6)
     read = list(prompt)
@@ -268,7 +284,10 @@ def test_states_that_do_not_fit_are_refused() -> None:
     cases = [
         (model.init_state(3), "the state has 3 samples, and there are 2 prompts"),
         (transnormer().float().init_state(1), "float32 .* where TransNormerLLM has torch.float64"),
-        (model.init_state(1).layers[0], "the state is another model's: a LinearState; TransNormerLLM has a Trans"),
+        (
+            model.init_state(1).layers[0],
+            "is of another model: LinearState; TransNormerLLM has TransNormerState",
+        ),
     ]
     for state, message in cases:
         with pytest.raises(InvalidValue, match=message):
@@ -292,9 +311,10 @@ def test_a_model_without_a_stream_is_recomputed_if_asked() -> None:
 
 
 def test_a_bounded_context_is_kept() -> None:
-    model = transnormer()
-    model.longest = 8
-    with pytest.raises(InvalidValue, match="prompt 1 has 9 tokens, and TransNormerLLM reads at most 8"):
+    torch.manual_seed(0)
+    model = LanguageModel("gru", vocabulary=23, context=8, dim=8, depth=1, positions="learned")
+    assert LanguageModel("gru", vocabulary=23, context=8, dim=8, depth=1).longest is None
+    with pytest.raises(InvalidValue, match="prompt 1 has 9 tokens, and LanguageModel reads at most 8"):
         generate(model, prompts_of(2, 9), max_tokens=2)
     run = generate(model, prompts_of(8, 5), max_tokens=20)
     assert [len(r.tokens) for r in run.finish()] == [1, 4]  # the last of each need not be read
