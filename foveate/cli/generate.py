@@ -180,9 +180,9 @@ def _summary(telling: Telling, speed: Speed) -> str:
     if speed.decode_rate is not None:
         parts[0] += f", {speed.decode_rate:,.0f} tokens/s"
     if speed.prefill_rate is not None:
-        parts.append(
-            f"prompt{'' if ended == 1 else 's'} of {speed.prompt_tokens:,}, {speed.prefill_rate:,.0f} tokens/s"
-        )
+        read, took = f"{speed.prompt_tokens:,} tokens", f"{speed.prefill_seconds:.2g} s"
+        what = "prompt" if ended == 1 else "prompts"
+        parts.append(f"{what} of {read} in {took}, {speed.prefill_rate:,.0f} tokens/s")
     of = "" if speed.state_samples == 1 else f" for {speed.state_samples} texts"
     parts.append(f"state {format_bytes(speed.state_bytes)}{of}")
     return "; ".join(parts) + "."
