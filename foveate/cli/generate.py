@@ -25,7 +25,7 @@ def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Such as OUT/best, or hub:user/name.")],
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Texts to go on from; -: standard input; none: a new document."),
+        typer.Argument(metavar="PROMPT", help="Texts to go on from; -: standard input; none: a new document."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Prompts: one a line, or .jsonl with a field 'prompt'.")] = None,
     tokens: Annotated[int, typer.Option(help="Most that are written after each prompt.")] = 256,

@@ -56,6 +56,7 @@ class Screen:
         if sample >= self._count:
             return
         if self._count > 1:
+            self._stream.write("\n" if sample else "")
             self._styled(f"[{sample + 1} of {self._count}]", "bright_black")
             self._stream.write("\n")
         if self._prompts:

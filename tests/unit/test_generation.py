@@ -459,7 +459,7 @@ def test_texts_are_shown_in_their_order() -> None:
     screen.show(1, "b2", True)
     screen.show(2, "c1", False)
     screen.show(0, "a2", True)
-    assert stream.getvalue() == "[1 of 3]\nA: a1a2\n[2 of 3]\nB: b1b2\n[3 of 3]\nC: c1"
+    assert stream.getvalue() == "[1 of 3]\nA: a1a2\n\n[2 of 3]\nB: b1b2\n\n[3 of 3]\nC: c1"
     screen.close()
     assert stream.getvalue().endswith("C: c1\n")
 
@@ -491,7 +491,7 @@ def test_what_is_told_is_shown_kept_and_recorded(tmp_path: Path) -> None:
     assert sorted(lines, key=lambda line: line["seed"]) == records
     assert [r["prompt"] for r in records] == ["one", "three"]
     assert [(r["tokens"], r["reason"], r["seed"]) for r in records] == [(20, "length", 2), (20, "length", 3)]
-    assert shown == f"[1 of 2]\none{records[0]['text']}\n[2 of 2]\nthree{records[1]['text']}\n"
+    assert shown == f"[1 of 2]\none{records[0]['text']}\n\n[2 of 2]\nthree{records[1]['text']}\n"
     stop = records[0]["text"][5:7]
     telling, _, lines = told(tmp_path, stops=[stop])  # the file is replaced
     assert len(lines) == 2
