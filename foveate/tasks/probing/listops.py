@@ -31,27 +31,31 @@ AT_ONCE, GIVE_UP = 4096, 400
 
 
 def expressions(
-    generator: np.random.Generator, trees: int, *, max_depth: int, max_args: int
-) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Random trees, level by level.
+    generator: np.random.Generator, trees: int, *, length: int, max_depth: int, max_args: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Random trees, level by level; one that has ``length`` tokens or more is not drawn to its end.
 
     Returns:
         For every level: the token of every node (digit or operator), its number of children, and the index of its
-        parent in the level above; siblings stand side by side.
+        parent in the level above; siblings stand side by side. Then, for every tree, whether it has fewer tokens than
+        ``length``.
     """
     tokens, children, parents = [], [], []
-    above = np.zeros(trees, np.int64)  # of the roots, without meaning
+    above, tree, sizes = np.zeros(trees, np.int64), np.arange(trees), np.ones(trees, np.int64)
     for level in range(1, max_depth + 1):
-        nodes = len(above)
+        nodes = len(tree)
         inner = generator.random(nodes) <= OPERATOR if level < max_depth else np.zeros(nodes, bool)
         digit, operator = generator.integers(0, 10, nodes), generator.integers(MIN, END, nodes)
+        count = np.where(inner, generator.integers(2, max_args + 1, nodes), 0)
+        sizes += np.bincount(tree, count + inner, minlength=trees).astype(np.int64)  # operands and the bracket
+        count[sizes[tree] >= length] = 0
         tokens.append(np.where(inner, operator, digit))
-        children.append(np.where(inner, generator.integers(2, max_args + 1, nodes), 0))
+        children.append(count)
         parents.append(above)
-        above = np.repeat(np.arange(nodes), children[-1])
-        if not len(above):
+        above, tree = np.repeat(np.arange(nodes), count), np.repeat(tree, count)
+        if not len(tree):
             break
-    return tokens, children, parents
+    return tokens, children, parents, sizes < length
 
 
 def values_and_sizes(
@@ -59,7 +63,7 @@ def values_and_sizes(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Value and number of tokens of every node, by level, from the deepest up."""
     values, sizes = [t.copy() for t in tokens], [np.ones(len(t), np.int64) for t in tokens]
-    for level in range(len(tokens) - 2, -1, -1):
+    for level in range(len(tokens) - 1, -1, -1):
         inner = np.flatnonzero(children[level])
         if not len(inner):
             continue
@@ -97,9 +101,11 @@ def listops(
     texts, answers = np.full((0, length - 1), PAD), np.zeros(0, np.int64)
     tries = 0
     while len(texts) < rows:
-        tokens, children, parents = expressions(generator, AT_ONCE, max_depth=max_depth, max_args=max_args)
+        tokens, children, parents, short = expressions(
+            generator, AT_ONCE, length=length, max_depth=max_depth, max_args=max_args
+        )
         values, sizes = values_and_sizes(tokens, children, parents, max_args)
-        kept = np.flatnonzero((sizes[0] > shortest) & (sizes[0] < length))
+        kept = np.flatnonzero(short & (sizes[0] > shortest))
         tries += 1
         if tries > GIVE_UP and not len(texts):
             raise InvalidValue(
