@@ -96,7 +96,7 @@ class ProbeTask(PreparedTask):
     all_or_nothing: ClassVar[bool] = False
     #: Samples differ in length; batches end with their last answer.
     padded: ClassVar[bool] = False
-    #: Samples of every further test, as a share of those of the test: longer ones cost more.
+    #: Samples of training, and of validation and test each, where a scale does not say.
     SAMPLES, HELD_OUT = 20_000, 1000
 
     def __init__(
@@ -174,14 +174,14 @@ class ProbeTask(PreparedTask):
         """Fill in options, check them, draw everything; the arguments are those of ``prepare``."""
         choice("scale", scale, tuple(cls.sizes))
         defaults = {"samples": cls.SAMPLES, "held_out": cls.HELD_OUT, **cls.sizes[scale][form]}
-        train = whole("samples", defaults.pop("samples") if samples is None else samples, 1)
-        held = whole("held_out", defaults.pop("held_out") if held_out is None else held_out, 1)
+        usual_train, usual_held = defaults.pop("samples"), defaults.pop("held_out")
+        train = whole("samples", usual_train if samples is None else samples, 1)
+        held = whole("held_out", usual_held if held_out is None else held_out, 1)
         whole("data_seed", data_seed, 0)
         given = {name: value for name, value in options.items() if value is not None}
         options = {**options, **defaults, **given}
-        for name, value in options.items():
-            if name in cls.sizes[scale][form] or name == "length":
-                whole(name, value, 1)
+        for name in defaults:
+            whole(name, options[name], 1)
         length = options["length"]
         lengths = cls._lengths(test_lengths, length)
         for each in (length, *lengths):
