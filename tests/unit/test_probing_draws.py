@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from foveate.errors import InvalidValue
 from foveate.tasks.probing import listops as lists
 from foveate.tasks.probing.copying import AGAIN, BEGIN, PAD, STOP, delayed_copy, selective_copy, string_copy
-from foveate.tasks.probing.draws import BLOCK, Drawn, distinct, draw, drawn, weighted
+from foveate.tasks.probing.draws import BLOCK, TOKENS, Drawn, distinct, draw, drawn, weighted
 from foveate.tasks.probing.induction import induction
 from foveate.tasks.probing.passkey import (
     ASK,
@@ -76,11 +76,14 @@ def test_a_sample_depends_on_its_number_and_not_on_how_many_there_are():
     def make(generator, numbers):
         return drawn(generator.integers(0, 100, (len(numbers), 3)), [2], numbers[:, None])
 
-    few, many = draw(make, 10, "a", 0), draw(make, 2 * BLOCK + 3, "a", 0)
+    few, many = draw(make, 10, 3, "a", 0), draw(make, 2 * BLOCK + 3, 3, "a", 0)
     assert (few.tokens == many.tokens[:10]).all()
     assert (many.answers[:, 0] == np.arange(2 * BLOCK + 3)).all()
-    assert (draw(make, 10, "a", 1).tokens != few.tokens).any()
-    assert (draw(make, 10, "b", 0).tokens != few.tokens).any()
+    assert (draw(make, 10, 3, "a", 1).tokens != few.tokens).any()
+    assert (draw(make, 10, 3, "b", 0).tokens != few.tokens).any()
+    drawn_at_once = []
+    draw(lambda g, n: drawn_at_once.append(len(n)) or make(g, n), 3, TOKENS // 2, "a", 0)
+    assert drawn_at_once == [2, 2]
 
 
 # ----- recall

@@ -158,7 +158,7 @@ class ProbeTask(PreparedTask):
         def make(generator: np.random.Generator, numbers: np.ndarray) -> Drawn:
             return cls.sample(options, length, generator, numbers, part in ("train", "val"))
 
-        return draw(make, count, cls.stem, seed, part)
+        return draw(make, count, length, cls.stem, seed, part)
 
     @classmethod
     def made(

@@ -1,7 +1,7 @@
 """Drawing samples with NumPy, many at once.
 
 Sample ``i`` of a part depends on (probe, options, seed, part, ``i``) alone, not on how many there are: samples are
-drawn in blocks of :data:`BLOCK`, each with a random generator of its own.
+drawn in blocks, each with a random generator of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from ..state import seed_from
 
-#: Samples that one random generator draws.
-BLOCK = 256
+#: Samples that one random generator draws, and tokens that these have at most (one sample may have more).
+BLOCK, TOKENS = 256, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,18 @@ def drawn(
     return Drawn(tokens.astype(np.int64), spread.copy(), answers.astype(np.int64), kinds.astype(np.int64))
 
 
-def draw(make: Callable[[np.random.Generator, np.ndarray], Drawn], count: int, *seed: object) -> Drawn:
+def draw(make: Callable[[np.random.Generator, np.ndarray], Drawn], count: int, length: int, *seed: object) -> Drawn:
     """The first ``count`` samples of a seed.
 
     Args:
         make: (random generator, int64 numbers of the samples) to these samples, the same number of them.
+        length: of a sample, which decides how many are drawn at once.
         seed: what the samples depend on.
     """
-    blocks = []
-    for number, first in enumerate(range(0, count, BLOCK)):
+    blocks, rows = [], max(1, min(BLOCK, TOKENS // length))
+    for number, first in enumerate(range(0, count, rows)):
         generator = np.random.default_rng(seed_from(*seed, number))
-        blocks.append(make(generator, np.arange(first, first + BLOCK)))
+        blocks.append(make(generator, np.arange(first, first + rows)))
     names = ("tokens", "places", "answers", "groups")
     return Drawn(*(np.concatenate([getattr(block, name) for block in blocks])[:count] for name in names))
 
