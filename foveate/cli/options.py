@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,24 +17,28 @@ from .values import read_toml
 Group = Callable[..., None]
 
 
-def command(app: typer.Typer, name: str, body: Callable[..., None], data: Group, *groups: Group) -> None:
+def command(
+    app: typer.Typer, name: str, body: Callable[..., None], data: Group | Sequence[Group], *groups: Group
+) -> None:
     """Add a command whose options are those of all ``groups``.
 
     Args:
         app: the group of commands it joins.
         name: what the user types.
-        body: called as ``body(data, given)`` with the values of the first group and those of all others together,
+        body: called as ``body(data, given)`` with the values of the data's groups and those of all others together,
             only what was given, on the command line or in the file of ``--config`` (the command line wins); its
             docstring is the command's help.
         data, groups: functions whose parameters declare options; the default, None or False, means "not given".
     """
-    parameters = []
-    for group in (data, *groups):
+    parameters, of_data = [], set()
+    read = (data,) if callable(data) else tuple(data)
+    for group in (*read, *groups):
         hints = typing.get_type_hints(group, include_extras=True)
         for parameter in inspect.signature(group).parameters.values():
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
-    of_data = set(inspect.signature(data).parameters)
+            if group in read:
+                of_data.add(parameter.name)
     known = {p.name for p in parameters} - {"config", "as_json", "plan"}
     defaults = {p.name: p.default for p in parameters}
 
