@@ -139,6 +139,8 @@ class ChunkedAttention(Mixer):
             raise invalid("rel_bias", rel_bias, "it must be 'simple' or 'rotary'")
         if rel_bias == "rotary" and self.z_dim % 2:
             raise invalid("rel_bias", rel_bias, f"it turns pairs of channels, and z_dim is {self.z_dim}")
+        if not 0 <= dropout < 1:
+            raise invalid("dropout", dropout, "it must be at least 0 and below 1")
         self.chunk_size, self.attention = chunk_size, attention
         if chunk_size is None:
             self.spec = replace(self.spec, order=Order(flops=2.0, memory=2.0))

@@ -120,6 +120,8 @@ class DilatedTCN(nn.Module):
             raise invalid("convolution", convolution, "it must be 'depthwise' or 'dense'")
         if activation not in ACTIVATIONS:
             raise invalid("activation", activation, f"it must be one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= dropout < 1:
+            raise invalid("dropout", dropout, "it must be at least 0 and below 1")
         self.dim, self.kernel_size, self.levels = dim, kernel_size, levels
         self.depthwise, self.residual, self.convs_per_block = convolution == "depthwise", residual, convs_per_block
         self.activation, self.causal = activation, causal
