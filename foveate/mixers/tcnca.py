@@ -8,6 +8,9 @@ shallow stack of dilated causal convolutions, O(L) in place of O(L log L)::
 
 (:mod:`.chunked_attention`, :mod:`.dilated_tcn`). The simplified form, for associative recall, has no gates: attention
 in chunks on what the convolutions make, ``m = TCN(x)``, ``y = W_h attention(m)``. The authors published no code.
+
+MEGA itself, the system that TCNCA is measured against, is here too: the same attention behind the moving average of
+:mod:`.damped_ema`, with the released code's names and initial values.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from ..ops.chunked_attention import Scores
 from ..registry import register
 from ..spec import MixerSpec
 from .chunked_attention import ChunkedAttention, GatedChunkedAttention, RelBias
+from .damped_ema import MultiHeadEMA
 from .dilated_tcn import Activation, Convolution, DilatedTCN
 from .parts import Linear
 
@@ -200,3 +204,70 @@ class TCNCASimple(ChunkedAttention):
     def saved(self, tokens: int) -> int:
         # What was moved; [z v] before and after silu; o.
         return tokens * (2 * self.dim + 2 * (self.z_dim + self.h_dim) + self.h_dim)
+
+
+@register("mixer", "mega", system="tcnca")
+class Mega(GatedChunkedAttention):
+    """Gated attention in chunks on a damped moving average: linear time, a state of constant size.
+
+    Masked tokens are taken out of the sequence, as if they had never been there. Documents have averages and chunks of
+    their own.
+
+    Args:
+        dim: channels of a token.
+        causal: averages of the past alone; otherwise of what follows too, and attention sees its whole chunk.
+        n_dim: averages of each channel.
+        z_dim: width of queries and keys; None: a quarter of ``dim``, rounded up to an even number.
+        h_dim: width of values; None: ``2 dim``.
+        chunk_size: tokens of a chunk; None: one chunk, of quadratic cost.
+        attention: "softmax", or the elementwise "laplace" or "relu2".
+        rel_bias: bias by distance inside a chunk: "simple", a learned number each, or "rotary".
+        max_positions: distances of the simple bias where there are no chunks.
+        dropout: share of numbers dropped while training.
+
+    Raises:
+        InvalidValue: an option that is not legal; when called: more tokens than the simple bias has distances for.
+    """
+
+    spec = MixerSpec(
+        causal="strict",
+        streaming="exact",
+        padding="masked",
+        layout=True,
+        segments=True,
+        export_note="its scan is unrolled: an ONNX graph of it takes minutes to convert",
+    )
+    official_keys: ClassVar[dict[str, dict[str, str]]] = {"mega": MEGA_KEYS}
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        n_dim: int = 16,
+        z_dim: int | None = None,
+        h_dim: int | None = None,
+        chunk_size: int | None = 128,
+        attention: Scores = "softmax",
+        rel_bias: RelBias = "simple",
+        max_positions: int = 1024,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dim,
+            causal=causal,
+            move=MultiHeadEMA(dim, n_dim=n_dim, causal=causal),
+            z_dim=z_dim,
+            h_dim=h_dim,
+            chunk_size=chunk_size,
+            attention=attention,
+            rel_bias=rel_bias,
+            max_positions=max_positions,
+            dropout=dropout,
+        )
+
+    def no_weight_decay(self) -> list[nn.Parameter]:
+        """Rates of the averages: pulling them to zero would change the timescales."""
+        move = self.move
+        assert isinstance(move, MultiHeadEMA)
+        return move.no_weight_decay()

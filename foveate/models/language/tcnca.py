@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from ...errors import InvalidType, invalid, unknown_name
 from ...mixers.chunked_attention import ChunkState, GatedChunkedAttention
 from ...mixers.layout import TokenLayout
-from ...mixers.mega import Mega
 from ...mixers.parts import Linear
 from ...mixers.state import State, state
-from ...mixers.tcnca import MEGA_KEYS, TCNCA
+from ...mixers.tcnca import MEGA_KEYS, TCNCA, Mega
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model
@@ -81,7 +80,7 @@ class GatedLayer(nn.Module):
     """MEGA's gated attention with its norm and residual: ``u h + (1 - u) x``.
 
     Args:
-        mixer: :class:`~foveate.mixers.tcnca.TCNCA` or :class:`~foveate.mixers.mega.Mega`.
+        mixer: :class:`~foveate.mixers.tcnca.TCNCA` or :class:`~foveate.mixers.tcnca.Mega`.
         prenorm: the norm stands before the mixer; False: behind the residual.
         norm: "layernorm", "rmsnorm" or "scalenorm".
         affine: the norm has weights.
@@ -309,14 +308,13 @@ class MegaLanguageModel(TCNCALanguageModel):
 
     Args:
         vocabulary, dim, depth, ffn_dim, prenorm, norm, dropout, tie: as in :class:`TCNCALanguageModel`.
-        mixer_options: of :class:`~foveate.mixers.mega.Mega`.
+        mixer_options: of :class:`~foveate.mixers.tcnca.Mega`.
     """
 
     spec = ModelSpec(
         reads="tokens",
         tasks=("language",),
         streaming="exact",
-        onnx=True,
-        export_note="its scan is unrolled: the graph grows with the length",
+        export_note="its scan is unrolled: an ONNX graph of it takes minutes to convert",
     )
     layer_mixer: ClassVar[type[GatedChunkedAttention]] = Mega

@@ -9,8 +9,7 @@ import torch
 from cases import Answer, Case
 
 import foveate.mixers.chunked_attention as trunk
-from foveate.mixers.mega import Mega
-from foveate.mixers.tcnca import TCNCA
+from foveate.mixers.tcnca import TCNCA, Mega
 from foveate.models.language.tcnca import GatedLayer
 from foveate.models.official import load_official
 
