@@ -230,6 +230,26 @@ def causal_conv1d(*, length: int, channels: int, taps: int, batch: int = 1, silu
     )
 
 
+@formula("dilated_conv")
+def dilated_conv(*, length: int, channels: int, taps: int, batch: int = 1, dense: bool = False) -> Cost:
+    """A filter for each channel, or for each pair of channels; the dilation moves nothing but the taps."""
+    wide = batch * length * channels
+    weights = taps * channels * (channels if dense else 1)
+    return Cost(
+        flops=2 * batch * length * weights,
+        activation_bytes=4 * wide,
+        moved_bytes=4 * (2 * wide + weights + channels),
+    )
+
+
+@formula("chunked_attention")
+def chunked_attention(*, length: int, d: int, e: int, chunk: int, batch: int = 1, causal: bool = False) -> Cost:
+    """One head inside chunks, whose weights are kept where they are no softmax."""
+    whole, rest = divmod(length, chunk)
+    pairs = batch * (whole * visible_pairs(chunk, chunk, causal) + visible_pairs(rest, rest, causal))
+    return _attention(pairs, batch * length, batch * length, d, e, 0)
+
+
 @formula("gated_rms_norm")
 def gated_rms_norm(*, tokens: int, channels: int) -> Cost:
     """A gate, a mean square and a scale."""
