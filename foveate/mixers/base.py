@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidType, InvalidValue
+from ..errors import InvalidType, InvalidValue, invalid
 from ..measure.cost import Cost
 from ..spec import MixerSpec
 from .layout import TokenLayout
@@ -247,6 +247,14 @@ def check_heads(dim: int, num_heads: int) -> int:
     if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
         raise InvalidValue(f"num_heads={num_heads!r} is not possible: it must divide dim={dim}.")
     return dim // num_heads
+
+
+def check_key_width(qk_dim: int | None, dim: int, num_heads: int) -> int:
+    """The width of all queries; refuses one that the heads do not divide."""
+    width = dim if qk_dim is None else qk_dim
+    if not isinstance(width, int) or width < 1 or width % num_heads:
+        raise invalid("qk_dim", qk_dim, f"a positive multiple of num_heads={num_heads} is needed")
+    return width
 
 
 def grid_size(grid: tuple[int, ...]) -> int:
