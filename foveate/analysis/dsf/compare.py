@@ -24,8 +24,8 @@ class Condition:
 
     Attributes:
         name: what must be equal.
-        gap: largest deviation, relative to the largest number of the first system; infinite where the two have no common
-            shape, or one state is infinite.
+        gap: largest deviation, relative to the largest number of the first system; infinite where the two have no
+            common shape, or one state is infinite.
         holds: the gap is within the tolerance.
     """
 
@@ -60,11 +60,10 @@ class Comparison:
 
     def __str__(self) -> str:
         a, b = self.names
-        lines = [
-            f"{a} and {b} {'coincide' if self.coincide else 'differ'} here: {_gap(self.distance)} between mixing matrices"
-        ]
+        verdict = "coincide" if self.coincide else "differ"
+        lines = [f"{a} and {b} {verdict} here: their mixing matrices are {self.distance:.2g} apart"]
         width = max(len(c.name) for c in self.conditions)
-        lines += [f"  {c.name:{width}}  {'holds' if c.holds else 'off by'} {_gap(c.gap)}" for c in self.conditions]
+        lines += [f"  {c.name:{width}}  {'holds' if c.holds else f'off by {c.gap:.2g}'}" for c in self.conditions]
         for name, follows, n in zip(self.names, self.follows, self.features, strict=True):
             lines.append(f"  {name}: {n:g} features a channel; its decay follows {follows}")
         return "\n".join(lines)
@@ -156,7 +155,7 @@ def coinciding_normalizers(first: Tensor, rate: float, length: int) -> Tensor:
     """
     if not bool((first > 0).all()) or not rate >= 0:
         raise InvalidValue(
-            f"first={first.tolist()!r} and rate={rate!r} are not possible: first > 0 and rate >= 0 is needed."
+            f"first={first.tolist()!r} with rate={rate!r} is not possible: first > 0, rate >= 0 is needed."
         )
     eta = [first.double()]
     for _ in range(length - 1):
