@@ -131,7 +131,7 @@ def _deviation(a: Tensor, b: Tensor) -> float:
         return math.inf
     if not a.numel():
         return 0.0
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     scale = float(a.abs().max()) or float(b.abs().max()) or 1.0
     return float((a - b).abs().max()) / scale
 
