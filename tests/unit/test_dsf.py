@@ -120,7 +120,7 @@ def test_the_feature_is_the_fastest_index_of_the_state() -> None:
     assert isinstance(system, Realization)
     B = system.dense(0).B
     n, channels = int(system.features), system.u.shape[3]
-    expected = torch.kron(torch.eye(channels).double(), system.write[0, 3, 1].mT.clone())  # I (x) psi / eta
+    expected = torch.kron(torch.eye(channels).double(), system.write[0, 3, 1].contiguous().view(-1, 1))
     torch.testing.assert_close(B[3, channels * n :, channels:], expected)
 
 
