@@ -115,9 +115,7 @@ def attention_is_a_state_space_under_a_condition() -> Measurement:
     return Measurement(solved, 1e-5, solved <= 1e-5 and random >= 0.1, detail)
 
 
-@claim(
-    "dsf", kind="exact", says="With decay and step size set apart, SSD's recurrence is linear attention on any input."
-)
+@claim("dsf", kind="exact", says="With decay and step size set apart, SSD is linear attention on any input.")
 def free_decay_is_enough() -> Measurement:
     """Lambda and B set from eta. Seen failing with the step size 1, and with the decay of the token before."""
     layer = _layer(DSFLinearAttention, qk_dim=12)
@@ -153,9 +151,7 @@ def softplus_is_a_reversed_sigmoid() -> Measurement:
     return Measurement.at_most(worst, 1e-6, "largest difference of the two, as functions and in two layers' gates")
 
 
-@claim(
-    "dsf", kind="scaling", says="States of linear and normalised attention, S6 and qLSTM keep their size, N numbers."
-)
+@claim("dsf", kind="scaling", says="States of linear and normalised attention, S6 and qLSTM keep their size.")
 def states_of_constant_size() -> Measurement:
     """Bytes after 10,000 tokens over those after 10. Seen failing with softmax attention among the others."""
     grown, largest = {}, 0.0

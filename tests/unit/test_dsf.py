@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -341,3 +342,21 @@ def test_a_heatmap_draws_each_number_once() -> None:
         ("2", "0.5", "M2 1h1v1H2z"),
     ]
     assert heatmap([], **names) == ""
+
+
+def test_the_tables_of_the_documentation_are_what_its_code_prints(tmp_path, monkeypatch, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "systems" / "dsf.md").read_text(encoding="utf-8")
+    code = next(c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tables.structure" in c)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "the example", "exec"), {})
+    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("|---")]
+    shown = [line for line in page.splitlines() if line.startswith("| ") and line in printed]
+    apart = [line for line in printed if line.endswith((" |",)) and re.match(r"\| \w+ (\| [\d.-]+ ){10}\|", line)]
+    assert len(apart) == 10
+    for line in (line for line in printed if line not in apart):
+        assert line in shown, f"the page does not have {line}"
+    for line in apart:  # another machine may round the last digit otherwise
+        name, *cells = line.strip("| ").split(" | ")
+        (told,) = (row for row in page.splitlines() if re.match(rf"\| {name} (\| [\d.-]+ ){{10}}\|", row))
+        for ours, theirs in zip(cells, told.strip("| ").split(" | ")[1:], strict=True):
+            assert float(ours) == pytest.approx(float(theirs), rel=0.1, abs=0.02), line

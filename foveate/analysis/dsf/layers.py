@@ -225,17 +225,13 @@ def _scan(
 def s6(mixer: S6, x: Tensor, order: None) -> Realization:
     """The selective scan on the tokens themselves."""
     raw, bias, b, c = mixer.read(x)
-    scalar = isinstance(mixer, ScalarS6)
-    form = Form(
-        "exp(-a Delta_i) I" if scalar else "exp(-Delta_i a) by channel and state",
-        "Delta_i (x) b_i",
-        "I (x) c_i^T",
-        "diag(D)",
-        STEP,
-    )
+    kept = "exp(-Delta_i a) by channel and state"
+    if isinstance(mixer, ScalarS6):
+        kept = "exp(-a Delta_i) I" if mixer.step_per == "token" else "exp(-a Delta_i) by channel"
+    form = Form(kept, "Delta_i (x) b_i", "I (x) c_i^T", "diag(D)", STEP)
     identity = Affine(torch.eye(mixer.dim, dtype=x.dtype, device=x.device), None)
-    kept: dict[str, Any] = {"lift": identity, "out": _affine(mixer.out_proj)}
-    return _scan(mixer, form, x, F.softplus(raw + bias), mixer.rates(), b, c, _merged(mixer), **kept)
+    around: dict[str, Any] = {"lift": identity, "out": _affine(mixer.out_proj)}
+    return _scan(mixer, form, x, F.softplus(raw + bias), mixer.rates(), b, c, _merged(mixer), **around)
 
 
 @realizes(Mamba)
