@@ -203,6 +203,14 @@ def selective_state_update(*, channels: int, states: int, batch: int = 1) -> Cos
     return Cost(elementwise=one.elementwise, exps=one.exps, state_bytes=state, moved_bytes=one.moved_bytes + 2 * state)
 
 
+@formula("gated_recurrence")
+def gated_recurrence(*, length: int, channels: int, batch: int = 1) -> Cost:
+    """A multiply-add for each token and channel."""
+    wide = batch * length * channels
+    state = 4 * batch * channels
+    return Cost(elementwise=2 * wide, activation_bytes=8 * wide, state_bytes=state, moved_bytes=12 * wide + 2 * state)
+
+
 @formula("s4d")
 def s4d(*, length: int, channels: int, states: int, batch: int = 1) -> Cost:
     """A complex multiply-add for each token, channel and state, and the real part of one product."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidType, InvalidValue
+from ..errors import InvalidType, InvalidValue, invalid
 from ..measure.cost import Cost
 from ..spec import MixerSpec
 from .layout import TokenLayout
@@ -292,6 +292,14 @@ def check_token(name: str, x_t: Tensor, dim: int) -> None:
         raise InvalidValue(
             f"{name}: step takes one token, (batch, {dim}), not {tuple(x_t.shape)}; use prefill for more."
         )
+
+
+def check_key_width(qk_dim: int | None, dim: int, num_heads: int) -> int:
+    """The width of all queries; refuses one that the heads do not divide."""
+    width = dim if qk_dim is None else qk_dim
+    if not isinstance(width, int) or width < 1 or width % num_heads:
+        raise invalid("qk_dim", qk_dim, f"a positive multiple of num_heads={num_heads} is needed")
+    return width
 
 
 def grid_size(grid: tuple[int, ...]) -> int:

@@ -308,7 +308,7 @@ def test_positions_of_a_layout_are_read() -> None:
     ("options", "says"),
     [
         ({"position": "sinus"}, "position='sinus' is not possible: it must be one of none, rope, alibi"),
-        ({"position": "rope", "num_heads": 16}, "position='rope' is not possible: .* dim / num_heads is 1"),
+        ({"position": "rope", "num_heads": 16}, "position='rope' is not possible: .* a head has 1 channels"),
         ({"rope_base": 0.0}, "rope_base=0.0 is not possible"),
         ({"rope_base": math.inf}, "rope_base=inf is not possible"),
     ],
