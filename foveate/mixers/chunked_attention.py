@@ -32,7 +32,7 @@ from .damped_ema import EMAState, MultiHeadEMA
 from .dilated_tcn import DilatedTCN, TCNState
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, check_positive, check_token
+from .ssm import Packing, check_positive
 from .state import State, state
 
 RelBias = Literal["simple", "rotary"]
@@ -223,8 +223,7 @@ class ChunkedAttention(Mixer):
         """:meth:`prefill`, with a residual as in :meth:`mix`."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
-        self._check_state(state, x.shape[0])
+        self.check_stream(x, state, mask)
         packing = None if mask is None else Packing.of(mask)
         if packing is not None:
             x, residual = packing.pack(x), packing.pack(residual)
@@ -270,8 +269,7 @@ class ChunkedAttention(Mixer):
         """:meth:`step`, with a residual as in :meth:`mix`."""
         if not self.causal:
             raise self._no_streaming()
-        check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(state, x_t.shape[0])
+        self.check_step(x_t, state)
         moved, after = self.move.step(x_t, state.move)  # type: ignore[arg-type]
         z, v, kept = self.before(x_t, self.dropout(moved))
         q, k = self._queries_and_keys(z)
@@ -322,20 +320,6 @@ class ChunkedAttention(Mixer):
         longest = k.shape[1]
         bias = self.rel_pos_bias.distances(longest)[(lag + longest - 1).clamp(0, 2 * longest - 2)]
         return attend(q, k, v, bias, lag <= 0, self.attention)
-
-    def _check_state(self, state: Any, batch: int) -> None:
-        name = type(self).__name__
-        if not isinstance(state, ChunkState):
-            raise InvalidValue(f"{name}: the state is a {type(state).__name__}, not one of init_state().")
-        widths = (state.keys.shape[0], state.keys.shape[2], state.values.shape[2])
-        if widths != (batch, self.z_dim, self.h_dim):
-            raise InvalidValue(
-                f"{name}: the state has batch {widths[0]} and widths {widths[1:]}; {batch} and "
-                f"{(self.z_dim, self.h_dim)} fit."
-            )
-        if self.chunk_size is not None and state.keys.shape[1] != self.chunk_size - 1:
-            raise InvalidValue(f"{name}: the state has {state.keys.shape[1]} slots; {self.chunk_size - 1} fit.")
-        self.move.check_state(name, state.move, batch)  # type: ignore[arg-type]
 
 
 def _take(m: Tensor, source: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue
 from ..ops.handwritten import sum_dtype
 from ..ops.selective_scan import selective_scan
 from ..ops.selective_scan_blocks import block_length
@@ -119,14 +118,6 @@ class MultiHeadEMA(nn.Module):
         averages = log_q.exp() * past.averages.to(write.dtype) + write * wide.unsqueeze(-1)
         y = (averages * read).sum(-1) + self.omega.to(write.dtype) * wide
         return F.silu(y.to(x_t.dtype)), EMAState(averages)
-
-    def check_state(self, name: str, past: EMAState, batch: int) -> None:
-        """Refuse the state of another layer or batch."""
-        shape = tuple(past.averages.shape) if isinstance(past, EMAState) else None
-        if shape != (batch, self.dim, self.n_dim):
-            raise InvalidValue(
-                f"{name}: the state's averages have shape {shape}; {(batch, self.dim, self.n_dim)} fits."
-            )
 
     def flops(self, batch: int, length: int) -> int:
         """The recurrence is elementwise."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..ops.dilated_conv import dilated_conv, dilated_conv_flops, dilated_conv_saved
 from .ssm import Packing, check_positive
 from .state import State, state
@@ -197,13 +197,6 @@ class DilatedTCN(nn.Module):
             return dilated_conv(met[:, -1:], conv.filters(), conv.bias, before=met[:, :-1])
 
         return self._stack(x_t[:, None], convolve)[:, 0], TCNState(tuple(inputs))
-
-    def check_state(self, name: str, past: TCNState, batch: int) -> None:
-        """Refuse the state of another stack or batch."""
-        shapes = [tuple(m.shape) for m in past.inputs] if isinstance(past, TCNState) else None
-        wanted = [(batch, conv.span, self.dim) for conv in self._convs()]
-        if shapes != wanted:
-            raise InvalidValue(f"{name}: the state's convolutions have inputs {shapes}; {wanted} fits.")
 
     def flops(self, batch: int, length: int) -> int:
         """FLOPs of the convolutions; the rest is elementwise."""

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from ..ops.gated_recurrence import gated_recurrence
@@ -36,7 +36,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, check_positive, check_token
+from .ssm import Packing, check_positive
 from .state import State, state
 
 
@@ -115,8 +115,7 @@ class GatedRecurrence(Mixer):
 
     def prefill(self, x: Tensor, state: RecurrenceState, mask: Tensor | None = None) -> tuple[Tensor, RecurrenceState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state)
 
     def step(self, x_t: Tensor, state: RecurrenceState) -> tuple[Tensor, RecurrenceState]:
@@ -125,8 +124,7 @@ class GatedRecurrence(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state that does not fit.
         """
-        check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(x_t, state)
+        self.check_step(x_t, state)
         g, u = self.input(x_t).chunk(2, dim=-1)
         u, conv = causal_conv1d_update(u, state.conv, self.conv.weight[:, 0], self.conv.bias)
         decay, write, read = self.gate(u)
@@ -180,14 +178,6 @@ class GatedRecurrence(Mixer):
         found = gated_recurrence(written, decay, past, return_last_state=True, seq_idx=segments)
         y = self._out(found[0].to(x.dtype), g, read)
         return (y if packing is None else packing.unpack(y)), RecurrenceState(conv, found[1])
-
-    def _check_state(self, x: Tensor, state: RecurrenceState) -> None:
-        shape = (x.shape[0], self.inner)
-        if tuple(state.h.shape) != shape or tuple(state.conv.shape) != (*shape, self.kernel):
-            raise InvalidValue(
-                f"{type(self).__name__}: the state has shapes {tuple(state.conv.shape)} and {tuple(state.h.shape)}; "
-                f"x needs {(*shape, self.kernel)} and {shape}."
-            )
 
 
 @register("mixer", "quasi_lstm", system="dsf")

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
 from ..ops.linear import linear
@@ -29,7 +29,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, check_positive, check_token, step_size_bias
+from .ssm import Packing, check_positive, step_size_bias
 from .state import State, state
 
 Step = Literal["channel", "token"]
@@ -147,8 +147,7 @@ class S6(Mixer):
 
     def prefill(self, x: Tensor, state: ScanState, mask: Tensor | None = None) -> tuple[Tensor, ScanState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state)
 
     def step(self, x_t: Tensor, state: ScanState) -> tuple[Tensor, ScanState]:
@@ -157,8 +156,7 @@ class S6(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state that does not fit.
         """
-        check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(x_t, state)
+        self.check_step(x_t, state)
         dt, bias, b, c = self.read(x_t)
         y, ssm = selective_state_update(state.ssm, x_t, dt, self.rates(), b, c, self.D, dt_bias=bias, dt_softplus=True)
         return self.out_proj(y), ScanState(ssm)
@@ -214,11 +212,6 @@ class S6(Mixer):
         )
         y = self.out_proj(found[0].mT)
         return (y if packing is None else packing.unpack(y)), ScanState(found[1])
-
-    def _check_state(self, x: Tensor, state: ScanState) -> None:
-        shape = (x.shape[0], self.dim, self.d_state)
-        if tuple(state.ssm.shape) != shape:
-            raise InvalidValue(f"{type(self).__name__}: the state has shape {tuple(state.ssm.shape)}; x needs {shape}.")
 
 
 @register("mixer", "scalar_s6", system="dsf")

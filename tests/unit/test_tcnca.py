@@ -377,10 +377,10 @@ def test_more_tokens_than_distances_are_refused() -> None:
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (TCNCA(8, causal=True, h_dim=4), "widths (2, 4); 2 and (2, 16) fit"),
-        (TCNCA(8, causal=True, chunk_size=7), "6 slots; 127 fit"),
-        (TCNCA(8, causal=True, levels=2), "the state's convolutions have inputs"),
-        (Mega(8, causal=True), "the state's convolutions have inputs None"),
+        (TCNCA(8, causal=True, h_dim=4), "values of the state has shape (2, 127, 4); it must be (2, 127, 16)"),
+        (TCNCA(8, causal=True, chunk_size=7), "keys of the state has shape (2, 6, "),
+        (TCNCA(8, causal=True, levels=2), "inputs of the state has"),
+        (Mega(8, causal=True), "move of the state is a EMAState; it must be a TCNState"),
     ],
 )
 def test_a_state_of_another_mixer_is_refused(other: Any, says: str) -> None:
@@ -391,7 +391,7 @@ def test_a_state_of_another_mixer_is_refused(other: Any, says: str) -> None:
 
 def test_a_state_of_another_batch_is_refused() -> None:
     mixer = Mega(8, causal=True)
-    with pytest.raises(InvalidValue, match=r"the state has batch 3 and widths .*; 2 and"):
+    with pytest.raises(InvalidValue, match=r"keys of the state has shape \(3, .*; it must be \(2, "):
         mixer.prefill(torch.randn(2, 5, 8), mixer.init_state(3))
-    with pytest.raises(InvalidValue, match="the state is a int"):
+    with pytest.raises(InvalidType, match="its state is a ChunkState, not a int"):
         mixer.step(torch.randn(2, 8), 3)
