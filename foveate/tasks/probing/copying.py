@@ -92,7 +92,7 @@ class CopyingTask(ProbeTask):
             "delay": {"length": 32, "count": 10, "letters": 8},
         },
         "published": {
-            "string": {"length": 300, "shortest": 10, "letters": 26},
+            "string": {"length": 20, "shortest": 5, "letters": 26},
             "delay": {"length": 500, "count": 10, "letters": 8},
         },
     }
