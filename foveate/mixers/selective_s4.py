@@ -87,7 +87,7 @@ def _values(module: S4D) -> list[Tensor]:
 
 
 class MaskGenerator(nn.Module):
-    """Scores tokens by what they are and by the mean of all, without attention.
+    """Scores tokens by what they are and by the mean of all, without attention, as DynamicViT does (arXiv 2106.02034).
 
     Args:
         dim: channels of a token.
@@ -99,10 +99,15 @@ class MaskGenerator(nn.Module):
         self.feature = Linear(dim, hidden)
         self.inner = Linear(2 * hidden, hidden)
         self.score = Linear(hidden, 2)
+        for layer in (self.feature, self.inner, self.score):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():  # at first neither answer is preferred
+            self.score.weight[0] = -self.score.weight[1]
 
     def features(self, f: Tensor) -> Tensor:
         """``(..., dim)`` to ``(..., hidden)``."""
-        return F.gelu(_wide(self.feature, f))
+        return F.gelu(_wide(self.feature, F.layer_norm(f, f.shape[-1:])))
 
     def logits(self, z: Tensor, mean: Tensor) -> Tensor:
         """Of dropping and of keeping, ``(..., 2)``."""
