@@ -1,7 +1,7 @@
 """Multi-query associative recall (MQAR) for claims about mixers: a small network that is trained and asked.
 
-The samples are those of :func:`foveate.tasks.probing.recall.mqar`. What is compared is recall alone: every network begins
-with the same convolution over two tokens, which puts a value beside its key, and the mixer under test follows once.
+The samples are those of :func:`foveate.tasks.probing.recall.mqar`. What is compared is recall alone: every network
+begins with the same convolution over two tokens, which puts a value beside its key, and the mixer under test follows.
 """
 
 from __future__ import annotations
