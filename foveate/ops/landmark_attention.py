@@ -187,7 +187,9 @@ def landmark_weights(
     if visible is not None:
         seen = seen & visible
     block = landmark.cumsum(-1) - landmark.long()
-    hidden = landmark[:, None, :] & (block[:, None, :] == block[:, :, None]) if softmax == "plain" else landmark[:, None]
+    hidden = (
+        landmark[:, None, :] & (block[:, None, :] == block[:, :, None]) if softmax == "plain" else landmark[:, None]
+    )
     seen = (seen & ~hidden[:, None]).expand_as(scores)
     empty = ~seen.any(-1, keepdim=True)
     return scores.masked_fill(~(seen | empty), -math.inf).softmax(-1).masked_fill(empty, 0.0)

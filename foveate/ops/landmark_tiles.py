@@ -110,8 +110,11 @@ def block_softmax(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     largest = largest.masked_fill(largest.isinf(), 0.0)
     p = scores.sub_(largest[..., None]).exp_()
     total = p.sum(-1)
-    p /= total.where(total > 0.5, 1.0)[..., None]
-    return p, _safe_softmax(torch.where(own, largest + total.log(), gate))
+    empty = total < 0.5  # the largest score alone contributes 1
+    total = total.masked_fill(empty, 1.0)
+    mass = (largest + total.log()).masked_fill(empty, -math.inf)
+    p = p / total[..., None] if torch.is_grad_enabled() else p.div_(total[..., None])
+    return p, _safe_softmax(torch.where(own, mass, gate))
 
 
 def _safe_softmax(scores: Tensor) -> Tensor:
@@ -158,13 +161,11 @@ def _tile(
 
 def _walk(q: Tensor, k: Tensor, width: int, regular: bool) -> list[tuple[slice, slice, slice]]:
     """Samples, queries and keys of each tile: a regular tile does not read the keys behind its end."""
-    (batch, heads, length, _), keys = q.shape, k.shape[2]
-    rows = tile_rows(width)
-    tiles = []
-    for samples in sample_groups(batch, CACHED // max(1, heads * min(rows, length) * keys)):
-        for start in range(0, length, rows):
-            tiles.append((samples, slice(start, min(start + rows, length)), slice(min(start + rows, keys) if regular else keys)))
-    return tiles
+    (batch, heads, length, _), keys, rows = q.shape, k.shape[2], tile_rows(width)
+    starts = range(0, length, rows)
+    tiles = [(slice(s, min(s + rows, length)), slice(min(s + rows, keys) if regular else keys)) for s in starts]
+    groups = sample_groups(batch, CACHED // max(1, heads * min(rows, length) * keys))
+    return [(samples, *tile) for samples in groups for tile in tiles]
 
 
 def _of(t: Tensor | None, samples: slice, columns: slice) -> Tensor | None:
@@ -282,5 +283,3 @@ _op = handwritten(
     reads_outputs=True,
     constants=("keep",),
 )
-
-
