@@ -13,7 +13,9 @@ Positions are rotary and count landmarks too; in a stream they stay within what 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +61,8 @@ class LandmarkAttention(Mixer):
         selection: "per_token_and_head": each fetches its own blocks; "max_over_heads": the heads of a token fetch the
             blocks that any of them wants most; "max_over_tokens": so do the tokens of a chunk up to this one (with
             ``chunk=None`` all tokens of the call, later ones too, as released).
-        storage: where a stream keeps closed blocks: "memory", or "memory-mapped", in temporary files (one per state and
-            layer) that are gone with the state. Gradients do not pass through blocks on disk.
-        folder: where these files take their space; None: where the system keeps temporary files.
+        storage: where a stream keeps closed blocks: "memory", or "memory-mapped", in temporary files that are gone with
+            the state (:meth:`init_state` takes their folder). Gradients do not pass through blocks on disk.
         stream_positions: "fitting": while ``top_k`` blocks hold all that was read, they stand where they stood in
             training, so that the stream equals ``forward``; "released": as the released code has it, one block
             further back, where with exactly ``top_k`` blocks the last one stands in the chunk's place.
@@ -103,7 +104,6 @@ class LandmarkAttention(Mixer):
         chunk: int | None = 250,
         selection: Selection = "per_token_and_head",
         storage: Storage = "memory",
-        folder: str | None = None,
         stream_positions: StreamPositions = "fitting",
         rotary: bool = True,
         rope_base: float = 10000.0,
@@ -128,7 +128,6 @@ class LandmarkAttention(Mixer):
         ):
             if value not in legal:
                 raise invalid(option, value, f"it must be one of {', '.join(legal)}")
-        check_folder(folder, storage)
         if rotary and self.head_dim % 2:
             raise invalid("rotary", rotary, f"channel pairs are turned, and dim / num_heads is {self.head_dim}")
         if not 0 < rope_base < math.inf:
@@ -140,7 +139,7 @@ class LandmarkAttention(Mixer):
                 raise invalid(option, share, "it must be in [0, 1)")
         self.block_size, self.width = block_size, block_size + 1
         self.max_blocks, self.chunk = max_blocks, chunk
-        self.storage, self.folder = storage, folder
+        self.storage = storage
         self.rotary, self.rope_base, self.position_jump = rotary, rope_base, position_jump
         self.group_dropout, self.dropout, self.softmax = group_dropout, dropout, softmax
         self.stream = LandmarkStream(
@@ -155,6 +154,11 @@ class LandmarkAttention(Mixer):
         self.qkv_proj = Linear(dim, 3 * dim, bias=bias)
         self.out_proj = Linear(dim, dim, bias=bias)
 
+    @classmethod
+    def options_for(cls, grid: tuple[int, ...]) -> dict[str, Any]:
+        """Blocks of a tenth of the sequence and chunks of half of it, at most the published 50 and 250 (of 512)."""
+        return {"block_size": min(50, max(1, grid[0] // 10)), "chunk": min(250, max(1, grid[0] // 2))}
+
     # The sequence with its landmarks ----------------------------------------------------------------------------------
 
     def slots(self, tokens: int) -> int:
@@ -167,9 +171,8 @@ class LandmarkAttention(Mixer):
         if not (self.training and self.position_jump > 1):
             return plan
         assert plan.source is not None
-        jumps = torch.randint(self.position_jump, plan.source.shape) * (plan.source < 0)
-        positions = torch.arange(plan.length) + jumps.cumsum(0) - jumps  # a landmark itself has not jumped yet
-        return TokenLayout(plan.grid, plan.source, plan.roles, plan.role_sizes, positions)
+        positions = jumped_positions(plan.source[None] < 0, self.position_jump)[0]
+        return replace(plan, positions=positions)
 
     def plan_next(self, read: int, count: int) -> TokenLayout:
         return self._plan(read, count)
@@ -269,7 +272,8 @@ class LandmarkAttention(Mixer):
         if fits and not torch.compiler.is_compiling():  # compilers and the meta device see lengths only
             assert layout.source is not None
             assert plan.source is not None
-            fits = layout.source.is_meta or torch.equal(layout.source.to(plan.source.device), plan.source)
+            unknown = layout.source.is_meta or plan.source.is_meta
+            fits = unknown or torch.equal(layout.source.to(plan.source.device), plan.source)
         if not fits:
             raise InvalidValue(
                 f"{type(self).__name__}: the layout's special tokens are not a landmark after every "
@@ -279,14 +283,28 @@ class LandmarkAttention(Mixer):
     # Streams ----------------------------------------------------------------------------------------------------------
 
     def init_state(
-        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        folder: str | Path | None = None,
     ) -> LandmarkState:
-        """The state before the first token, which will hold keys and values in ``dtype`` (default: the weights')."""
+        """The state before the first token, which will hold keys and values in ``dtype`` (default: the weights').
+
+        Args:
+            folder: where files of ``storage="memory-mapped"`` take their space; None: where the system keeps temporary
+                files.
+
+        Raises:
+            InvalidValue: the folder does not exist, or nothing would be written to it.
+        """
+        check_folder(folder, self.storage)
         weight = self.qkv_proj.weight
         device, dtype = device or weight.device, dtype or weight.dtype
         local = KVCache.empty(batch_size, self.num_heads, self.head_dim, device, dtype)
         sizes = (batch_size, self.num_heads, self.width, self.head_dim)
-        blocks = LandmarkCache.empty(*sizes, device, dtype, self.max_blocks, self.storage, self.folder)
+        where = None if folder is None else str(folder)
+        blocks = LandmarkCache.empty(*sizes, device, dtype, self.max_blocks, self.storage, where)
         return LandmarkState(local, blocks, None, 0)
 
     def prefill(self, x: Tensor, state: LandmarkState, mask: Tensor | None = None) -> tuple[Tensor, LandmarkState]:
@@ -349,6 +367,19 @@ class LandmarkAttention(Mixer):
             activation_bytes=4 * saved,
             state_bytes=batch * (4 * state + 8) + 16,
         )
+
+
+def jumped_positions(is_landmark: Tensor, below: int) -> Tensor:
+    """Positions that jump by a random number below ``below`` after every landmark.
+
+    Args:
+        is_landmark: bool ``(batch, slots)``.
+
+    Returns:
+        int64 ``(batch, slots)``.
+    """
+    jumps = torch.randint(below, is_landmark.shape, device=is_landmark.device) * is_landmark
+    return torch.arange(is_landmark.shape[1], device=jumps.device) + jumps.cumsum(1) - jumps
 
 
 def _clear(x: Tensor, mask: Tensor | None) -> Tensor:

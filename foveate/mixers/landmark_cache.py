@@ -36,14 +36,14 @@ def mapped_zeros(shape: tuple[int, ...], dtype: torch.dtype, folder: str | None)
     return torch.from_numpy(buffer)[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
 
-def check_folder(folder: str | None, storage: str) -> None:
+def check_folder(folder: str | Path | None, storage: str) -> None:
     """Refuse a folder that does not exist, or that nothing would be written to."""
     if folder is None:
         return
     if storage != "memory-mapped":
-        raise invalid("folder", folder, "only storage='memory-mapped' writes files")
+        raise invalid("folder", str(folder), "only storage='memory-mapped' writes files")
     if not Path(folder).is_dir():
-        raise invalid("folder", folder, "it must be a folder that exists")
+        raise invalid("folder", str(folder), "it must be a folder that exists")
 
 
 def block_capacity(held: int, more: int, max_blocks: int | None) -> tuple[int, int]:
@@ -67,7 +67,7 @@ class LandmarkCache(State):
 
     Attributes:
         keys, values: ``(batch, heads, places, block_size + 1, head_dim)``, keys turned by their place in the block.
-        gates: ``(batch, heads, places, head_dim)``: the landmarks' keys once more.
+        gates: ``(batch, heads, places, head_dim)``: the landmarks' keys, not turned.
         seen: bool ``(batch, places, block_size + 1)``: real tokens, and landmarks of blocks that have any; None as long
             as no mask was given.
         written: int64 scalar on the CPU, shared by all states on the same buffers: places taken so far; -1: all.
@@ -114,11 +114,12 @@ class LandmarkCache(State):
         """The places of the blocks."""
         return slice(self.first, self.first + self.count)
 
-    def append(self, keys: Tensor, values: Tensor, seen: Tensor | None) -> Self:
+    def append(self, keys: Tensor, values: Tensor, gates: Tensor, seen: Tensor | None) -> Self:
         """The state after further blocks.
 
         Args:
             keys, values: ``(batch, heads, blocks, block_size + 1, head_dim)``.
+            gates: ``(batch, heads, blocks, head_dim)``.
             seen: bool ``(batch, blocks, block_size + 1)``; None: everything is seen.
         """
         added, space = keys.shape[2], self.keys.shape[2]
@@ -153,7 +154,7 @@ class LandmarkCache(State):
             self,
             keys=join(self.keys, keys, 2, on_disk),
             values=join(self.values, values, 2, on_disk),
-            gates=join(self.gates, keys[:, :, :, -1], 2),
+            gates=join(self.gates, gates, 2),
             seen=known,
             written=self.written.fill_(end + new) if free else torch.full_like(self.written, -1 if recording else kept),
             first=end + new - kept if free else 0,

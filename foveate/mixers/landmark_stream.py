@@ -100,7 +100,7 @@ class LandmarkStream:
                 asked = self._wanted(queries, blocks) if wanted is None else wanted[:, :, piece]
                 if self.selection == "max_over_heads":
                     asked = asked.amax(1, keepdim=True).expand_as(asked)
-                fetched, values = self._fetch(queries, asked.topk(fetch, -1).indices.sort(-1).values, blocks)
+                fetched, values = self._fetch(queries, _best(asked, fetch, blocks), blocks)
                 scores = torch.cat([fetched, scores], 3)
             own = torch.arange(scores.shape[3], device=q.device) == fetch + place[piece, None] // self.width
             if self.softmax == "grouped":
@@ -129,17 +129,21 @@ class LandmarkStream:
         return self._turn(repeated.flatten(2, 3), moved.flatten()).unflatten(2, moved.shape)
 
     def _wanted(self, queries: Tensor, blocks: LandmarkCache) -> Tensor:
-        """How much each query wants each block: log-probabilities ``(batch, heads, count, blocks)``."""
+        """How much each query wants each block: probabilities ``(batch, heads, count, blocks)``, in the ring's order.
+
+        In a first layer all old landmarks look alike, and what is fetched hangs on the order of sums: one product over
+        all blocks, as they lie in the released code's ring, breaks such ties as it does.
+        """
         gates = blocks.gates[:, :, blocks.live].to(queries.dtype)
-        recent = min(self.top_k, blocks.count)
-        old = queries[:, :, 0] @ gates[:, :, : blocks.count - recent].transpose(-1, -2)
-        by_place = queries[:, :, self.top_k + 1 - recent :]
-        new = (by_place @ gates[:, :, blocks.count - recent :, :, None])[..., 0].transpose(2, 3)
-        scores = torch.cat([old, new], -1) / math.sqrt(gates.shape[-1])
+        place = (torch.arange(blocks.count, device=gates.device) - blocks.count + self.top_k + 1).clamp(min=0)
+        turned = self._turn(gates, place * self.width + self.width - 1)
+        ring = turned.roll(_ring_start(blocks), 2)
+        scores = (queries[:, :, 0] @ ring.transpose(-1, -2).contiguous()) * (1.0 / math.sqrt(gates.shape[-1]))
         if blocks.seen is not None:
-            scores = scores.masked_fill(~blocks.seen[:, None, None, blocks.live, -1], -math.inf)
-            scores = scores.masked_fill(~blocks.seen[:, None, None, blocks.live, -1].any(-1, keepdim=True), 0.0)
-        return scores.log_softmax(-1)
+            seen = blocks.seen[:, None, None, blocks.live, -1].roll(_ring_start(blocks), -1)
+            seen = seen | ~seen.any(-1, keepdim=True)  # nothing to want: anything will do, it is not seen when read
+            scores = scores.masked_fill(~seen, -math.inf)
+        return scores.softmax(-1)
 
     def _wanted_by_any(
         self, wanted: list[Tensor], best: Tensor | None, real: Tensor | None
@@ -179,11 +183,23 @@ class LandmarkStream:
         real = None if local.slots is None else local.slots >= 0
         blocks = state.blocks
         if full:
-            place = torch.arange(full, device=k.device) % self.width
-            keys = self._turn(k[:, :, :full], place)
+            keys, values = (t[:, :, :full].unflatten(2, (-1, self.width)) for t in (k, v))
+            gates, places = keys[:, :, :, -1], torch.arange(self.width, device=k.device)
+            keys = self._turn(keys.flatten(1, 2), places).view_as(keys)
             seen = None if real is None else seen_slots(real[:, :full], self.width).unflatten(1, (-1, self.width))
-            blocks = blocks.append(*(t[:, :, :full].unflatten(2, (-1, self.width)) for t in (keys, v)), seen)
+            blocks = blocks.append(keys, values, gates, seen)
         rest = KVCache.empty(*k.shape[:2], k.shape[3], k.device, k.dtype)
         if full < local.length:
             rest = rest.extend(k[:, :, full:], v[:, :, full:], None if real is None else real[:, full:])
         return LandmarkState(rest, blocks, None, state.read)
+
+
+def _ring_start(blocks: LandmarkCache) -> int:
+    """The place of the oldest block where block i lies at i modulo the number of places."""
+    return 0 if blocks.max_blocks is None else (blocks.total - blocks.count) % blocks.max_blocks
+
+
+def _best(wanted: Tensor, count: int, blocks: LandmarkCache) -> Tensor:
+    """The most wanted blocks ``(batch, heads, tokens, count)``, oldest first."""
+    chosen = wanted.topk(count, -1).indices - _ring_start(blocks)
+    return (chosen % blocks.count).sort(-1).values
