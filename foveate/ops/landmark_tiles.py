@@ -258,7 +258,7 @@ def _backward(
             dg = (p * dw).sum(-1)
             dl = kept * dg - g * along
             own_part = dl * mine
-            ds = weights * dw + p * (own_part - kept * dg)[..., None]
+            ds = dw.mul_(kept[..., None]).add_((own_part - kept * dg)[..., None]).mul_(p)
             ds[..., -1] = dl - own_part
         dv[samples, :, keys] += weights.flatten(-2).transpose(-1, -2) @ do
         ds = ds.flatten(-2).mul_(scale)

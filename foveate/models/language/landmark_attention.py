@@ -139,9 +139,10 @@ class LandmarkGPT(Model):
         max_groups: landmarks that a text may have, and two more (the released code asks for such a number); None: any.
         bias: norms and linear layers have biases.
         dropout: of embeddings, of attention weights, behind attention and feed-forward.
-        block_size, top_k, max_blocks, chunk, selection, storage, stream_positions, rotary, position_jump,
-            group_dropout, softmax: of :class:`~foveate.mixers.landmark_attention.LandmarkAttention`. Here
-            ``position_jump`` differs between samples.
+        block_size, top_k, max_blocks, chunk, selection, storage: of
+            :class:`~foveate.mixers.landmark_attention.LandmarkAttention`.
+        stream_positions, rotary, group_dropout, softmax: of it, too.
+        position_jump: of it; here positions differ between samples.
 
     Raises:
         InvalidValue: a size below 1, heads that do not divide, or a landmark outside the vocabulary.
