@@ -297,10 +297,13 @@ class LandmarkAttention(Mixer):
 
         Raises:
             InvalidValue: the folder does not exist, or nothing would be written to it.
+            InvalidType: a dtype that is not floating.
         """
         check_folder(folder, self.storage)
         weight = self.qkv_proj.weight
         device, dtype = device or weight.device, dtype or weight.dtype
+        if not dtype.is_floating_point:
+            raise InvalidType(f"{type(self).__name__}: a state holds keys and values in a floating dtype, not {dtype}.")
         local = KVCache.empty(batch_size, self.num_heads, self.head_dim, device, dtype)
         sizes = (batch_size, self.num_heads, self.width, self.head_dim)
         where = None if folder is None else str(folder)

@@ -106,7 +106,7 @@ def block_softmax(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """
     gate = scores[..., -1].clone()
     scores[..., -1] = -math.inf
-    largest = scores.amax(-1)
+    largest = scores.detach().amax(-1)  # a mere unit: it carries no gradient
     largest = largest.masked_fill(largest.isinf(), 0.0)
     p = scores.sub_(largest[..., None]).exp_()
     total = p.sum(-1)
@@ -119,7 +119,7 @@ def block_softmax(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 def _safe_softmax(scores: Tensor) -> Tensor:
     """Softmax along the last axis; zeros where nothing is finite."""
-    largest = scores.amax(-1, keepdim=True)
+    largest = scores.detach().amax(-1, keepdim=True)
     e = (scores - largest.masked_fill(largest.isinf(), 0.0)).exp()
     total = e.sum(-1, keepdim=True)
     return e / total.where(total > 0.5, 1.0)
