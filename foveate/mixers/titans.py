@@ -29,7 +29,7 @@ from ..ops.handwritten import sum_dtype
 from ..ops.linear import linear
 from ..ops.memory_networks import recall
 from ..ops.neural_memory import flatten, initial_weights, neural_memory, neural_memory_step
-from ..ops.neural_memory_chunks import memory_flops
+from ..ops.neural_memory_chunks import memory_flops, memory_saved
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads
@@ -252,7 +252,10 @@ class TitansLMM(Mixer):
             + linear_flops(tokens, self.inner, self.dim)
         )
         weights = sum(w.numel() for w in self.weights)
-        saved = tokens * (self.dim + 5 * self.inner)
+        # x, the projection and its convolution, what was read, its norm, the gate and their products; the memories.
+        saved = tokens * (self.dim + 12 * self.inner) + batch * self.num_heads * memory_saved(
+            length, self.chunk, self.sizes, self.norm, self.momentum
+        )
         return Cost(
             flops=flops,
             parameters=sum(p.numel() for p in self.parameters()),

@@ -7,10 +7,12 @@ linear, with one number per pair of tokens,
 
     D_ts = product of (1 - alpha_j), s < j <= t,        E_si = product of eta_j, i < j <= s,
 
-made from sums of logarithms of one sign: no product is divided by another, nothing under- or overflows. Since ``u_i`` has
-rank one in each matrix (:mod:`foveate.ops.memory_networks`), a token reads weights that never exist: ``q_t M_t = a_t q_t
-M_0 + c_t q_t S_0 - sum_i A_ti (q_t . x_i) delta_i``, layer by layer. So memories of any depth cost what attention in
-chunks and a few products per chunk cost.
+made from sums of logarithms of one sign: no product is divided by another, nothing under- or overflows. Since ``u_i``
+has rank one in each matrix (:mod:`foveate.ops.memory_networks`), a token reads weights that never exist,
+
+    q_t M_t = a_t q_t M_0 + c_t q_t S_0 - sum_{i <= t} A_ti (q_t . x_i) delta_i,
+
+layer by layer. So memories of any depth cost what attention in chunks and a few products per chunk cost.
 """
 
 from __future__ import annotations
@@ -166,6 +168,22 @@ def pad_to(x: Tensor, length: int, axis: int) -> Tensor:
     """``x`` with zeros behind it along ``axis``, up to this length."""
     missing = length - x.shape[axis]
     return x if not missing else F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, missing))
+
+
+def memory_saved(length: int, chunk: int, sizes: Sequence[tuple[int, int]], norm: bool, momentum: bool) -> int:
+    """Numbers kept for the backward pass, for one sample and head; arguments as those of :func:`memory_flops`."""
+    chunk = min(chunk, length)
+    chunks, runs, dim = -(-length // chunk), 1 + momentum, sizes[-1][1]
+    # The matrices of products; q, k and the error; step and gates.
+    per_token = (5 if momentum else 2) * chunk + 3 * dim + 10
+    for i, (before, after) in enumerate(sizes):
+        # Scores before and after weighting; what matrices of memory and momentum gave; the delta; weighted inputs.
+        per_token += 2 * chunk + runs * after + after + runs * before
+        # A hidden layer: sums and activations of keys and queries, GELU's slope and its parts, the error sent back.
+        per_token += 9 * before if i else 0
+    per_token += 10 * dim if norm else 0
+    weights = sum(before * after for before, after in sizes)
+    return chunks * (chunk * per_token + runs * weights)
 
 
 def memory_flops(length: int, chunk: int, sizes: Sequence[tuple[int, int]], norm: bool, momentum: bool) -> int:
