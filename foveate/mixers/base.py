@@ -31,6 +31,9 @@ class Mixer(nn.Module):
     """
 
     spec: MixerSpec
+    #: Options that a language model gives it unless it is told otherwise: what the mechanism needs to know where in a
+    #: text it is.
+    for_language: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, dim: int, *, causal: bool) -> None:
         super().__init__()
@@ -76,6 +79,14 @@ class Mixer(nn.Module):
         each new token adds, special tokens included, and the mixer counts slots in its state.
         """
         return TokenLayout(tuple(grid))
+
+    def plan_next(self, read: int, count: int) -> TokenLayout:
+        """The slots that ``count`` further tokens add to a stream of ``read`` tokens.
+
+        The default takes the difference of two plans, which costs as much as they are long.
+        """
+        plan = self.plan_tokens((read + count,))
+        return plan.beyond(self.plan_tokens((read,))) if read else plan
 
     @classmethod
     def options_for(cls, grid: tuple[int, ...]) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class SigmoidAttention(Mixer):
         onnx=True,
         dynamic_length=True,
     )
+    #: Section 5 of the paper: rotary positions, and norms on queries, keys and the output that keep training stable.
+    for_language = {"pos": "rope", "qk_norm": True, "hybrid_norm": True}
 
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "attention_simulator": {r"((?:qkv|proj|q_norm|k_norm)\.(?:weight|bias)|attn_bias|attn_temp)": r"\1"}

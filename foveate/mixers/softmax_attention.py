@@ -66,6 +66,7 @@ class SoftmaxAttention(Mixer):
         onnx=True,
         dynamic_length=True,
     )
+    for_language = {"position": "rope"}
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from ...mixers.ssm import check_token
 from ...mixers.state import State, state
 from ...registry import check_options
 from ..base import Model, check_series
-from ..mixer_net import StackState
+from ..mixer_stack import StackState
 from ..post_norm import PostNormStack
 from .embedding import sinusoid
 
