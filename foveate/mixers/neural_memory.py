@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -155,9 +155,10 @@ class NeuralMemory(Mixer):
         self.orders = self.extras["momentum_order"] if momentum else 0
         widths = [head_dim, *[int(head_dim * expansion)] * (depth - 1), head_dim]
         self.sizes = list(itertools.pairwise(widths))
-        copies = num_heads if self.extras["per_head_learned_parameters"] else 1
-        weights = [xavier(1, i, o).repeat(copies, 1, 1) for i, o in self.sizes]
-        self.weights = nn.ParameterList([*weights, *([torch.zeros(copies, head_dim)] if norm else [])])
+        weights = [xavier(1, i, o)[0] for i, o in self.sizes] + [torch.zeros(head_dim)] * norm
+        if self.extras["per_head_learned_parameters"]:  # one draw for all of them, as published
+            weights = [w.expand(num_heads, *w.shape).clone() for w in weights]
+        self.weights = nn.ParameterList(weights)
         self.writes = ChunkWrites(
             dim,
             num_heads,
@@ -182,14 +183,13 @@ class NeuralMemory(Mixer):
         return list(self.weights)
 
     def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Weights by our numbers: titans-pytorch has the gain first, and shared weights without an axis of heads."""
+        """Weights by our numbers: titans-pytorch has the gain first."""
         found, count = {}, len(self.weights)
         for key, value in state_dict.items():
             head, _, number = key.rpartition(".")
             if head == "memory_model_parameters" and number.isdigit():
                 place = (int(number) - 1) % count if self.norm else int(number)
                 key = f"weights.{place}"
-                value = value if self.extras["per_head_learned_parameters"] else value.unsqueeze(0)
             found[key] = value
         return found
 
@@ -230,7 +230,7 @@ class NeuralMemory(Mixer):
             InvalidValue: a state of another mixer or batch.
         """
         self.check_input(x, mask)
-        shapes = [(x.shape[0], self.num_heads, *w.shape[1:]) for w in self.weights]
+        shapes = [(x.shape[0], self.num_heads, *size) for size in [*self.sizes, *[(self.head_dim,)] * self.norm]]
         found = [tuple(w.shape) for w in state.memory]
         if found != shapes or (state.momentum is None) == self.momentum:
             raise InvalidValue(
@@ -256,7 +256,7 @@ class NeuralMemory(Mixer):
         """Counts the projections, the products of the memories, and those of the recurrences over chunks."""
         length, heads = grid[0], self.num_heads
         chunks = -(-length // self.chunk)
-        tokens, weights = chunks * self.chunk, sum(w[0].numel() for w in self.weights)
+        tokens, weights = chunks * self.chunk, sum(i * o for i, o in self.sizes) + self.norm * self.head_dim
         flops = self.writes.flops(chunks) + linear_flops(tokens, self.dim, self.inner)
         if self.to_gate is not None:
             flops += linear_flops(tokens, self.dim, heads) + linear_flops(tokens, self.inner, self.dim)
@@ -281,8 +281,10 @@ class NeuralMemory(Mixer):
         return self.extras["spectral_norm_surprises"]
 
     def _start(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        shared = [w.expand(self.num_heads, *w.shape[1:]) for w in self.weights]
-        return initial_weights(shared, batch, dtype)
+        weights: Sequence[Tensor] = list(self.weights)
+        if not self.extras["per_head_learned_parameters"]:
+            weights = [w.expand(self.num_heads, *w.shape) for w in weights]
+        return initial_weights(weights, batch, dtype)
 
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, past: ChunkMemoryState | None

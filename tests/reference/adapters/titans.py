@@ -71,17 +71,23 @@ def neural_memory(case: Case) -> Answer:
 
 def official_state(memory: NeuralMemory, state: ChunkMemoryState) -> dict[str, Tensor]:
     """Weights and momenta by the recorded names: heads folded into the batch, orders first."""
-    prefix = "model." if memory.norm else ""
-    names = [f"{prefix}weights.{i}" for i in range(len(memory.sizes))] + ["norm.gamma"] * memory.norm
+    names = memory_names(memory)
     found = {f"state_weights/{n}": w.flatten(0, 1) for n, w in zip(names, state.memory, strict=True)}
     for n, w in zip(names, state.momentum or (), strict=bool(state.momentum)):
         found[f"state_momentum/{n}"] = w.flatten(0, 1).movedim(1, 0)
     return found
 
 
+def memory_names(memory: NeuralMemory) -> list[str]:
+    """Official names of a memory's weights, in our order."""
+    prefix = "model." if memory.norm else ""
+    return [f"{prefix}weights.{i}" for i in range(len(memory.sizes))] + ["norm.gamma"] * memory.norm
+
+
 def official_parameters(memory: NeuralMemory, case: Case) -> dict[str, Tensor]:
     """Our parameters by the official names of the recorded ones."""
     own, named = dict(memory.named_parameters()), {}
+    shared = not memory.extras["per_head_learned_parameters"]
     for key, value in case.params.items():
         (renamed,) = memory.convert_official({key: value}, "titans_pytorch")
         for pattern, replacement in memory.official_keys["titans_pytorch"].items():
@@ -89,6 +95,9 @@ def official_parameters(memory: NeuralMemory, case: Case) -> dict[str, Tensor]:
             if match and replacement:
                 named[key] = own[match.expand(replacement)]
                 break
+        if shared and key.startswith("memory_model."):  # there they are the same parameters
+            place = memory_names(memory).index(key.removeprefix("memory_model."))
+            named[key] = own[f"weights.{place}"]
     return named
 
 
