@@ -184,15 +184,20 @@ class TitansLMM(Mixer):
             count=torch.zeros(batch_size, device=device, dtype=torch.int64),
         )
 
-    def prefill(self, x: Tensor, state: MemoryState, mask: Tensor | None = None) -> tuple[Tensor, MemoryState]:
+    def prefill(
+        self, x: Tensor, state: MemoryState, mask: Tensor | None = None, *, aligned: bool = False
+    ) -> tuple[Tensor, MemoryState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is.
+
+        ``aligned`` says that every sample stands at the border of a chunk, which spares the empty places of a chunk that
+        was begun before.
 
         Raises:
             InvalidValue: a state of another mixer or batch.
         """
         self.check_input(x, mask)
         self._check_state(x, state)
-        return self._mix(x, mask, None, state)
+        return self._mix(x, mask, None, state, aligned=aligned)
 
     def step(self, x_t: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """Read one token ``(batch, dim)``, in time that does not depend on the chunk.
@@ -264,7 +269,13 @@ class TitansLMM(Mixer):
         )
 
     def _mix(
-        self, x: Tensor, mask: Tensor | None, segments: Tensor | None, past: MemoryState | None, read: bool = True
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        past: MemoryState | None,
+        read: bool = True,
+        aligned: bool = False,
     ) -> tuple[Tensor, MemoryState]:
         given, packing = x, None if mask is None else Packing.of(mask)
         if packing is not None:
@@ -273,7 +284,7 @@ class TitansLMM(Mixer):
         raw = self.qkv(x)
         qkv, conv = self._convolve(raw, 3 * self.inner, segments, None if past is None else past.conv, packing)
         gates, frame = self.gates(x), None
-        if packing is not None or segments is not None or past is not None:
+        if packing is not None or segments is not None or (past is not None and not aligned):
             real = torch.ones_like(x[..., 0], dtype=torch.bool) if packing is None else packing.valid
             phase = None if past is None else past.count % self.chunk
             frame = Frame.of(real, self.chunk, phase, segments)
