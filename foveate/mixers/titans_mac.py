@@ -8,9 +8,9 @@ cut into segments S of C tokens; with learned persistent tokens P::
     o = sigma(norm(y) * a) * sigma(norm(M(y)) * b)         the memory reads y as it comes, and recalls
 
 The paper draws all of h before all of S, so that token j would see ``h_i`` of later tokens, which come from their own
-queries; and it gates with the memory *after* the segment, for the first token too. Here both are causal: h is seen up to
-the token's own, and ``M(y)`` is written and read token by token, as the memory does. Only the memory goes from segment to
-segment, so segments follow one another, and everything that does not need it is computed for all at once.
+queries; and it gates with the memory *after* the segment, for the first token too. Here both are causal: h is seen up
+to the token's own, and ``M(y)`` is written and read token by token, as the memory does. Only the memory goes from
+segment to segment, so segments follow one another, and what does not need it is computed for all at once.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class ContextState(State):
     """Streaming state of constant size.
 
     Attributes:
-        keys, values: ``(batch, heads, 2 C, head_dim)``: of what was recalled for the open segment, and of its tokens, each
-            at its place.
+        keys, values: ``(batch, heads, 2 C, head_dim)``: of what was recalled for the open segment, and of its tokens,
+            each at its place.
         tail: ``(batch, n, dim)``: the last tokens, latest last, for the convolution of the memory's queries.
         before: the memory's weights when the open segment began.
         memory: the memory now; it counts the tokens.
@@ -64,8 +64,8 @@ class ContextState(State):
 class TitansMAC(Mixer):
     """Memory as context: attention inside segments, to which a neural memory tells what came before; linear time.
 
-    Masked tokens are taken out of the sequence. Of a layout, segments (documents) are kept apart: each begins with a new
-    memory, at the border of a segment of attention; positions are not read, for only places in a segment count.
+    Masked tokens are taken out of the sequence. Of a layout, segments (documents) are kept apart: each begins with a
+    new memory, at the border of a segment of attention; positions are not read, for only places in a segment count.
 
     Args:
         dim: channels of a token.
@@ -256,9 +256,9 @@ class TitansMAC(Mixer):
         """Keys and values of the persistent tokens, for every sample of ``x``."""
         if self.persistent is None:
             return None
-        p = self.persistent[None]
-        k = self._turn(self._heads(self.k_proj(p)), torch.arange(self._number, device=x.device))
-        return tuple(t.expand(x.shape[0], -1, -1, -1) for t in (k, self._heads(self.v_proj(p))))  # type: ignore[return-value]
+        k, v = self._heads(self.k_proj(self.persistent)), self._heads(self.v_proj(self.persistent))
+        k = self._turn(k[None], torch.arange(self._number, device=x.device))
+        return k.expand(x.shape[0], -1, -1, -1), v.expand(x.shape[0], -1, -1, -1)
 
     def _attend(
         self,
@@ -284,7 +284,7 @@ class TitansMAC(Mixer):
         o = softmax_attention(q, torch.cat(keys, 2), torch.cat(values, 2), mask=seen)
         return self.out_proj(o.transpose(1, 2).flatten(2))
 
-    # Sequences with gaps, documents, streams ----------------------------------------------------------------------------
+    # Sequences with gaps, documents, streams --------------------------------------------------------------------------
 
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, past: ContextState | None
@@ -331,7 +331,7 @@ class TitansMAC(Mixer):
         return 0 if self.persistent is None else self.persistent.shape[0]
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
 
     def _turn(self, x: Tensor, places: Tensor) -> Tensor:
         return apply_rope(x, places, self.rope_base) if self.position == "rope" else x

@@ -41,8 +41,8 @@ class GateState(State):
 class TitansMAG(Mixer):
     """Memory as a gate: windowed attention times what a neural memory recalls, in linear time.
 
-    Masked tokens are taken out of the sequence. Of a layout, segments are kept apart, each with a new memory that begins
-    with the persistent tokens; positions are not read, for only distances count.
+    Masked tokens are taken out of the sequence. Of a layout, segments are kept apart, each with a new memory that
+    begins with the persistent tokens; positions are not read, for only distances count.
 
     Args:
         dim: channels of a token.

@@ -40,8 +40,8 @@ class LayerState(State):
 class TitansMAL(Mixer):
     """Memory as a layer: windowed attention reads what a neural memory recalls, in linear time.
 
-    Masked tokens are taken out of the sequence. Of a layout, segments are kept apart, each with a new memory that begins
-    with the persistent tokens; positions are not read, for only distances count.
+    Masked tokens are taken out of the sequence. Of a layout, segments are kept apart, each with a new memory that
+    begins with the persistent tokens; positions are not read, for only distances count.
 
     Args:
         dim: channels of a token.
