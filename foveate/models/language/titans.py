@@ -1,8 +1,8 @@
 """titans-pytorch's transformer with memory as context: the public re-implementation of Titans' MAC.
 
 lucidrains/titans-pytorch (MIT) after "Titans: Learning to Memorize at Test Time" (arXiv 2501.00663). It differs from the
-paper's MAC (:mod:`foveate.mixers.titans_mac`): learned long-term tokens stand behind every segment of C tokens, and the
-memory runs before the attention, on the residual stream::
+paper's MAC (:mod:`foveate.mixers.titans_mac`): learned long-term tokens stand behind every segment of C tokens, and
+the memory runs before the attention, on the residual stream::
 
     x = E[token] and long-term tokens, + axial positions
     repeat:   x = x + memory(x);   x = x + attention(x);   x = x + W (silu(g) * u),  [u | g] = norm(x) W

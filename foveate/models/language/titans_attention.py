@@ -1,7 +1,8 @@
-"""Attention of titans-pytorch: in segments or in a sliding window, with learned keys and values that all tokens see.
+"""Attention and positions of titans-pytorch (lucidrains, MIT).
 
-lucidrains/titans-pytorch (MIT). Queries and keys are turned by their absolute positions (RoPE on neighbouring channels);
-the persistent keys have none. Values may be mixed with those of the first layer ("value residual", arXiv 2410.17897).
+Attention in segments or in a sliding window, with learned keys and values that all tokens see. Queries and keys are
+turned by their absolute positions (RoPE on neighbouring channels); the persistent keys have none. Values may be mixed
+with those of the first layer ("value residual", arXiv 2410.17897).
 """
 
 from __future__ import annotations
