@@ -17,7 +17,7 @@ from .errors import InvalidType
 from .hub import read_config
 from .mixers.base import Mixer
 from .models.base import Model
-from .models.mixer_net import MixerNet
+from .models.build import network
 from .tasks.packaged import Packaged, open_packaged
 
 __all__ = ["load", "read_config", "save"]
@@ -72,7 +72,7 @@ def load(
     if system is None:
         return Model._open(folder, config, {})
     if issubclass(system, Mixer):
-        return MixerNet._open(folder, config, {"mixer": system})
+        return network(config["reads"])._open(folder, config, {"mixer": system})
     if issubclass(system, Model):
         return system._open(folder, config, {})
     raise InvalidType(f"system={system!r} is not possible: it must be a subclass of foveate's Model or Mixer.")

@@ -122,7 +122,10 @@ def _fits(
     is_mixer = isinstance(s, _spec.MixerSpec)
     if task is not None:
         spec = find(task, "task").spec
-        fits = spec.rank in s.ranks if is_mixer else (spec.models_of or task) in getattr(s, "tasks", ())
+        if is_mixer:
+            fits = spec.rank in s.ranks and (spec.reads != "tokens" or s.causal == "strict")
+        else:
+            fits = (spec.models_of or task) in getattr(s, "tasks", ())
         if not fits:
             return False
     if causal is not None and not (is_mixer and (s.causal == "strict" if causal else s.bidirectional)):
@@ -144,8 +147,8 @@ def list_names(
 
     Args:
         kind: "op", "mixer", "model", ...; None for all.
-        task: models that can be built for this task, and mixers that :class:`~foveate.models.mixer_net.MixerNet`
-            makes into one.
+        task: models that can be built for this task, and mixers that a network makes into one
+            (:func:`foveate.models.build.network`).
         causal: True: mixers that can be strictly causal; False: mixers that can look both ways.
         streaming: True: has a streaming form.
         rank: mixers that accept grids of this rank.

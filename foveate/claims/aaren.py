@@ -14,7 +14,7 @@ from ..measure.isolated import allocated_bytes_of
 from ..mixers.aaren import Aaren
 from ..mixers.base import Mixer
 from ..mixers.softmax_attention import SoftmaxAttention
-from ..models.mixer_net import MixerStack
+from ..models.mixer_stack import MixerStack
 from ..models.series.aaren import AarenEncoder
 from ..models.series.softmax_attention import TransformerEncoder
 from ..models.series.step_encoder import PUBLISHED, StepEncoder

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..measure.isolated import allocated_bytes_of
 from ..mixers.sigmoid_attention import SigmoidAttention
-from ..models.mixer_net import MixerStack
+from ..models.mixer_stack import MixerStack
 from ..ops import backend
 from ..ops.positions import alibi_slopes
 from ..ops.sigmoid_attention import recommended_bias, sigmoid_attention

@@ -8,7 +8,6 @@ then the trials seed by seed: a first whole picture comes early.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from ..errors import InvalidType, InvalidValue, UnknownName, unknown_name
 from ..measure.machine import usable_cores
 from ..mixers.base import Mixer
 from ..models.base import Model
-from ..models.build import Contestant, resolve
-from ..models.mixer_net import MixerNet
+from ..models.build import Contestant, network_for, network_options, resolve
 from ..registry import check_options, entries, find
 from ..spec import MixerSpec, ModelSpec
 from ..tasks.base import Task
@@ -92,9 +90,11 @@ def prepare_task(settings: Settings) -> Task:
 def fitting(task: Task) -> dict[str, str]:
     """Name to kind of everything registered that this task's data can be given to."""
     found = {}
+    tokens = task.spec.reads == "tokens"  # whose next one is asked for
     for entry in entries():
         spec = entry.spec
         fits_mixer = isinstance(spec, MixerSpec) and entry.kind == "mixer" and {1, task.spec.rank} & set(spec.ranks)
+        fits_mixer = fits_mixer and (not tokens or spec.causal == "strict")
         # A model of the same name as a mixer comes later and wins: it is the complete published network.
         if fits_mixer or (isinstance(spec, ModelSpec) and task.info.task in spec.tasks):
             found[entry.name] = entry.kind
@@ -126,19 +126,19 @@ def contestants(settings: Settings, task: Task) -> list[Contestant]:
     for name, options in settings.options.items():
         if name not in names:
             raise unknown_name("system", name, names, f"The options of {name!r} belong to no contestant.")
-        _check_system_options(next(c for c in chosen if c.name == name), options)
+        _check_system_options(next(c for c in chosen if c.name == name), options, task.info.task)
     clash = [a for a in names for b in names if a != b and folder_name(a) == folder_name(b)]
     if clash:
         raise InvalidValue(f"{' and '.join(clash)} would share a folder: compare them apart.")
     return chosen
 
 
-def _check_system_options(contestant: Contestant, options: Mapping[str, Any]) -> None:
+def _check_system_options(contestant: Contestant, options: Mapping[str, Any], task: str) -> None:
     """A wrong option is the user's slip, to be told at once; a wrong value shows when the model is built."""
     target = contestant.target
     if issubclass(target, Mixer):
-        network = inspect.signature(MixerNet).parameters
-        options = {k: v for k, v in options.items() if k not in network}
+        own = network_options(network_for(task))
+        options = {k: v for k, v in options.items() if k not in own}
     check_options(contestant.name, target, dict(options), partial=True)
 
 

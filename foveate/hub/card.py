@@ -131,7 +131,8 @@ def _opening(config: Config, entry: Entry | None, system: System | None) -> str:
     elif entry is None:
         lines.append(f"A model of its author's own class {code(config['system'])}, saved by foveate.")
     if config.get("kind") == "mixer":
-        lines.append("The mixer stands in foveate's plain pre-norm network (`MixerNet`).")
+        around = "decoder (`LanguageModel`)" if config.get("reads") == "tokens" else "network (`MixerNet`)"
+        lines.append(f"The mixer stands in foveate's plain pre-norm {around}.")
     if "task" in config:
         lines.append(f"Trained for the task `{_plain(config['task'])}`; it works in the units of its training data.")
     return "\n\n".join(lines)

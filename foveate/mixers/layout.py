@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class TokenLayout:
         role_sizes: number of distinct learned embeddings per role (their slots take them in turn).
         positions: int64 ``(length,)`` or ``(batch, length)``; None: 0, 1, 2, ...
         segments: int64 ``(batch, length)``: tokens of different segments must not influence each other.
+        role_starts: how many slots of each role a stream took before these; empty: none.
     """
 
     grid: tuple[int, ...]
@@ -39,6 +41,7 @@ class TokenLayout:
     role_sizes: tuple[int, ...] = field(default=())
     positions: Tensor | None = None
     segments: Tensor | None = None
+    role_starts: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -69,7 +72,8 @@ class TokenLayout:
         table, index, start = [flat], self.source, flat.shape[1]
         for number, (role, size) in enumerate(zip(self.roles, self.role_sizes, strict=True)):
             here = self.source == -1 - number
-            index = torch.where(here, start + (here.cumsum(0) - 1) % size, index)
+            taken = self.role_starts[number] if self.role_starts else 0
+            index = torch.where(here, start + (here.cumsum(0) - 1 + taken) % size, index)
             table.append(embeddings[role].to(flat).expand(flat.shape[0], -1, -1))
             start += size
         return torch.cat(table, 1).index_select(1, index.to(x.device))
@@ -81,3 +85,30 @@ class TokenLayout:
         last = self.source.where(self.source >= 0, self.length)  # special tokens sort behind the grid's
         order = torch.argsort(last, stable=True)[: math.prod(self.grid)]
         return x.index_select(1, order.to(x.device)).unflatten(1, self.grid)
+
+    def with_segments(self, segments: Tensor) -> Self:
+        """The same layout of packed documents: a special token belongs to the document of the token before it.
+
+        Args:
+            segments: int64 ``(batch, *grid)``.
+        """
+        segments = segments.flatten(1)
+        if self.source is None:
+            return replace(self, segments=segments)
+        before = self.source.clamp(min=0).cummax(0).values
+        return replace(self, segments=segments.index_select(1, before.to(segments.device)))
+
+    def beyond(self, earlier: TokenLayout) -> TokenLayout:
+        """The slots that this layout of a sequence has behind those of ``earlier``, the layout of its beginning."""
+        read = math.prod(earlier.grid)
+        grid = (math.prod(self.grid) - read,)
+        if self.source is None or earlier.source is None:
+            return TokenLayout(grid)
+        source = self.source[earlier.length :]
+        return TokenLayout(
+            grid,
+            torch.where(source >= 0, source - read, source),
+            self.roles,
+            self.role_sizes,
+            role_starts=tuple(int(earlier.role_mask(role).sum()) for role in self.roles),
+        )

@@ -2,7 +2,8 @@
 
 from .base import Model
 from .build import Contestant, resolve
+from .language.language_model import LanguageModel
 from .mixer_net import MixerNet
 from .official import load_official
 
-__all__ = ["Contestant", "MixerNet", "Model", "load_official", "resolve"]
+__all__ = ["Contestant", "LanguageModel", "MixerNet", "Model", "load_official", "resolve"]

@@ -38,6 +38,8 @@ class Model(nn.Module, Saved):
     recipe: ClassVar[str] = "foveate.tasks.base.Recipe"
     #: Under a time budget, the share of a trial's time that a system without training may take to be scored.
     untrained_share: ClassVar[float] = 0.1
+    #: It stands around a mixer, and its saved form is named by that.
+    named_by_mixer: ClassVar[bool] = False
     #: The official release's state-dict keys to ours; see :func:`foveate.models.official.load_official`.
     official_keys: ClassVar[dict[str, dict[str, str]]] = {}
 
@@ -79,10 +81,8 @@ class Model(nn.Module, Saved):
 
     def _identity(self) -> dict[str, Any]:
         """ "kind" and "system" of ``config.json``: what :meth:`_target` finds the class by."""
-        from .mixer_net import MixerNet
-
-        if type(self) is MixerNet:  # named by its mixer
-            mixer = self.mixer
+        if type(self).named_by_mixer:
+            mixer: Any = self.mixer
             return {"kind": "mixer", "system": mixer if isinstance(mixer, str) else registered_name(mixer)[1]}
         kind, name = registered_name(type(self))
         return {"kind": kind, "system": name}
@@ -101,9 +101,9 @@ class Model(nn.Module, Saved):
                 raise InvalidValue(f"{folder} was saved from your own class {name}: pass it as load(..., system=...).")
             return cls, {}
         if kind == "mixer":
-            from .mixer_net import MixerNet
+            from .build import network
 
-            target, options = MixerNet, {} if ":" in name else {"mixer": name}
+            target, options = network(config["reads"]), {} if ":" in name else {"mixer": name}
         else:
             target, options = find(name, "model").load(), {}
         if issubclass(target, cls):

@@ -1,7 +1,7 @@
 """Contestants: from a name to a model for a task.
 
-A name is a registered model, a registered mixer (which :class:`~foveate.models.mixer_net.MixerNet` makes into a model),
-or ``package.module:Class``, a Model or Mixer subclass of the user's.
+A name is a registered model, a registered mixer (which a network makes into a model: see :func:`network`), or
+``package.module:Class``, a Model or Mixer subclass of the user's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..errors import InvalidType, UnknownName
 from ..mixers.base import Mixer
 from ..registry import check_options, entries, find
 from .base import Model
+from .language.language_model import LanguageModel
 from .mixer_net import MixerNet
 from .outlook import with_outlook
 
@@ -45,10 +46,10 @@ class Contestant:
     @property
     def recipe(self) -> str:
         """Dotted path of the recipe that trains it."""
-        return self.target.recipe if issubclass(self.target, Model) else MixerNet.recipe
+        return self.target.recipe if issubclass(self.target, Model) else Model.recipe
 
     def build(self, info: Any, options: dict[str, Any]) -> nn.Module:
-        """Build it for ``info`` (``Task.info``); options of a mixer go to MixerNet, the rest to the mixer.
+        """Build it for ``info`` (``Task.info``); options of a mixer go to its network, the rest to the mixer.
 
         Where a forecast has covariates or quantiles, the model comes inside :class:`~foveate.models.outlook.Outlook`.
 
@@ -60,18 +61,30 @@ class Contestant:
 
     def _build(self, info: Any, options: dict[str, Any]) -> Model:
         if issubclass(self.target, Mixer):
-            own = {k: v for k, v in options.items() if k in _mixer_net_options()}
+            around = network_for(info.task)
+            own = {k: v for k, v in options.items() if k in network_options(around)}
             rest = {k: v for k, v in options.items() if k not in own}
             mixer = self.target if self.kind == "custom" else self.name
-            return MixerNet.for_task(info, mixer=mixer, mixer_options=rest, **own)
+            return around.for_task(info, mixer=mixer, mixer_options=rest, **own)
         if info.task not in self.target.spec.tasks:
             raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")
         check_options(self.name, self.target, options, partial=True)
         return self.target.for_task(info, **options)
 
 
-def _mixer_net_options() -> set[str]:
-    return set(inspect.signature(MixerNet.__init__).parameters) - {"self", "mixer", "mixer_options"}
+def network(reads: str) -> type[Model]:
+    """The network that makes a mixer into a model for this kind of input."""
+    return LanguageModel if reads == "tokens" else MixerNet
+
+
+def network_for(task: str) -> type[Model]:
+    """The network that makes a mixer into a model for this task (``info.task``)."""
+    return LanguageModel if task in LanguageModel.spec.tasks else MixerNet
+
+
+def network_options(around: type[Model]) -> set[str]:
+    """Options that are the network's own; all others are its mixer's."""
+    return set(inspect.signature(around.__init__).parameters) - {"self", "mixer", "mixer_options"}
 
 
 def _listed(model: type[Model]) -> str:

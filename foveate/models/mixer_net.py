@@ -6,28 +6,23 @@ The plainest network a mixer can stand in, so that a comparison of two mixers co
     repeat depth times:   x = x + mixer(norm(x));   x = x + mlp(norm(x))
     y = head(norm(x))
 
-Source: the pre-norm residual block of Xiong et al., 2020 (arXiv 2002.04745), with the GELU feed-forward of ViT.
+The blocks are those of :mod:`foveate.models.mixer_stack`.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidType, InvalidValue
 from ..mixers.base import Mixer
-from ..mixers.layout import TokenLayout
 from ..mixers.parts import Linear
-from ..mixers.state import State, state
-from ..registry import check_options, find
 from ..spec import ModelSpec
 from .base import Model, check_series
+from .mixer_stack import MixerStack
 from .outlook import levels_of
 from .quantiles import QuantileOrder
 from .readers import (
@@ -38,151 +33,8 @@ from .readers import (
     PatchReader,
     SeriesReader,
     StepsReader,
-    TokenReader,
     learned_positions,
 )
-
-
-@state
-class StackState(State):
-    """Streaming state of a :class:`MixerStack`: one state per layer."""
-
-    layers: tuple[Any, ...]
-
-
-class MixerBlock(nn.Module):
-    """One pre-norm residual block around a built mixer.
-
-    Args:
-        mixer: the token mixer.
-        mlp_ratio: hidden width of the feed-forward over the token width; 0 leaves the feed-forward out.
-        dropout: after the mixer and inside the feed-forward.
-    """
-
-    def __init__(self, mixer: Mixer, mlp_ratio: float, dropout: float) -> None:
-        super().__init__()
-        dim, hidden = mixer.dim, int(mixer.dim * mlp_ratio)
-        self.mixer = mixer
-        self.mixer_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.mlp_norm = nn.LayerNorm(dim) if hidden else nn.Identity()
-        layers = [Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), Linear(hidden, dim), nn.Dropout(dropout)]
-        self.mlp = nn.Sequential(*layers) if hidden else None
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, layout: TokenLayout | None = None) -> Tensor:
-        return self._feed_forward(x + self.dropout(self.mixer(self.mixer_norm(x), mask=mask, layout=layout)))
-
-    def prefill(self, x: Tensor, layer_state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
-        y, layer_state = self.mixer.prefill(self.mixer_norm(x), layer_state, mask)
-        return self._feed_forward(x + self.dropout(y)), layer_state
-
-    def step(self, x_t: Tensor, layer_state: Any) -> tuple[Tensor, Any]:
-        y, layer_state = self.mixer.step(self.mixer_norm(x_t), layer_state)
-        return self._feed_forward(x_t + self.dropout(y)), layer_state
-
-
-class MixerStack(nn.Module):
-    """``depth`` blocks of one mixer on tokens ``(batch, *grid, dim)``, with its special tokens and a final norm.
-
-    A grid of higher rank than the mixer takes is read as one sequence.
-
-    Args:
-        mixer: registered name or :class:`~foveate.mixers.Mixer` subclass.
-        dim: token width.
-        depth: number of blocks.
-        rank: rank of the grids to come.
-        num_heads: given to mixers that have heads.
-        causal: given to the mixer; None: not causal where it can look both ways.
-        mlp_ratio, dropout: of :class:`MixerBlock`.
-        mixer_options: further options of the mixer.
-        grid: the grid to come, if it is known: the mixer's :meth:`~foveate.mixers.Mixer.options_for` it are taken.
-
-    Raises:
-        InvalidValue: the mixer takes no grid of this rank, nor sequences.
-    """
-
-    def __init__(
-        self,
-        mixer: str | type[Mixer],
-        dim: int,
-        depth: int,
-        *,
-        rank: int = 1,
-        num_heads: int = 4,
-        causal: bool | None = None,
-        mlp_ratio: float = 2.0,
-        dropout: float = 0.0,
-        mixer_options: dict[str, Any] | None = None,
-        grid: tuple[int, ...] | None = None,
-    ) -> None:
-        super().__init__()
-        cls: type[Mixer] = find(mixer, "mixer").load() if isinstance(mixer, str) else mixer
-        name = mixer if isinstance(mixer, str) else cls.__name__
-        if rank not in cls.spec.ranks and 1 not in cls.spec.ranks:
-            legal = " or ".join(map(str, cls.spec.ranks))
-            raise InvalidValue(f"mixer={name!r} is not possible here: it mixes grids of rank {legal}, not {rank}.")
-        if depth < 1:
-            raise InvalidValue(f"depth={depth} is not possible: at least one block is needed.")
-        options: dict[str, Any] = {"causal": not cls.spec.bidirectional if causal is None else causal}
-        if "num_heads" in inspect.signature(cls).parameters:
-            options["num_heads"] = num_heads
-        if grid is not None:
-            options.update(cls.options_for(grid if rank in cls.spec.ranks else (math.prod(grid),)))
-        options.update(mixer_options or {})
-        check_options(name, cls, {"dim": dim, **options})
-        mixers = [cls.for_layer(i, depth, dim, **options) for i in range(depth)]
-        self.flatten = rank not in cls.spec.ranks
-        self.blocks = nn.ModuleList(MixerBlock(m, mlp_ratio, dropout) for m in mixers)
-        self.norm = nn.LayerNorm(dim)
-        plan = mixers[0].plan_tokens((64,) * (1 if self.flatten else rank))
-        self.special = nn.ParameterDict(
-            {role: learned_positions((n,), dim) for role, n in zip(plan.roles, plan.role_sizes, strict=True)}
-        )
-
-    @property
-    def masks(self) -> bool:
-        """Whether the stack takes a mask."""
-        return not self.special and self.layers[0].mixer.spec.masks
-
-    @property
-    def layers(self) -> list[MixerBlock]:
-        """The blocks, first to last."""
-        return [cast(MixerBlock, block) for block in self.blocks]
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, layout: TokenLayout | None = None) -> Tensor:
-        """Features ``(batch, *grid, dim)`` of tokens ``(batch, *grid, dim)``; ``mask`` bool ``(batch, *grid)``."""
-        grid = tuple(x.shape[1:-1])
-        if self.flatten:
-            x, mask = x.flatten(1, -2), None if mask is None else mask.flatten(1)
-        layout = layout or self.layers[0].mixer.plan_tokens(tuple(x.shape[1:-1]))
-        if self.special and mask is not None:
-            raise InvalidType("a mask cannot be combined with a mixer that places special tokens between the others.")
-        x = layout.insert(x, dict(self.special.items()))
-        for block in self.layers:
-            x = block(x, mask, layout)
-        return layout.extract(self.norm(x)).unflatten(1, grid) if self.flatten else layout.extract(self.norm(x))
-
-    def init_state(
-        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> StackState:
-        return StackState(tuple(b.mixer.init_state(batch_size, device, dtype) for b in self.layers))
-
-    def prefill(self, x: Tensor, state: StackState, mask: Tensor | None = None) -> tuple[Tensor, StackState]:
-        layers = []
-        for block, layer in zip(self.layers, state.layers, strict=True):
-            x, layer = block.prefill(x, layer, mask)
-            layers.append(layer)
-        return self.norm(x), StackState(tuple(layers))
-
-    def step(self, x_t: Tensor, state: StackState) -> tuple[Tensor, StackState]:
-        layers = []
-        for block, layer in zip(self.layers, state.layers, strict=True):
-            x_t, layer = block.step(x_t, layer)
-            layers.append(layer)
-        return self.norm(x_t), StackState(tuple(layers))
 
 
 class MixerNet(Model):
@@ -190,15 +42,16 @@ class MixerNet(Model):
 
     Args:
         mixer: registered name (or, for a mixer of your own, its class).
-        reads: "series" (B, T, C), "tokens" (B, L), "image" (B, C, H, W) or "video" (B, C, T, H, W).
+        reads: "series" (B, T, C), "image" (B, C, H, W) or "video" (B, C, T, H, W); text and other token numbers are
+            :class:`~foveate.models.language.language_model.LanguageModel`'s.
         answers: "forecast" (B, horizon, C), "gaps" (B, T, C) and "reconstruct" (B, T, C), for series; "classes"
-            (B, outputs), for series, image and video; "tokens" (B, L, outputs), for tokens. All but classes treat every
-            channel of a series as a sample of its own, with its own scale; classes are read from patches of all
-            channels together, as they come.
-        size: lookback T, or (H, W), or (T, H, W); not needed for tokens.
-        channels: input channels, or the vocabulary for tokens.
-        outputs: horizon, number of classes, or vocabulary; not used for gaps and reconstructions.
-        dim, depth, num_heads, causal, mlp_ratio, dropout, mixer_options: see :class:`MixerStack`.
+            (B, outputs), for series, image and video. All but classes treat every channel of a series as a sample of
+            its own, with its own scale; classes are read from patches of all channels together, as they come.
+        size: lookback T, or (H, W), or (T, H, W).
+        channels: input channels.
+        outputs: horizon or number of classes; not used for gaps and reconstructions.
+        dim, depth, num_heads, causal, mlp_ratio, dropout, mixer_options: see
+            :class:`~foveate.models.mixer_stack.MixerStack`.
         patch: steps per token of a series, or patch edge.
         quantiles: levels of a forecast, rising, 0.5 among them: the head then answers each; none: one number.
 
@@ -214,9 +67,9 @@ class MixerNet(Model):
         quantiles=True,
         onnx=True,
     )
+    named_by_mixer: ClassVar[bool] = True
     _ANSWERS = {
         "series": ("forecast", "classes", "gaps", "reconstruct"),
-        "tokens": ("tokens",),
         "image": ("classes",),
         "video": ("classes",),
     }
@@ -257,35 +110,31 @@ class MixerNet(Model):
             self.reader = GapReader(shape[0], patch, dim)
         elif reads == "series":
             self.reader = SeriesReader(shape[0], patch, dim)
-        elif reads == "tokens":
-            self.reader = TokenReader(channels, dim)
         else:
             self.reader = PatchReader(shape, patch, channels, dim)
-        grid: tuple[int, ...] | None = self.reader.grid  # type: ignore[assignment]
-        self.positions = None if grid is None else learned_positions(grid, dim)
+        grid: tuple[int, ...] = self.reader.grid  # type: ignore[assignment]
+        self.positions = learned_positions(grid, dim)
         self.size = shape
-        if reads == "tokens":  # as free in their number as the mixer is
-            self.spec = replace(self.spec, dynamic_length=True)
         self.stack = MixerStack(
             mixer,
             dim,
             depth,
-            rank=1 if grid is None else len(grid),
+            rank=len(grid),
             num_heads=num_heads,
-            causal=True if reads == "tokens" and causal is None else causal,
+            causal=causal,
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             mixer_options=mixer_options,
             grid=grid,
         )
-        if answers == "forecast" and grid is not None:
+        if answers == "forecast":
             self.head: nn.Module = ForecastHead(grid[0], dim, outputs * max(1, len(quantiles)), dropout)
         elif answers == "gaps":
             self.head = Linear(dim, patch)
         elif answers == "reconstruct":
             self.head = PatchHead(dim, patch, shape[0])
         else:
-            self.head = Linear(dim, outputs) if reads == "tokens" else ClassHead(dim, outputs)
+            self.head = ClassHead(dim, outputs)
 
     @classmethod
     def for_task(cls, info: Any, **options: Any) -> Self:
@@ -323,7 +172,7 @@ class MixerNet(Model):
         return self._mix(tokens[0] if isinstance(self.reader, SeriesReader) else tokens, mask)
 
     def _mix(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.stack(tokens if self.positions is None else tokens + self.positions, mask)
+        return self.stack(tokens + self.positions, mask)
 
     def forward(self, x: Tensor, marks: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Answer for an input as ``reads`` says.
@@ -366,25 +215,7 @@ class MixerNet(Model):
             x = x.masked_fill(~mask[..., None], 0)
             mask = self.reader.token_mask(mask)  # type: ignore[operator]
         features = self.forward_features(x, mask=mask)
-        return self.head(features, mask) if isinstance(self.head, ClassHead) else self.head(features)
-
-    def init_state(
-        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> StackState:
-        """A fresh state; only for ``reads="tokens"`` and causal mixers that stream."""
-        if self.reads != "tokens":
-            raise InvalidType(f"MixerNet has no streaming form for {self.reads}: only for tokens.")
-        return self.stack.init_state(batch_size, device, dtype)
-
-    def prefill(self, x: Tensor, state: StackState, mask: Tensor | None = None) -> tuple[Tensor, StackState]:
-        """Read token numbers ``(B, L)``; returns logits ``(B, L, outputs)`` and the new state."""
-        features, state = self.stack.prefill(self.reader(x), state, mask)
-        return self.head(features), state
-
-    def step(self, x_t: Tensor, state: StackState) -> tuple[Tensor, StackState]:
-        """Read one token number per sample ``(B,)``; returns logits ``(B, outputs)`` and the new state."""
-        features, state = self.stack.step(self.reader(x_t), state)
-        return self.head(features), state
+        return self.head(features, mask)
 
 
 def _short_patch(steps: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import invalid
 from ..mixers.base import Mixer
 from ..mixers.parts import Linear
-from .mixer_net import StackState
+from .mixer_stack import StackState
 
 
 class PostNormBlock(nn.Module):

@@ -139,20 +139,6 @@ class PatchReader(nn.Module):
         return self.project(x).movedim(1, -1)
 
 
-class TokenReader(nn.Module):
-    """Token numbers ``(B, L)`` int64 to ``(B, L, dim)``; any length."""
-
-    grid: tuple[int, ...] | None = None
-
-    def __init__(self, vocabulary: int, dim: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(vocabulary, dim)
-        nn.init.normal_(self.embed.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embed(x)
-
-
 class ForecastHead(nn.Module):
     """All tokens of a channel, flattened, to its future: ``(N, tokens, dim)`` to ``(N, horizon)``."""
 

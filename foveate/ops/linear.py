@@ -42,6 +42,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN takes these and is faster."""
+    if torch.compiler.is_compiling():  # compilers choose for themselves, and cannot look at what comes here
+        return False
     if current_backend() not in ("auto", "native") or x.numel() * weight.shape[0] < WORTH_IT:
         return False
     return (
@@ -49,7 +51,6 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and _faster_here()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # compilers choose for themselves
         and not transformed()
     )
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from foveate.mixers import MixerSpec
 from foveate.models.base import Model
-from foveate.models.mixer_net import MixerNet
+from foveate.models.build import network_for, network_options
+from foveate.models.language.language_model import LanguageModel
+from foveate.registry import Entry, entries
 from foveate.spec import ModelSpec
 
 from .examples import Example, Inputs, all_examples
@@ -37,6 +39,11 @@ class ModelCase:
     spec: ModelSpec
     task: str
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_mixer(self) -> bool:
+        """Whether a network around a mixer is tested, see :func:`of_mixer`."""
+        return self.cls.named_by_mixer
 
     @property
     def example(self) -> Example:
@@ -74,9 +81,11 @@ def examples_of(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def of_mixer(name: str, spec: MixerSpec, task: str) -> ModelCase:
-    """The model that MixerNet makes of a mixer; what the mixer promises for itself is not tested twice."""
+    """The model that a network makes of a mixer; what the mixer promises for itself is not tested twice."""
+    around = network_for(task)
     promises = replace(
-        MixerNet.spec,
+        around.spec,
+        streaming=spec.streaming if around.spec.streaming != "no" else "no",
         batch_independent=spec.batch_independent,
         deterministic=spec.deterministic,
         compile=False,
@@ -84,4 +93,13 @@ def of_mixer(name: str, spec: MixerSpec, task: str) -> ModelCase:
         onnx=False,
     )
     options = {"mixer": name, "dim": 16, "depth": 2, "num_heads": 2, "patch": 2, "dropout": 0.1}
-    return ModelCase(f"MixerNet:{name}", MixerNet, promises, task, options)
+    own = network_options(around) | {"mixer"}
+    return ModelCase(
+        f"{around.__name__}:{name}", around, promises, task, {k: v for k, v in options.items() if k in own}
+    )
+
+
+def mixers_of(task: str) -> list[Entry]:
+    """Mixers that the task's network can stand around."""
+    causal = network_for(task) is LanguageModel
+    return [e for e in entries("mixer") if 1 in e.spec.ranks and (not causal or e.spec.causal == "strict")]

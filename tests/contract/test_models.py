@@ -1,14 +1,15 @@
-"""Every registered model, and what MixerNet makes of every mixer, is held to its spec."""
+"""Every registered model, and what a network makes of every mixer, is held to its spec."""
 
 from __future__ import annotations
 
 import pytest
 
+from foveate.models.language.language_model import LanguageModel
 from foveate.models.mixer_net import MixerNet
 from foveate.registry import Entry, entries
 
 from .checks import Check, checks_for
-from .model_cases import EXAMPLES, ModelCase, examples_of, of_mixer
+from .model_cases import EXAMPLES, ModelCase, examples_of, mixers_of, of_mixer
 from .verdicts import judge
 
 MODELS = [
@@ -20,10 +21,9 @@ MODELS = [
 ]
 MIXERS = [
     (entry, task, one)
-    for entry in entries("mixer")
-    if 1 in entry.spec.ranks
-    for task in MixerNet.spec.tasks
+    for task in (*MixerNet.spec.tasks, *LanguageModel.spec.tasks)
     if task in EXAMPLES
+    for entry in mixers_of(task)
     for one in checks_for("model", of_mixer(entry.name, entry.spec, task).spec)
 ]
 

@@ -14,6 +14,7 @@ from foveate.errors import InvalidType, InvalidValue, MissingExtra
 from foveate.exporting import formats, read_facts, verify
 from foveate.exporting.subject import subject_of
 from foveate.exporting.verify import spread_of
+from foveate.models.language.language_model import LanguageModel
 from foveate.models.mixer_net import MixerNet
 from foveate.models.series.timesnet import TimesNet
 from foveate.ops.linear_attention import reference
@@ -81,7 +82,7 @@ def test_images_of_any_size(tmp_path):
 
 
 def test_tokens_of_any_number(tmp_path):
-    model = MixerNet("gated_conv", reads="tokens", answers="tokens", channels=11, outputs=11, dim=8, depth=1).eval()
+    model = LanguageModel("gated_conv", vocabulary=11, dim=8, depth=1).eval()
     made = foveate.export(model, tmp_path / "m.pt2")
     assert made.facts["inputs"][0]["shape"] == ["batch", "length"]
     tokens = torch.randint(11, (2, 130))
@@ -252,9 +253,9 @@ def test_no_folder_of_a_model(tmp_path):
 
 
 def test_a_folder_of_save_pretrained(tmp_path):
-    model = MixerNet("gated_conv", reads="tokens", answers="tokens", channels=11, outputs=11, dim=8, depth=1).eval()
+    model = LanguageModel("gated_conv", vocabulary=11, dim=8, depth=1).eval()
     model.save_pretrained(tmp_path / "saved")
-    made = foveate.export(tmp_path / "saved", tmp_path / "m.pt2", system=MixerNet)
+    made = foveate.export(tmp_path / "saved", tmp_path / "m.pt2", system=LanguageModel)
     tokens = torch.randint(11, (2, 9))
     torch.testing.assert_close(run(made.file, tokens), model(tokens))
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InvalidType, InvalidValue, invalid, unknown_name
+from ...errors import InvalidType, invalid, unknown_name
+from ...mixers.layout import TokenLayout
 from ...mixers.lightning_attention import LightningAttention
 from ...mixers.linear_attention import Decay, LinearState
 from ...mixers.parts import SGLU, Linear, SRMSNorm
@@ -32,6 +33,7 @@ from ...mixers.state import State, state
 from ...registry import register
 from ...spec import ModelSpec
 from ..base import Model
+from .tokens import check_size, check_tokens
 
 #: Published sizes; vocabularies of 64,000 (released models) and 50,304 (nanoTransNormer).
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -73,8 +75,8 @@ class TransNormerBlock(nn.Module):
         self.channel_mixer = SGLU(mixer.dim, glu_dim, bias)
         self.norm = SRMSNorm()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._channels(x + self.token_mixer(self.norm(x), mask=mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None, layout: TokenLayout | None = None) -> Tensor:
+        return self._channels(x + self.token_mixer(self.norm(x), mask=mask, layout=layout))
 
     def prefill(self, x: Tensor, past: LinearState, mask: Tensor | None = None) -> tuple[Tensor, LinearState]:
         y, past = self.token_mixer.prefill(self.norm(x), past, mask)
@@ -109,7 +111,9 @@ class TransNormerLLM(Model):
         InvalidValue: a size below 1, heads that do not divide, or a layer that does not exist.
     """
 
-    spec = ModelSpec(reads="tokens", tasks=(), streaming="exact", onnx=True, dynamic_length=True)
+    spec = ModelSpec(reads="tokens", tasks=("language",), streaming="exact", onnx=True, dynamic_length=True)
+    #: It takes a padding mask.
+    masks: ClassVar[bool] = True
     official_keys = {
         "TransNormerLLM": {
             r"model\.embed_tokens\.weight": "embed.weight",
@@ -140,8 +144,7 @@ class TransNormerLLM(Model):
     ) -> None:
         super().__init__()
         for option, size in (("vocabulary", vocabulary), ("depth", depth)):
-            if not isinstance(size, int) or size < 1:
-                raise invalid(option, size, "a positive whole number is needed")
+            check_size(option, size)
         if any(not 0 <= index < depth for index in lrpe_layers):
             raise invalid("lrpe_layers", tuple(lrpe_layers), f"layers are 0 ... {depth - 1}")
         options = {"num_heads": num_heads, "decay": decay, "bias": bias, "block": block}
@@ -155,29 +158,43 @@ class TransNormerLLM(Model):
         self.apply(_initialise)
 
     @classmethod
+    def for_task(cls, info: Any, **options: Any) -> Self:
+        """The model for a vocabulary of ``info.vocabulary`` tokens, packed or not.
+
+        Raises:
+            InvalidType: another task.
+        """
+        if info.task not in cls.spec.tasks:
+            raise InvalidType(f"{cls.__name__} cannot be built for the task {info.task!r}: it is for token numbers.")
+        return cls(**{"vocabulary": info.vocabulary, **options})
+
+    @classmethod
     def published(cls, name: str, **options: Any) -> TransNormerLLM:
         """A published size, a key of :data:`PUBLISHED`, with random weights; options replace its own."""
         if name not in PUBLISHED:
             raise unknown_name("published size", name, PUBLISHED)
         return cls(**{**PUBLISHED[name], **options})
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Logits of the next token after each.
 
         Args:
             tokens: int64 ``(batch, length)``.
             mask: bool ``(batch, length)``, True = a real token; masked ones influence no other.
+            segments: int64 ``(batch, length)``: documents that share a sample; neighbours with different numbers do not
+                see each other.
 
         Returns:
             ``(batch, length, vocabulary)``.
         """
-        return self._head(self.forward_features(tokens, mask))
+        return self._head(self.forward_features(tokens, mask, segments))
 
-    def forward_features(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward_features(self, tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """What the output layer reads: ``(batch, length, dim)``."""
         x = self._read(tokens, 2)
+        layout = None if segments is None else TokenLayout((tokens.shape[1],), segments=segments)
         for block in self._blocks():
-            x = block(x, mask)
+            x = block(x, mask, layout)
         return self.norm(x)
 
     def init_state(
@@ -208,11 +225,7 @@ class TransNormerLLM(Model):
         return list(self.blocks)  # type: ignore[arg-type]
 
     def _read(self, tokens: Tensor, axes: int) -> Tensor:
-        name, legal = type(self).__name__, ("(batch,)", "(batch, length)")[axes - 1]
-        if tokens.is_floating_point():
-            raise InvalidType(f"{name}: tokens must be int64, not {tokens.dtype}.")
-        if tokens.ndim != axes:
-            raise InvalidValue(f"{name}: tokens have shape {tuple(tokens.shape)}; they must be {legal}.")
+        check_tokens(type(self).__name__, tokens, axes)
         return self.embed(tokens) * self.scale
 
     def _head(self, x: Tensor) -> Tensor:
