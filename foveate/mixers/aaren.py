@@ -27,7 +27,6 @@ from ..spec import MixerSpec
 from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import check_token
 from .state import State, state
 
 
@@ -129,7 +128,7 @@ class Aaren(Mixer):
 
     def prefill(self, x: Tensor, state: AarenState, mask: Tensor | None = None) -> tuple[Tensor, AarenState]:
         """Read ``(batch, length, dim)`` after ``state``."""
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         y, after = self._attend(x, mask, PrefixState(state.m, state.u, state.w), return_state=True)
         assert after is not None
         return y, AarenState(*after)
@@ -140,7 +139,7 @@ class Aaren(Mixer):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         values = self.v(x_t).unflatten(-1, (self.num_heads, self.head_dim))
         y, after = prefix_attention_step(self.scores(x_t), values, PrefixState(state.m, state.u, state.w))
         return self.out(y.flatten(1)), AarenState(*after)

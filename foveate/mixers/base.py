@@ -12,6 +12,7 @@ from ..errors import InvalidType, InvalidValue
 from ..measure.cost import Cost
 from ..spec import MixerSpec
 from .layout import TokenLayout
+from .state import State, fits_fresh
 
 
 class Mixer(nn.Module):
@@ -46,10 +47,11 @@ class Mixer(nn.Module):
         self.dim = dim
         self.causal = causal
         self.aux_losses: dict[str, Tensor] = {}
+        self._fresh_state: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The last call's losses hang on its graph, which cannot be copied: a copy of the module starts without them.
-        return {**self.__dict__, "aux_losses": {}}
+        return {**self.__dict__, "aux_losses": {}, "_fresh_state": None}
 
     def forward(
         self,
@@ -177,6 +179,43 @@ class Mixer(nn.Module):
         if layout is not None and layout.segments is not None and not spec.segments:
             raise InvalidValue(f"{name} cannot keep segments apart: use one document per sample.")
 
+    def check_stream(self, x: Tensor, state: Any, mask: Tensor | None = None) -> None:
+        """Refuse what :meth:`prefill` cannot read; call it first there.
+
+        Raises:
+            InvalidValue: as :meth:`check_input`; anything but ``(batch, length, dim)``; a state that does not fit.
+            InvalidType: a mask that is not bool, or a state of another mechanism.
+        """
+        self.check_input(x, mask)
+        if x.ndim != 3:
+            raise InvalidValue(f"{type(self).__name__}: a stream is (batch, length, dim), not {tuple(x.shape)}.")
+        self._check_state(state, len(x))
+
+    def check_step(self, x_t: Tensor, state: Any) -> None:
+        """Refuse what :meth:`step` cannot read; call it first there.
+
+        Raises:
+            InvalidValue: anything but one token per sample, or a state that does not fit.
+            InvalidType: a state of another mechanism.
+        """
+        check_token(type(self).__name__, x_t, self.dim)
+        self._check_state(state, len(x_t))
+
+    def _check_state(self, given: Any, batch: int) -> None:
+        """Hold a state against a fresh one of this mixer: its type, and sizes of tensors but for axes that grow."""
+        if torch.compiler.is_compiling():
+            return
+        if self._fresh_state is None:
+            self._fresh_state = self.init_state(1, device="meta")
+        if type(given) is not type(self._fresh_state):
+            made = type(self._fresh_state).__name__
+            raise InvalidType(f"{type(self).__name__}: its state is a {made}, not a {type(given).__name__}.")
+        if isinstance(given, State) and not fits_fresh(given, self._fresh_state, batch):
+            raise InvalidValue(
+                f"{type(self).__name__}: the state is of another model, batch or dtype: this call needs one of batch "
+                f"{batch} that began with its own init_state."
+            )
+
 
 class Fuser(nn.Module):
     """Lets one stream read another: guided, cross-modal and matching attention.
@@ -247,6 +286,14 @@ def check_heads(dim: int, num_heads: int) -> int:
     if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
         raise InvalidValue(f"num_heads={num_heads!r} is not possible: it must divide dim={dim}.")
     return dim // num_heads
+
+
+def check_token(name: str, x_t: Tensor, dim: int) -> None:
+    """Refuse anything but one token per sample, ``(batch, dim)``."""
+    if x_t.ndim != 2 or x_t.shape[1] != dim:
+        raise InvalidValue(
+            f"{name}: step takes one token, (batch, {dim}), not {tuple(x_t.shape)}; use prefill for more."
+        )
 
 
 def grid_size(grid: tuple[int, ...]) -> int:

@@ -22,7 +22,7 @@ from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer
 from .layout import TokenLayout
-from .ssm import Packing, check_positive, check_token
+from .ssm import Packing, check_positive
 from .state import State, state
 
 
@@ -94,7 +94,7 @@ class GatedConv(Mixer):
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         packing = None if mask is None else Packing.of(mask)
         x = x if packing is None else packing.pack(x)
         window = torch.cat((state.inputs.to(x.dtype), x), 1)
@@ -112,7 +112,7 @@ class GatedConv(Mixer):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 

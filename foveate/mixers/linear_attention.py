@@ -11,13 +11,13 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..ops.handwritten import sum_dtype
 from ..ops.linear_attention import default_block, layer_rates, lightning_attention, lightning_state, lightning_step
 from ..ops.linear_attention_chunks import chunked_flops
 from .base import Mixer, check_heads
 from .layout import TokenLayout
-from .ssm import Packing, check_token
+from .ssm import Packing
 from .state import State, state
 
 Decay = Literal["official", "paper", "none"]
@@ -125,7 +125,7 @@ class LinearAttention(Mixer):
 
     def prefill(self, x: Tensor, state: LinearState, mask: Tensor | None = None) -> tuple[Tensor, LinearState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         y, kv = self._mix(x, mask, None, state)
         assert kv is not None
         count = x.shape[1] if mask is None else mask.sum(1)
@@ -137,8 +137,7 @@ class LinearAttention(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state that does not fit.
         """
-        check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(x_t, state)
+        self.check_step(x_t, state)
         q, k, v, gate = self.project(x_t[:, None])
         q, k = self.turn(q, k, state.position[:, None])
         o, kv = lightning_step(q[:, :, 0], k[:, :, 0], v[:, :, 0], self._slope(x_t), state.kv)
@@ -178,14 +177,8 @@ class LinearAttention(Mixer):
         if past is None:
             o, kv = lightning_attention(q, k, v, slope, block=self.block, segments=segments), None
         else:
-            self._check_state(x, past)
             o, kv = lightning_attention(q, k, v, slope, block=self.block, state=past.kv, return_state=True)
             if mask is not None:
                 kv = lightning_state(k, v, slope, mask.sum(1), past.kv)
         y = self.emit(o.transpose(1, 2).flatten(2), gate)
         return (y if packing is None else packing.unpack(y)), kv
-
-    def _check_state(self, x: Tensor, past: LinearState) -> None:
-        shape = (x.shape[0], self.num_heads, self.key_dim, self.head_dim)
-        if past.kv.shape != shape:
-            raise InvalidValue(f"{type(self).__name__}: the state has shape {tuple(past.kv.shape)}; x needs {shape}.")

@@ -27,7 +27,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, SelectiveCore, SSMState, check_positive, check_token
+from .ssm import Packing, SelectiveCore, SSMState, check_positive
 
 
 @register("mixer", "mamba")
@@ -112,7 +112,7 @@ class Mamba(Mixer, SelectiveCore):
 
     def prefill(self, x: Tensor, state: SSMState, mask: Tensor | None = None) -> tuple[Tensor, SSMState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state)
 
     def step(self, x_t: Tensor, state: SSMState) -> tuple[Tensor, SSMState]:
@@ -121,7 +121,7 @@ class Mamba(Mixer, SelectiveCore):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token("Mamba", x_t, self.dim)
+        self.check_step(x_t, state)
         u, z = self.in_proj(x_t).chunk(2, dim=-1)
         y, state = self.step_core(u, z, state)
         return self.out_proj(y), state

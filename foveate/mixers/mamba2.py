@@ -35,7 +35,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, SSMState, check_positive, check_token, step_size_bias
+from .ssm import Packing, SSMState, check_positive, step_size_bias
 
 
 class GatedRMSNorm(nn.Module):
@@ -172,7 +172,7 @@ class Mamba2(Mixer):
 
     def prefill(self, x: Tensor, state: SSMState, mask: Tensor | None = None) -> tuple[Tensor, SSMState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state)
 
     def step(self, x_t: Tensor, state: SSMState) -> tuple[Tensor, SSMState]:
@@ -181,7 +181,7 @@ class Mamba2(Mixer):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token("Mamba2", x_t, self.dim)
+        self.check_step(x_t, state)
         z, xBC, dt = self._split(x_t)
         xBC, conv = causal_conv1d_update(xBC, state.conv, self.conv1d.weight[:, 0], self.conv1d.bias, "silu")
         u, B, C = self._heads(xBC)

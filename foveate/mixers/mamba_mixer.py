@@ -29,7 +29,7 @@ from ..spec import Grid, MixerSpec, Order
 from .base import Mixer, grid_size
 from .layout import TokenLayout
 from .selective_block import SelectiveBlock
-from .ssm import SSMState, check_positive, check_token
+from .ssm import SSMState, check_positive
 from .weighted_average import MambaMixerBlock, MambaMixerStack
 
 
@@ -119,7 +119,7 @@ class SelectiveTokenMixer(Mixer):
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         return self.block(x, mask, state=state)
 
     def step(self, x_t: Tensor, state: SSMState) -> tuple[Tensor, SSMState]:
@@ -131,7 +131,7 @@ class SelectiveTokenMixer(Mixer):
         """
         if not self.causal:
             raise self._no_streaming()
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         return self.block.step(x_t, state)
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:

@@ -14,7 +14,7 @@ from ..measure.cost import Cost, linear_flops
 from .base import Mixer
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, check_positive, check_token
+from .ssm import Packing, check_positive
 from .state import State
 
 S = TypeVar("S", bound=State)
@@ -80,7 +80,7 @@ class Recurrent(Mixer, Generic[S]):
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         before = tuple(getattr(state, name).unsqueeze(0).to(x.dtype) for name in self._fields)
         if mask is None:
             y, after = self._run(x, before)
@@ -98,7 +98,7 @@ class Recurrent(Mixer, Generic[S]):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 

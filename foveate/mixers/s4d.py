@@ -38,7 +38,7 @@ from ..spec import MixerSpec
 from .base import Mixer
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, check_positive, check_token
+from .ssm import Packing, check_positive
 from .state import State, state
 
 Start = Literal["lin", "inv", "real"]
@@ -152,7 +152,7 @@ class S4D(Mixer):
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         packing = None if mask is None else Packing.of(mask)
         x = x if packing is None else packing.pack(x)
         A, C, dt = self._model(x.dtype)
@@ -178,7 +178,7 @@ class S4D(Mixer):
         """
         if not self.causal:
             raise self._no_streaming()
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         A, C, dt = self._model(x_t.dtype)
         v, ssm = s4d_step(x_t, A, C[0], dt, torch.view_as_complex(state.ssm), rule=self.rule)
         return self._emit(v, x_t), S4DState(torch.view_as_real(ssm))

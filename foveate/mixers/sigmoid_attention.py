@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
 from ..ops.linear import linear
@@ -33,7 +33,6 @@ from .base import Mixer, check_heads, grid_size
 from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import check_token
 
 Activation = Literal["sigmoid", "seq_len_normalized_sigmoid", "sqrt_seq_len_normalized_sigmoid", "softmax"]
 Positions = Literal["rope", "alibi"]
@@ -175,11 +174,7 @@ class SigmoidAttention(Mixer):
         """Read ``(batch, length, dim)`` after ``state``; masked tokens are never seen and take no position."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
-        if x.ndim != 3:
-            raise InvalidValue(f"{type(self).__name__}: a stream is (batch, length, dim), not {tuple(x.shape)}.")
-        if state.keys.shape[0] != len(x):
-            raise InvalidValue(f"{type(self).__name__}: the state has batch {len(state.keys)}, x has {len(x)}.")
+        self.check_stream(x, state, mask)
         x = _clear(x, mask)
         q, k, v = self._project(x, x)
         positions = state.positions(x.shape[1], mask)
@@ -195,7 +190,7 @@ class SigmoidAttention(Mixer):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 

@@ -28,7 +28,6 @@ from .base import Mixer, check_heads, grid_size
 from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import check_token
 
 Position = Literal["none", "rope", "alibi"]
 POSITIONS = get_args(Position)
@@ -139,11 +138,7 @@ class SoftmaxAttention(Mixer):
         """Read ``(batch, length, dim)`` after ``state``; masked tokens are never seen and take no position."""
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
-        if x.ndim != 3:
-            raise InvalidValue(f"{type(self).__name__}: a stream is (batch, length, dim), not {tuple(x.shape)}.")
-        if state.keys.shape[0] != len(x):
-            raise InvalidValue(f"{type(self).__name__}: the state has batch {len(state.keys)}, x has {len(x)}.")
+        self.check_stream(x, state, mask)
         x = _clear(x, mask)
         q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         positions = state.positions(x.shape[1], mask)
@@ -159,7 +154,7 @@ class SoftmaxAttention(Mixer):
         Raises:
             InvalidValue: anything but one token per sample.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 

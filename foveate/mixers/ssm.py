@@ -216,11 +216,3 @@ def check_positive(**options: int) -> None:
     for name, value in options.items():
         if not isinstance(value, int) or value < 1:
             raise InvalidValue(f"{name}={value!r} is not possible: a positive whole number is needed.")
-
-
-def check_token(name: str, x_t: Tensor, dim: int) -> None:
-    """Refuse anything but one token per sample, ``(batch, dim)``."""
-    if x_t.ndim != 2 or x_t.shape[1] != dim:
-        raise InvalidValue(
-            f"{name}: step takes one token, (batch, {dim}), not {tuple(x_t.shape)}; use prefill for more."
-        )

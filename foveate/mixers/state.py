@@ -11,6 +11,7 @@ complete models::
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import torch
@@ -72,6 +73,31 @@ def state(cls: type[C]) -> type[C]:
     made = dataclasses.dataclass(cls)
     torch.export.register_dataclass(made)
     return made
+
+
+def fits_fresh(given: State, fresh: State, batch: int) -> bool:
+    """Whether a state can have begun as ``fresh``, for this batch.
+
+    Tensors must have the sizes of the fresh ones, except along axes that are empty there, which grow, and be numbers of
+    the same kind. What is None, and states inside, are not looked at.
+    """
+    for name, batched in _tensor_fields(type(fresh)):
+        mine, other = getattr(fresh, name), getattr(given, name)
+        if not (isinstance(mine, Tensor) and isinstance(other, Tensor)):
+            continue
+        if mine.is_floating_point() != other.is_floating_point() or mine.ndim != other.ndim:
+            return False
+        if batched and other.shape[0] != batch:
+            return False
+        if any(n and n != m for n, m in zip(mine.shape[batched:], other.shape[batched:], strict=True)):
+            return False
+    return True
+
+
+@functools.cache
+def _tensor_fields(kind: type[State]) -> list[tuple[str, bool]]:
+    """Names of a state's fields, and whether they have a batch axis."""
+    return [(f.name, f.metadata.get("batch", True)) for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
 
 
 @runtime_checkable

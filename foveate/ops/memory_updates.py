@@ -149,7 +149,7 @@ def linear_scan(factors: Tensor, x: Tensor, initial: Tensor) -> Tensor:
         log = safe_log(factors[:, first : first + BLOCK])
         y = products(log) @ x[:, first : first + BLOCK] + log.cumsum(1).exp().unsqueeze(-1) * last.unsqueeze(1)
         outputs.append(y)
-        last = y[:, -1]
+        last = y[:, -1].clone()  # a view would keep the whole block for the backward pass
     return torch.cat(outputs, 1).view(shape)
 
 
@@ -257,14 +257,19 @@ def update_flops(
 
 
 def update_saved(
-    chunks: int, chunk: int, writes: int, sizes: Sequence[tuple[int, int]], weights: int, orders: int
+    chunks: int, chunk: int, writes: int, sizes: Sequence[tuple[int, int]], weights: int, copies: int, norm: bool
 ) -> int:
-    """Numbers kept for the backward pass, for one sample and head; arguments as those of :func:`update_flops`."""
+    """Numbers kept for the backward pass, for one sample and head; arguments as those of :func:`update_flops`.
+
+    Args:
+        copies: of the weights of a chunk.
+        norm: the memory normalises what it gives.
+    """
     dim = sizes[-1][1]
-    per_write, per_read = 2 * dim, dim
+    per_write, per_read = (9 if norm else 2) * dim, (4 if norm else 1) * dim
     for i, (before, after) in enumerate(sizes):
         per_write += after
         if i:  # sums and activations, GELU's slope and its parts, the error sent back
             per_write += 7 * before
             per_read += 2 * before
-    return chunks * (writes * per_write + chunk * per_read + (3 + orders) * weights)
+    return chunks * (writes * per_write + chunk * per_read + copies * weights)

@@ -18,6 +18,7 @@ class StreamForgets(Honest):
     breaks: ClassVar = {"streaming_equals_forward", "streaming_with_masks_equals_forward"}
 
     def prefill(self, x, state, mask=None):
+        self.check_stream(x, state, mask)
         keep = replace(state, keys=state.keys[:, :, -40:], values=state.values[:, :, -40:], real=state.real[:, -40:])
         return super().prefill(x, keep, mask)
 
@@ -53,10 +54,11 @@ class CacheWrittenInPlace(Honest):
         return WrittenState(room, room.clone(), fresh.real.new_zeros(batch_size, 600), 0)
 
     def prefill(self, x, state, mask=None):
+        self.check_stream(x, state, mask)
         old, new = state.count, state.count + x.shape[1]
         past = Honest.init_state(self, x.shape[0])
         past = replace(past, keys=state.keys[:, :, :old], values=state.values[:, :, :old], real=state.real[:, :old])
-        y, filled = super().prefill(x, past, mask)
+        y, filled = self._continue(x, past, mask)
         with torch.no_grad():
             state.keys[:, :, old:new] = filled.keys[:, :, old:]
             state.values[:, :, old:new] = filled.values[:, :, old:]
@@ -79,29 +81,51 @@ class StuckState(State):
 class StateStaysPut(Honest):
     """Declares that its state has no batch axis."""
 
-    breaks: ClassVar = {"a_state_can_be_reordered"}
+    breaks: ClassVar = {"a_state_can_be_reordered", "refuses_a_foreign_state"}
 
     def init_state(self, batch_size, device=None, dtype=None):
         fresh = super().init_state(batch_size, device, dtype)
         return StuckState(fresh.keys, fresh.values, fresh.real)
 
     def prefill(self, x, state, mask=None):
-        y, new = super().prefill(x, state, mask)
+        y, new = self._continue(x, state, mask)
         return y, StuckState(new.keys, new.values, new.real)
+
+    def step(self, x_t, state):
+        y, state = self.prefill(x_t[:, None], state)
+        return y[:, 0], state
 
 
 class StatesOfItsOwnKind(Honest):
     """Streams with a bare tuple."""
 
-    breaks: ClassVar = {"a_state_is_a_pytree_of_tensors", "a_state_can_be_reordered", "state_bytes_are_near_those_held"}
+    breaks: ClassVar = {
+        "a_state_is_a_pytree_of_tensors",
+        "a_state_can_be_reordered",
+        "state_bytes_are_near_those_held",
+        "refuses_a_foreign_state",
+    }
 
     def init_state(self, batch_size, device=None, dtype=None):
         fresh = super().init_state(batch_size, device, dtype)
         return (fresh.keys, fresh.values, fresh.real)
 
     def prefill(self, x, state, mask=None):
-        y, new = super().prefill(x, HonestState(*state), mask)
+        y, new = self._continue(x, HonestState(*state), mask)
         return y, (new.keys, new.values, new.real)
+
+    def step(self, x_t, state):
+        y, state = self.prefill(x_t[:, None], state)
+        return y[:, 0], state
+
+
+class TakesAnyState(Honest):
+    """Reads on after whatever it is given, as long as the arithmetic works."""
+
+    breaks: ClassVar = {"refuses_a_foreign_state"}
+
+    def _check_state(self, given, batch):
+        pass
 
 
 class WrongStateBytes(Honest):

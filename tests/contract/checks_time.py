@@ -10,6 +10,7 @@ from torch.utils import _pytree
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import Mixer, State
+from foveate.mixers.state import state as declare_state
 
 from .cases import MixerCase
 from .checking import check, close, expect, refused, same_bits
@@ -206,6 +207,28 @@ def a_state_is_a_value(case: MixerCase) -> None:
         _, theirs = mixer.step(other[:, t], theirs)
         interleaved.append(y[:, None])
     same_bits(torch.cat(interleaved, 1), alone, "a stream after its state was also continued otherwise")
+
+
+@declare_state
+class _Foreign(State):
+    """No mixer's state."""
+
+
+@check("mixer", lambda spec: spec.streaming != "no" and 1 in spec.ranks)
+def refuses_a_foreign_state(case: MixerCase) -> None:
+    mixer, state, x = _some_state(case)
+    strangers = {
+        "another batch": state.reorder(torch.tensor([0, 1])),
+        "another width": case.build(causal=True, grid=(case.length,), dim=32).init_state(3),
+        "whole numbers": _pytree.tree_map(lambda t: t.long() if isinstance(t, Tensor) else t, state),
+        "another mechanism": _Foreign(),
+    }
+    name = type(mixer).__name__
+    for what, stranger in strangers.items():
+        with refused((InvalidValue, InvalidType), (name, "state"), f"step after a state of {what}"):
+            mixer.step(x[:, 0], stranger)
+        with refused((InvalidValue, InvalidType), (name, "state"), f"prefill after a state of {what}"):
+            mixer.prefill(x, stranger)
 
 
 def _stream_on(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:

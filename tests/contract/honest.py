@@ -105,7 +105,10 @@ class Honest(Mixer):
         return HonestState(empty, empty, torch.zeros(batch_size, 0, dtype=torch.bool, device=device))
 
     def prefill(self, x, state, mask=None):
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
+        return self._continue(x, state, mask)
+
+    def _continue(self, x, state, mask=None):
         past, size = state.real.shape[1], x.shape[1]
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         state = HonestState(
@@ -120,6 +123,7 @@ class Honest(Mixer):
         return self._close(y, mask), state
 
     def step(self, x_t, state):
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid
-from ...mixers.base import Mixer
+from ...mixers.base import Mixer, check_token
 from ...mixers.parts import Linear
-from ...mixers.ssm import check_token
 from ...mixers.state import State, state
 from ...registry import check_options
 from ..base import Model, check_series

@@ -10,8 +10,8 @@ import torch
 from cases import Answer, Case
 from torch import Tensor
 
-from foveate.mixers.chunk_writes import EXTRAS
-from foveate.mixers.neural_memory import ChunkMemoryState, NeuralMemory
+from foveate.mixers.titans.chunk_writes import EXTRAS
+from foveate.mixers.titans.neural_memory import ChunkMemoryState, NeuralMemory
 from foveate.models.official import load_official
 
 #: Keys that say how parameters begin or which kernel runs: nothing is left of them in recorded parameters and numbers.

@@ -1,7 +1,7 @@
 """titans-pytorch's neural memory: chunks share their gates, and update the memory once.
 
 lucidrains/titans-pytorch (MIT), the public re-implementation of Titans (arXiv 2501.00663); the paper's own form, with
-gates for every token, is :class:`foveate.mixers.titans.TitansLMM`. Per head, with x normalised by RMSNorm::
+gates for every token, is :class:`foveate.mixers.titans.lmm.TitansLMM`. Per head, with x normalised by RMSNorm::
 
     q, k, v = x W,  theta = max_lr sigmoid(x W + b)                  per token
     alpha, eta = sigmoid(mean_chunk(x) W + b)                        per chunk
@@ -23,21 +23,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.handwritten import sum_dtype
-from ..ops.memory_updates import chunk_updates, update_flops, update_saved
-from ..ops.neural_memory import flatten, initial_weights, per_head, unflatten
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
+from ...errors import InvalidValue, invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.handwritten import sum_dtype
+from ...ops.memory_updates import chunk_updates, update_flops, update_saved
+from ...ops.neural_memory import flatten, initial_weights, per_head, unflatten
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing, check_positive, check_token
+from ..state import State, state
 from .chunk_writes import ChunkWrites, HeadNorm, by_heads, check_extras, in_chunks
-from .layout import TokenLayout
-from .memory_frame import Frame
-from .parts import Linear
-from .ssm import Packing, check_positive, check_token
-from .state import State, state
-from .titans import xavier
+from .frame import Frame
+from .lmm import xavier
 
 
 @state
@@ -80,7 +80,7 @@ class NeuralMemory(Mixer):
         norm: normalise a memory's output and add its input.
         max_lr: largest step size.
         extras: variations of the update by titans-pytorch's names, see
-            :data:`~foveate.mixers.chunk_writes.EXTRAS`; None: none.
+            :data:`~foveate.mixers.titans.chunk_writes.EXTRAS`; None: none.
 
     Raises:
         InvalidValue: ``causal=False``, or an option that is not legal.
@@ -129,7 +129,7 @@ class NeuralMemory(Mixer):
         num_heads: int = 4,
         causal: bool = True,
         head_dim: int | None = None,
-        chunk: int = 16,
+        chunk: int = 4,
         rebase: int | None = None,
         depth: int = 2,
         expansion: float = 4.0,
@@ -266,7 +266,9 @@ class NeuralMemory(Mixer):
         )
         # Tokens, their norms, queries, keys and values, what was read, gated and merged; then the memories.
         saved = tokens * (3 * self.dim + 8 * self.inner)
-        saved += heads * update_saved(chunks, self.chunk, self.writes.per_chunk, self.sizes, weights, self.orders)
+        # Before and after each recurrence, and what else is done to an update.
+        copies = 3 + self.orders + 2 * self.writes.steps + 17 * self.orthogonal
+        saved += heads * update_saved(chunks, self.chunk, self.writes.per_chunk, self.sizes, weights, copies, self.norm)
         state = (2 + self.orders) * heads * weights + self.dim * (self.chunk - 1)
         return Cost(
             flops=batch * flops,

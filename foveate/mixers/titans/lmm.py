@@ -22,22 +22,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
-from ..ops.handwritten import sum_dtype
-from ..ops.linear import linear
-from ..ops.memory_networks import recall
-from ..ops.neural_memory import flatten, initial_weights, neural_memory, neural_memory_step
-from ..ops.neural_memory_chunks import memory_flops, memory_saved
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
-from .layout import TokenLayout
-from .memory_frame import Frame
-from .parts import Linear
-from .ssm import Packing, check_positive, check_token
-from .state import State, state
+from ...errors import InvalidValue, invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from ...ops.handwritten import sum_dtype
+from ...ops.linear import linear
+from ...ops.memory_networks import recall
+from ...ops.neural_memory import flatten, initial_weights, neural_memory, neural_memory_step
+from ...ops.neural_memory_chunks import memory_flops, memory_saved
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing, check_positive, check_token
+from ..state import State, state
+from .frame import Frame
 
 Loss = Literal["sum", "mean"]
 
@@ -189,8 +189,8 @@ class TitansLMM(Mixer):
     ) -> tuple[Tensor, MemoryState]:
         """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is.
 
-        ``aligned`` says that every sample stands at the border of a chunk, which spares the empty places of a chunk that
-        was begun before.
+        ``aligned`` says that every sample stands at the border of a chunk, which spares the empty places of a chunk
+        that was begun before.
 
         Raises:
             InvalidValue: a state of another mixer or batch.

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidType, invalid
-from ..measure.cost import linear_flops
-from ..ops.handwritten import sum_dtype
-from ..ops.memory_updates import Chunks, orthogonalise, soft_clamp
-from ..ops.neural_memory import per_head
-from .parts import Linear
-from .ssm import check_positive
+from ...errors import InvalidType, invalid
+from ...measure.cost import linear_flops
+from ...ops.handwritten import sum_dtype
+from ...ops.memory_updates import Chunks, orthogonalise, soft_clamp
+from ...ops.neural_memory import per_head
+from ..parts import Linear
+from ..ssm import check_positive
 
 #: Variations of the update and their defaults, by titans-pytorch's names.
 EXTRAS: dict[str, Any] = {
@@ -79,7 +79,7 @@ class ChunkWrites(nn.Module):
     """Keys, values and gates of all chunks.
 
     Args:
-        dim, heads, head_dim, chunk, max_lr: as in :class:`~foveate.mixers.neural_memory.NeuralMemory`.
+        dim, heads, head_dim, chunk, max_lr: as in :class:`~foveate.mixers.titans.neural_memory.NeuralMemory`.
         orders: of momentum; 0: none.
         norm: the memory has a gain, the last of its weights.
         weights: number of the memory's weights.
@@ -176,6 +176,12 @@ class ChunkWrites(nn.Module):
     def per_chunk(self) -> int:
         """Writes of a chunk."""
         return self.chunk * self.count - self.extras["store_with_lookahead_value"]
+
+    @property
+    def steps(self) -> int:
+        """Elementwise changes of an update: clamping, modulation, combining momenta."""
+        done = (self.extras["max_grad_norm"] is not None, self.to_modulation is not None, self.to_combine is not None)
+        return sum(done)
 
     def flops(self, chunks: int) -> int:
         """FLOPs of the projections of one sample."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.documents import document_starts
+from ...ops.documents import document_starts
 
 
 @dataclass(frozen=True, slots=True)
