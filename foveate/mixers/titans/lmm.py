@@ -32,10 +32,10 @@ from ...ops.neural_memory import flatten, initial_weights, neural_memory, neural
 from ...ops.neural_memory_chunks import memory_flops, memory_saved
 from ...registry import register
 from ...spec import MixerSpec, Order
-from ..base import Mixer, check_heads
+from ..base import Mixer, check_heads, check_token
 from ..layout import TokenLayout
 from ..parts import Linear
-from ..ssm import Packing, check_positive, check_token
+from ..ssm import Packing, check_positive
 from ..state import State, state
 from .frame import Frame
 

@@ -30,10 +30,10 @@ from ...ops.memory_updates import chunk_updates, update_flops, update_saved
 from ...ops.neural_memory import flatten, initial_weights, per_head, unflatten
 from ...registry import register
 from ...spec import MixerSpec, Order
-from ..base import Mixer, check_heads
+from ..base import Mixer, check_heads, check_token
 from ..layout import TokenLayout
 from ..parts import Linear
-from ..ssm import Packing, check_positive, check_token
+from ..ssm import Packing, check_positive
 from ..state import State, state
 from .chunk_writes import ChunkWrites, HeadNorm, by_heads, check_extras, in_chunks
 from .frame import Frame

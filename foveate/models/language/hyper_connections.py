@@ -35,7 +35,7 @@ class HyperConnection(nn.Module):
         super().__init__()
         read = F.one_hot(torch.tensor(first % streams), streams).float()[:, None]
         self.static_alpha = nn.Parameter(torch.cat([read, torch.eye(streams)], 1))
-        self.dynamic_alpha = nn.Parameter(torch.zeros(dim, streams + 1))
+        self.dynamic_alpha = nn.Parameter(torch.zeros(1, dim, streams + 1))  # one proposal, as the release has it
         self.read_scale = nn.Parameter(torch.full((1,), 1e-2))
         self.mix_scale = nn.Parameter(torch.full((1,), 1e-2))
         self.gamma = nn.Parameter(torch.zeros(dim))
@@ -55,7 +55,7 @@ class HyperConnection(nn.Module):
         wide = x.to(sum_dtype(x.dtype))
         normed = F.normalize(wide, dim=-1) * math.sqrt(x.shape[-1]) * (self.gamma + 1)
         scale = torch.cat([self.read_scale, self.mix_scale.expand(x.shape[-2])])
-        alpha = (normed @ self.dynamic_alpha.to(wide.dtype)) * scale + self.static_alpha
+        alpha = (normed @ self.dynamic_alpha[0].to(wide.dtype)) * scale + self.static_alpha
         weights = torch.cat([alpha[..., :1].sigmoid(), sinkhorn(alpha[..., 1:])], -1)
         mixed = (weights.mT @ wide).to(x.dtype)
         beta = None

@@ -1,7 +1,7 @@
 """titans-pytorch's transformer with memory as context: the public re-implementation of Titans' MAC.
 
-lucidrains/titans-pytorch (MIT) after "Titans: Learning to Memorize at Test Time" (arXiv 2501.00663). It differs from the
-paper's MAC (:mod:`foveate.mixers.titans_mac`): learned long-term tokens stand behind every segment of C tokens, and
+lucidrains/titans-pytorch (MIT) after "Titans: Learning to Memorize at Test Time" (arXiv 2501.00663). It differs from
+the paper's MAC (:mod:`foveate.mixers.titans.mac`): learned long-term tokens stand behind every segment of C tokens, and
 the memory runs before the attention, on the residual stream::
 
     x = E[token] and long-term tokens, + axial positions
@@ -24,16 +24,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid
-from ...mixers.neural_memory import ChunkMemoryState, NeuralMemory
 from ...mixers.parts import Linear
 from ...mixers.ssm import check_positive
 from ...mixers.state import State, state
+from ...mixers.titans.neural_memory import ChunkMemoryState, NeuralMemory
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model
 from .hyper_connections import HyperConnection
-from .titans_attention import AxialPositions, SegmentedAttention, SegmentState, without_frequencies
+from .titans_attention import AxialPositions, SegmentedAttention, SegmentState
 from .tokens import check_size, check_tokens
+
+#: The release's names of a hyper-connection's weights, where ours are others.
+CONNECTION = {
+    "dynamic_alpha_fn": "dynamic_alpha",
+    "pre_branch_scale": "read_scale",
+    "residual_scale": "mix_scale",
+    "norm.gamma": "gamma",
+    "dynamic_beta_fn": "dynamic_beta",
+    "h_post_scale": "add_scale",
+}
 
 
 @state
@@ -124,7 +134,7 @@ class TitansTransformer(Model):
         memory_chunk: chunk of the memories, and block of the axial positions; None: a segment with its long-term
             tokens.
         memory_rebase: tokens after which gradients are taken at the memory as it is then; None: never.
-        memory: further options of :class:`~foveate.mixers.neural_memory.NeuralMemory`.
+        memory: further options of :class:`~foveate.mixers.titans.neural_memory.NeuralMemory`.
         gate_attention: the memory gates the attention's output instead of being added.
         ff_mult: inner width of the feed-forwards over ``dim``, times 2/3.
         streams: residual streams; above 1 with hyper-connections.
@@ -240,15 +250,14 @@ class TitansTransformer(Model):
         found: dict[str, Tensor] = {}
         memories: dict[str, dict[str, Tensor]] = {}
         first = self._layers()[0].attention
-        for key, value in without_frequencies(state_dict, first.head_dim).items():
+        for key, value in state_dict.items():
             inside = re.fullmatch(r"layers\.(\d+)\.(4|5|[012])\.(.+)", key)
             if inside and inside[2] == "4":
                 memories.setdefault(inside[1], {})[inside[3]] = value
             elif inside and inside[2] == "5":
                 found[f"layers.{inside[1]}.5.{_renamed(first.official_keys[source], inside[3])}"] = value
             elif inside:
-                name, value = _connection(inside[3], value)
-                found[f"layers.{inside[1]}.{inside[2]}.{name}"] = value
+                found[f"layers.{inside[1]}.{inside[2]}.{CONNECTION.get(inside[3], inside[3])}"] = value
             else:
                 found[key] = value
         for index, weights in memories.items():
@@ -369,16 +378,3 @@ def _renamed(table: Mapping[str, str], key: str) -> str:
         if match:
             return match.expand(replacement) if replacement else ""
     return key
-
-
-def _connection(name: str, value: Tensor) -> tuple[str, Tensor]:
-    """Name and value of a hyper-connection's weight here."""
-    names = {
-        "dynamic_alpha_fn": "dynamic_alpha",
-        "pre_branch_scale": "read_scale",
-        "residual_scale": "mix_scale",
-        "norm.gamma": "gamma",
-        "dynamic_beta_fn": "dynamic_beta",
-        "h_post_scale": "add_scale",
-    }
-    return names.get(name, name), value[0] if name == "dynamic_alpha_fn" else value

@@ -7,17 +7,17 @@ with those of the first layer ("value residual", arXiv 2410.17897).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid
+from ...errors import invalid
 from ...mixers.parts import Linear
 from ...mixers.ssm import check_positive
 from ...mixers.state import State, state
-from ...ops.positions import apply_rope, rope_angles
+from ...ops.handwritten import sum_dtype
+from ...ops.positions import rope_angles
 from ...ops.softmax_attention import softmax_attention
 from ...ops.window_attention import window_attention
 
@@ -51,10 +51,13 @@ class SegmentedAttention(nn.Module):
         "titans_pytorch": {
             r"norm\.weight": "norm.weight",
             r"persistent_memory": "persistent",
+            r"rotary_emb\.freqs": "frequencies",
             r"to_(qkv|out)\.weight": r"\1.weight",
             r"to_learned_v_mix\.0\.(weight|bias)": r"mix.\1",
         }
     }
+
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -82,14 +85,7 @@ class SegmentedAttention(nn.Module):
         self.out = Linear(inner, dim, bias=False)
         self.mix = Linear(dim, num_heads) if value_residual else None
         self.persistent = nn.Parameter(torch.zeros(2, num_heads, num_persistent, head_dim))
-
-    def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """The release's weights without its frequencies, which are RoPE's constants.
-
-        Raises:
-            InvalidValue: they are others.
-        """
-        return without_frequencies(state_dict, self.head_dim)
+        self.register_buffer("frequencies", rope_angles(torch.ones(1), head_dim)[0])
 
     def forward(
         self, x: Tensor, first: Tensor | None = None, past: SegmentState | None = None, position: int = 0
@@ -112,7 +108,7 @@ class SegmentedAttention(nn.Module):
         if self.mix is not None and first is not None:
             v = own.lerp(first, self.mix(x).sigmoid().mT.unsqueeze(-1))
         positions = torch.arange(position, position + x.shape[1], device=x.device)
-        q, k = apply_rope(q, positions, interleaved=True), apply_rope(k, positions, interleaved=True)
+        q, k = turn(q, positions, self.frequencies), turn(k, positions, self.frequencies)
         if past is not None:
             k, v = torch.cat([past.keys.to(k.dtype), k], 2), torch.cat([past.values.to(v.dtype), v], 2)
         sink_k, sink_v = self.persistent.to(v.dtype).unbind()
@@ -181,16 +177,15 @@ class AxialPositions(nn.Module):
         return (rows[:, None] + columns).flatten(0, 1)[first - begin * self.block : last - begin * self.block]
 
 
-def without_frequencies(state_dict: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Weights without ``rotary_emb.freqs``.
+def turn(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Rotary embedding of neighbouring channels with frequencies of their own.
 
-    Raises:
-        InvalidValue: they are not RoPE's with base 10000.
+    Args:
+        x: ``(batch, heads, length, head_dim)``.
+        positions: int64 ``(length,)``.
+        frequencies: ``(head_dim / 2,)``, in radians per position.
     """
-    expected, rest = rope_angles(torch.ones(1), head_dim)[0], {}
-    for key, value in state_dict.items():
-        if not key.endswith("rotary_emb.freqs"):
-            rest[key] = value
-        elif value.shape != expected.shape or not torch.allclose(value.float().cpu(), expected, rtol=1e-4):
-            raise InvalidValue(f"{key} are not the frequencies of RoPE with base 10000: learned ones are not read.")
-    return rest
+    real = sum_dtype(x.dtype)
+    angles = positions.to(real)[:, None] * frequencies.to(real)
+    cos, sin, (a, b) = angles.cos(), angles.sin(), x.to(real).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)

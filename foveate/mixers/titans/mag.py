@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..measure.cost import Cost
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer
-from .layout import TokenLayout
-from .ssm import check_token
-from .state import State, state
-from .titans import MemoryState
-from .titans_parts import Activation, Gate, Preceded, build_memory, persistent_tokens
-from .window_attention import Position, WindowAttention, WindowState
+from ...measure.cost import Cost
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer
+from ..layout import TokenLayout
+from ..state import State, state
+from ..window_attention import Position, WindowAttention, WindowState
+from .lmm import MemoryState
+from .parts import Activation, Gate, Preceded, build_memory, check_kind, persistent_tokens
 
 
 @state
@@ -50,8 +49,8 @@ class TitansMAG(Mixer):
         causal: must be True.
         window: tokens that a token sees, itself among them.
         num_persistent: learned tokens that every token sees and the memory reads first.
-        memory: options of the memory, see :class:`~foveate.mixers.titans.TitansLMM`; ``num_heads`` is the attention's
-            unless given.
+        memory: options of the memory, see :class:`~foveate.mixers.titans.lmm.TitansLMM`; ``num_heads`` is the
+            attention's unless given.
         activation: sigma of the gate, which the paper does not name.
         position: of the attention, see :class:`~foveate.mixers.window_attention.WindowAttention`.
         rope_base: of the rotary embedding.
@@ -144,7 +143,7 @@ class TitansMAG(Mixer):
         Raises:
             InvalidValue: a state of another mixer or batch.
         """
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         y, window = self.attention.prefill(x, state.window, mask)
         m, memory = self.memory.prefill(x, state.memory, mask)
         return _clear(self.gate(y, m), mask), GateState(window, memory)
@@ -155,10 +154,13 @@ class TitansMAG(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state of another mixer or batch.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, window = self.attention.step(x_t, state.window)
         m, memory = self.memory.step(x_t, state.memory)
         return self.gate(y, m), GateState(window, memory)
+
+    def _check_state(self, given: Any, batch: int) -> None:
+        check_kind(self, given, GateState)  # memory and attention look at theirs
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Attention, memory and gate; the memory reads the persistent tokens too."""

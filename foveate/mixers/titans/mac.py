@@ -23,20 +23,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..errors import InvalidValue, invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.positions import apply_rope
-from ..ops.softmax_attention import softmax_attention
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
-from .layout import TokenLayout
-from .memory_frame import Frame
-from .parts import Linear
-from .ssm import Packing, check_positive, check_token
-from .state import State, state
-from .titans import MemoryState
-from .titans_parts import Activation, Gate, build_memory, persistent_tokens
+from ...errors import invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.positions import apply_rope
+from ...ops.softmax_attention import softmax_attention
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing, check_positive
+from ..state import State, state
+from .frame import Frame
+from .lmm import MemoryState
+from .parts import Activation, Gate, build_memory, persistent_tokens
 
 Position = Literal["rope", "none"]
 
@@ -73,8 +73,8 @@ class TitansMAC(Mixer):
         causal: must be True.
         segment: tokens of a segment, C; a multiple of the memory's chunk.
         num_persistent: learned tokens that every token sees.
-        memory: options of the memory, see :class:`~foveate.mixers.titans.TitansLMM`; ``num_heads`` is the attention's
-            unless given.
+        memory: options of the memory, see :class:`~foveate.mixers.titans.lmm.TitansLMM`; ``num_heads`` is the
+            attention's unless given.
         activation: sigma of the gate, which the paper does not name.
         position: "rope", rotary embedding of the places in ``[P | h | S]``, or "none".
         rope_base: of the rotary embedding.
@@ -172,8 +172,7 @@ class TitansMAC(Mixer):
         Raises:
             InvalidValue: a state of another mixer or batch.
         """
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state)
 
     def step(self, x_t: Tensor, state: ContextState) -> tuple[Tensor, ContextState]:
@@ -182,8 +181,7 @@ class TitansMAC(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state of another mixer or batch.
         """
-        check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(x_t, state)
+        self.check_step(x_t, state)
         place = state.memory.count % self.segment  # (batch,)
         opens, tail = place == 0, torch.cat([state.tail, x_t[:, None]], 1)
         before = _chosen(opens, state.memory.memory, state.before)
@@ -335,13 +333,6 @@ class TitansMAC(Mixer):
 
     def _turn(self, x: Tensor, places: Tensor) -> Tensor:
         return apply_rope(x, places, self.rope_base) if self.position == "rope" else x
-
-    def _check_state(self, x: Tensor, held: ContextState) -> None:
-        wanted = (x.shape[0], self.num_heads, 2 * self.segment, self.head_dim)
-        if tuple(held.keys.shape) != wanted:
-            raise InvalidValue(
-                f"{type(self).__name__}: the state has keys of shape {tuple(held.keys.shape)}; x needs {wanted}."
-            )
 
 
 def _chosen(flags: Tensor, yes: Any, no: Any) -> Any:

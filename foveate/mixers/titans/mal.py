@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..measure.cost import Cost
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer
-from .layout import TokenLayout
-from .ssm import check_token
-from .state import State, state
-from .titans import MemoryState
-from .titans_parts import Preceded, build_memory, persistent_tokens
-from .window_attention import Position, WindowAttention, WindowState
+from ...measure.cost import Cost
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer
+from ..layout import TokenLayout
+from ..state import State, state
+from ..window_attention import Position, WindowAttention, WindowState
+from .lmm import MemoryState
+from .parts import Preceded, build_memory, check_kind, persistent_tokens
 
 
 @state
@@ -49,8 +48,8 @@ class TitansMAL(Mixer):
         causal: must be True.
         window: tokens that a token sees, itself among them.
         num_persistent: learned tokens in front of every document.
-        memory: options of the memory, see :class:`~foveate.mixers.titans.TitansLMM`; ``num_heads`` is the attention's
-            unless given.
+        memory: options of the memory, see :class:`~foveate.mixers.titans.lmm.TitansLMM`; ``num_heads`` is the
+            attention's unless given.
         position: of the attention, see :class:`~foveate.mixers.window_attention.WindowAttention`.
         rope_base: of the rotary embedding.
 
@@ -129,7 +128,7 @@ class TitansMAL(Mixer):
         Raises:
             InvalidValue: a state of another mixer or batch.
         """
-        self.check_input(x, mask)
+        self.check_stream(x, state, mask)
         y, memory = self.memory.prefill(x, state.memory, mask)
         o, window = self.attention.prefill(y, state.window, mask)
         return o, LayerState(memory, window)
@@ -140,10 +139,13 @@ class TitansMAL(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state of another mixer or batch.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, memory = self.memory.step(x_t, state.memory)
         o, window = self.attention.step(y, state.window)
         return o, LayerState(memory, window)
+
+    def _check_state(self, given: Any, batch: int) -> None:
+        check_kind(self, given, LayerState)  # memory and attention look at theirs
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Memory and attention, over the persistent tokens too."""

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidType, InvalidValue, invalid
-from ..ops.documents import document_numbers
-from ..registry import check_options
-from .ssm import Packing
-from .titans import TitansLMM
+from ...errors import InvalidType, invalid
+from ...ops.documents import document_numbers
+from ...registry import check_options
+from ..ssm import Packing
+from ..state import State
+from .lmm import TitansLMM
 
 Activation = Literal["silu", "sigmoid"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
@@ -54,7 +55,7 @@ def build_memory(dim: int, num_heads: int, options: dict[str, Any] | None) -> Ti
 
     Args:
         num_heads: of the hybrid; ``options`` may have another number.
-        options: of :class:`~foveate.mixers.titans.TitansLMM`.
+        options: of :class:`~foveate.mixers.titans.lmm.TitansLMM`.
 
     Raises:
         InvalidType: an option that it does not have.
@@ -133,7 +134,7 @@ class Preceded:
         return self._packing.unpack(y)
 
 
-def check_batch(name: str, x: Tensor, batch: int) -> None:
-    """Refuse a state of another batch."""
-    if x.shape[0] != batch:
-        raise InvalidValue(f"{name}: the state has batch {batch}, x has {x.shape[0]}.")
+def check_kind(mixer: nn.Module, given: Any, kind: type[State]) -> None:
+    """Refuse a state of another mechanism."""
+    if not isinstance(given, kind):
+        raise InvalidType(f"{type(mixer).__name__}: its state is a {kind.__name__}, not a {type(given).__name__}.")
