@@ -134,10 +134,11 @@ class TitansTransformer(Model):
         memory_chunk: chunk of the memories, and block of the axial positions; None: a segment with its long-term
             tokens.
         memory_rebase: tokens after which gradients are taken at the memory as it is then; None: never.
-        memory: further options of :class:`~foveate.mixers.titans.neural_memory.NeuralMemory`.
+        memory: further options of :class:`~foveate.mixers.titans.neural_memory.NeuralMemory`; heads are those of the
+            attention unless given.
         gate_attention: the memory gates the attention's output instead of being added.
         ff_mult: inner width of the feed-forwards over ``dim``, times 2/3.
-        streams: residual streams; above 1 with hyper-connections.
+        streams: residual streams; above 1 with hyper-connections. (The release's own default is 4.)
         sliding: a sliding window as long as a segment instead of segments.
 
     Raises:
@@ -175,10 +176,10 @@ class TitansTransformer(Model):
         self,
         *,
         vocabulary: int,
-        dim: int = 256,
+        dim: int = 128,
         depth: int = 4,
         num_heads: int = 4,
-        head_dim: int = 64,
+        head_dim: int = 32,
         segment: int = 32,
         num_longterm: int = 4,
         num_persistent: int = 4,
@@ -188,7 +189,7 @@ class TitansTransformer(Model):
         memory: dict[str, Any] | None = None,
         gate_attention: bool = False,
         ff_mult: float = 4.0,
-        streams: int = 4,
+        streams: int = 1,
         sliding: bool = False,
     ) -> None:
         super().__init__()
@@ -213,7 +214,8 @@ class TitansTransformer(Model):
             for i in range(depth)
         ]
         chunk = memory_chunk or segment + num_longterm
-        given = {"dim": dim, "num_heads": 1, "head_dim": dim, "chunk": chunk, "rebase": memory_rebase, **(memory or {})}
+        given = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim, "chunk": chunk, "rebase": memory_rebase}
+        given |= memory or {}
         check_options("titans_pytorch_memory", NeuralMemory, given)
         self.vocabulary, self.dim, self.segment, self.num_longterm = vocabulary, dim, segment, num_longterm
         self.embed = nn.Embedding(vocabulary, dim)
