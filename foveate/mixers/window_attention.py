@@ -25,7 +25,8 @@ from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import Packing, check_positive, check_token
+from .base import check_token
+from .ssm import Packing, check_positive
 from .state import State, state
 
 Position = Literal["rope", "none"]
