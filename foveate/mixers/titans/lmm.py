@@ -6,7 +6,7 @@ Behrouz, Zhong and Mirrokni, "Titans: Learning to Memorize at Test Time", arXiv 
     alpha, eta = sigmoid(x W),  theta = max_lr sigmoid(x W)            per token and head
     S_t = eta_t S_{t-1} - theta_t grad |M(k_t) - v_t|^2                surprise, with momentum
     M_t = (1 - alpha_t) M_{t-1} + S_t                                  memory, with forgetting
-    y   = (norm(M_t(q_t)) * silu(x W)) W_out
+    y   = (norm(M_t(q_t)) * sigmoid(x W)) W_out
 
 Gradients of a chunk of tokens are taken at the weights it starts from (:mod:`foveate.ops.neural_memory`), everything
 else token by token. The state is the memory, its momentum and those weights: nothing in it grows.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,10 @@ from ..state import State, state
 from .frame import Frame
 
 Loss = Literal["sum", "mean"]
+
+
+#: What forgetting begins with, before the sigmoid: alpha = 0.0025, half of a memory in 280 tokens.
+START_FORGET = -6.0
 
 
 @state
@@ -145,7 +149,15 @@ class TitansLMM(Mixer):
         self.sizes = list(itertools.pairwise(widths))
         self.qkv = Linear(dim, 3 * self.inner, bias=False)
         self.conv1d = nn.Conv1d(3 * self.inner, 3 * self.inner, conv, groups=3 * self.inner) if conv else None
+        with torch.no_grad():  # queries begin as keys do: what was written for a token is found by its like
+            self.qkv.weight[: self.inner] = self.qkv.weight[self.inner : 2 * self.inner]
+            if self.conv1d is not None:  # and the convolution with each token itself
+                self.conv1d.weight.mul_(0.1)[..., -1] = 1
+                self.conv1d.weight[: self.inner] = self.conv1d.weight[self.inner : 2 * self.inner]
+                nn.init.zeros_(self.conv1d.bias)
         self.gates = Linear(dim, num_heads * (1 + decay + momentum))
+        if decay:  # a memory that forgets half of itself at every token learns nothing
+            nn.init.constant_(self.gates.bias[num_heads : 2 * num_heads], START_FORGET)
         weights = [xavier(num_heads, i, o) for i, o in self.sizes]
         self.weights = nn.ParameterList([*weights, *([torch.zeros(num_heads, head_dim)] if norm else [])])
         self.read_norm = nn.Parameter(torch.ones(self.inner))
@@ -195,8 +207,7 @@ class TitansLMM(Mixer):
         Raises:
             InvalidValue: a state of another mixer or batch.
         """
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state, aligned=aligned)
 
     def step(self, x_t: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
@@ -205,8 +216,7 @@ class TitansLMM(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state of another mixer or batch.
         """
-        check_token("TitansLMM", x_t, self.dim)
-        self._check_state(x_t, state)
+        self.check_step(x_t, state)
         qkv, conv = self.qkv(x_t), state.conv
         if self.conv1d is not None:
             assert conv is not None
@@ -233,8 +243,7 @@ class TitansLMM(Mixer):
 
         The convolution begins anew: it sees ``x`` alone.
         """
-        self.check_input(x)
-        self._check_state(x, state)
+        self.check_stream(x, state)
         q = linear(x, self.qkv.weight[: self.inner])
         q = self._heads(self._convolve(q, self.inner, None, None, None)[0])[0]
         weights = flatten(state.memory)
@@ -243,8 +252,7 @@ class TitansLMM(Mixer):
 
     def store(self, x: Tensor, state: MemoryState, mask: Tensor | None = None) -> MemoryState:
         """Write ``(batch, length, dim)`` without reading: the state that :meth:`prefill` would leave."""
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         return self._mix(x, mask, None, state, read=False)[1]
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
@@ -344,13 +352,21 @@ class TitansLMM(Mixer):
     def _emit(self, y: Tensor, x: Tensor) -> Tensor:
         """The output of what the heads read, ``(..., inner)``, and the tokens ``(..., dim)``."""
         normed = F.rms_norm(y.unflatten(-1, (self.num_heads, self.head_dim)), (self.head_dim,), eps=1e-6).flatten(-2)
-        return self.out(normed * self.read_norm * F.silu(self.gate(x)))
+        return self.out(normed * self.read_norm * torch.sigmoid(self.gate(x)))
 
-    def _check_state(self, x: Tensor, past: MemoryState) -> None:
-        shapes = [(x.shape[0], *w.shape) for w in self.weights]
-        if [tuple(w.shape) for w in past.memory] != shapes or (past.momentum is None) == self.momentum:
-            raise InvalidValue(
-                f"TitansLMM: the state is of another memory: it has the shapes {[tuple(w.shape) for w in past.memory]}"
-                f"{'' if past.momentum is None else ' with momentum'}; x needs {shapes}"
-                f"{' with momentum' if self.momentum else ''}."
-            )
+    def _check_state(self, given: Any, batch: int) -> None:
+        super()._check_state(given, batch)
+        check_weights(self, given, [tuple(w.shape[1:]) for w in self.weights], batch)
+
+
+def check_weights(mixer: Any, given: Any, shapes: list[tuple[int, ...]], batch: int) -> None:
+    """Refuse a state whose memory has other weights than these, or that has momentum where ``mixer`` has none."""
+    found = [tuple(w.shape) for w in given.memory]
+    wanted = [(batch, mixer.num_heads, *shape) for shape in shapes]
+    whole = not all(w.is_floating_point() for w in given.memory)
+    if found != wanted or whole or (given.momentum is None) == mixer.momentum:
+        raise InvalidValue(
+            f"{type(mixer).__name__}: the state is of another model, batch or dtype: its memory has the shapes {found}"
+            f"{'' if given.momentum is None else ' and momentum'}; this call needs floating {wanted}"
+            f"{' and momentum' if mixer.momentum else ''}."
+        )

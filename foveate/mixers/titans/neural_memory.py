@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid
+from ...errors import invalid
 from ...measure.cost import Cost, linear_flops
 from ...ops.handwritten import sum_dtype
 from ...ops.memory_updates import chunk_updates, update_flops, update_saved
@@ -37,7 +37,7 @@ from ..ssm import Packing, check_positive
 from ..state import State, state
 from .chunk_writes import ChunkWrites, HeadNorm, by_heads, check_extras, in_chunks
 from .frame import Frame
-from .lmm import xavier
+from .lmm import check_weights, xavier
 
 
 @state
@@ -229,15 +229,7 @@ class NeuralMemory(Mixer):
         Raises:
             InvalidValue: a state of another mixer or batch.
         """
-        self.check_input(x, mask)
-        shapes = [(x.shape[0], self.num_heads, *size) for size in [*self.sizes, *[(self.head_dim,)] * self.norm]]
-        found = [tuple(w.shape) for w in state.memory]
-        if found != shapes or (state.momentum is None) == self.momentum:
-            raise InvalidValue(
-                f"NeuralMemory: the state is of another memory: it has the shapes {found}"
-                f"{'' if state.momentum is None else ' with momentum'}; x needs {shapes}"
-                f"{' with momentum' if self.momentum else ''}."
-            )
+        self.check_stream(x, state, mask)
         y, after = self._mix(x, mask, None, state)
         assert after is not None
         return y, after
@@ -248,7 +240,7 @@ class NeuralMemory(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state of another mixer or batch.
         """
-        check_token("NeuralMemory", x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 
@@ -281,6 +273,10 @@ class NeuralMemory(Mixer):
     def orthogonal(self) -> bool:
         """Updates are orthogonalised."""
         return self.extras["spectral_norm_surprises"]
+
+    def _check_state(self, given: Any, batch: int) -> None:
+        super()._check_state(given, batch)
+        check_weights(self, given, [*self.sizes, *[(self.head_dim,)] * self.norm], batch)
 
     def _start(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         weights: Sequence[Tensor] = list(self.weights)
