@@ -1,0 +1,6 @@
+"""Titans (arXiv 2501.00663): memories that learn while they read, and what is built with them."""
+
+from .lmm import MemoryState, TitansLMM
+from .neural_memory import ChunkMemoryState, NeuralMemory
+
+__all__ = ["ChunkMemoryState", "MemoryState", "NeuralMemory", "TitansLMM"]

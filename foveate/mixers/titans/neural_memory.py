@@ -1,0 +1,359 @@
+"""titans-pytorch's neural memory: chunks share their gates, and update the memory once.
+
+lucidrains/titans-pytorch (MIT), the public re-implementation of Titans (arXiv 2501.00663); the paper's own form, with
+gates for every token, is :class:`foveate.mixers.titans.lmm.TitansLMM`. Per head, with x normalised by RMSNorm::
+
+    q, k, v = x W,  theta = max_lr sigmoid(x W + b)                  per token
+    alpha, eta = sigmoid(mean_chunk(x) W + b)                        per chunk
+    U_c = -grad sum_{t in c} theta_t mean_d (M(k_t) - v_t)^2         at the weights of the last re-basing
+    S_c = eta_c S_{c-1} + U_c,  M_c = (1 - alpha_c) M_{c-1} + S_c
+    y_t = M(q_t)  with the weights after floor((t + 1) / chunk) chunks
+
+Several heads are gated (``sigmoid(x W)``) and mixed by one matrix.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.handwritten import sum_dtype
+from ...ops.memory_updates import chunk_updates, update_flops, update_saved
+from ...ops.neural_memory import flatten, initial_weights, per_head, unflatten
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads, check_token
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing, check_positive
+from ..state import State, state
+from .chunk_writes import ChunkWrites, HeadNorm, by_heads, check_extras, in_chunks
+from .frame import Frame
+from .lmm import check_weights, xavier
+
+
+@state
+class ChunkMemoryState(State):
+    """Streaming state; its size does not depend on how much was read.
+
+    Attributes:
+        pending: ``(batch, chunk - 1, dim)``, tokens of the open chunk, from its first on; zeros behind them.
+        memory: the weights after the last complete chunk, ``(batch, heads, ...)`` each, float32.
+        momentum: the momenta, ``(batch, heads, orders, ...)`` each; None without momentum.
+        base: the weights at which gradients are taken.
+        count: int64 ``(batch,)``, tokens read.
+    """
+
+    pending: Tensor
+    memory: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...] | None
+    base: tuple[Tensor, ...]
+    count: Tensor
+
+
+@register("mixer", "titans_pytorch_memory", system="titans")
+class NeuralMemory(Mixer):
+    """The neural memory of titans-pytorch, whose weights it loads: linear time, a state of constant size.
+
+    Masked tokens are taken out of the sequence. Segments of a layout are kept apart: each document begins with a new
+    memory; positions are not read.
+
+    Args:
+        dim: channels of a token.
+        num_heads: memories; one has the width ``dim``.
+        causal: must be True.
+        head_dim: width of a head; None: ``dim / num_heads``.
+        chunk: tokens of a chunk. Sequences shorter than that never change the memory.
+        rebase: tokens after which gradients are taken at the memory as it is then, a multiple of ``chunk``;
+            None: never.
+        depth: matrices of a memory.
+        expansion: width between them, in head widths.
+        momentum: past surprise goes on.
+        norm: normalise a memory's output and add its input.
+        max_lr: largest step size.
+        extras: variations of the update by titans-pytorch's names, see
+            :data:`~foveate.mixers.titans.chunk_writes.EXTRAS`; None: none.
+
+    Raises:
+        InvalidValue: ``causal=False``, or an option that is not legal.
+        InvalidType: an extra that does not exist.
+    """
+
+    spec = MixerSpec(
+        ranks=(1,),
+        causal="strict",
+        bidirectional=False,
+        streaming="exact",
+        padding="masked",
+        layout=True,
+        segments=True,
+        order=Order(flops=1.0, memory=1.0),
+        onnx=True,
+        export_note="its loop over blocks of chunks is unrolled: the graph grows with the length",
+    )
+    official_keys: ClassVar[dict[str, dict[str, str]]] = {
+        "titans_pytorch": {
+            r"memory_model\..*": "",
+            r"weights\.(\d+)": r"weights.\1",
+            r"store_norm\.weight": "writes.store_norm.weight",
+            r"retrieve_norm\.weight": "retrieve_norm.weight",
+            r"to_(keys|values)\.weight": r"writes.to_\1.weight",
+            r"to_queries\.weight": "to_queries.weight",
+            r"to_adaptive_step\.0\.(weight|bias)": r"writes.to_step.\1",
+            r"to_decay_factor\.0\.(weight|bias)": r"writes.to_forget.\1",
+            r"to_momentum\.0\.(weight|bias)": r"writes.to_momentum.\1",
+            r"to_learned_momentum_combine\.0\.(weight|bias)": r"writes.to_combine.\1",
+            r"to_layer_modulation\.0\.(weight|bias)": r"writes.to_modulation.\1",
+            r"reduce_to_chunk_rep\.to_attn_logits\.(weight|bias)": r"writes.to_pool.\1",
+            r"retrieve_gate\.0\.weight": "to_gate.weight",
+            r"combine_heads\.weight": "out.weight",
+            r"q_norm\.gamma": "q_norm.gamma",
+            r"k_norm\.gamma": "writes.k_norm.gamma",
+            r"multihead_rmsnorm\.gamma": "read_norm.gamma",
+            r"transition_gate": "transition",
+        }
+    }
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        causal: bool = True,
+        head_dim: int | None = None,
+        chunk: int = 4,
+        rebase: int | None = None,
+        depth: int = 2,
+        expansion: float = 4.0,
+        momentum: bool = True,
+        norm: bool = True,
+        max_lr: float = 1.0,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(dim, causal=causal)
+        head_dim = check_heads(dim, num_heads) if head_dim is None else head_dim
+        check_positive(num_heads=num_heads, head_dim=head_dim, chunk=chunk, depth=depth)
+        self.extras = check_extras(extras, chunk, momentum)
+        if num_heads == 1 and head_dim != dim:
+            raise invalid("head_dim", head_dim, f"one head has the width of a token, {dim}")
+        if rebase is not None and (not isinstance(rebase, int) or rebase < 1 or rebase % chunk):
+            raise invalid("rebase", rebase, f"a multiple of chunk={chunk}, or None, is needed")
+        if not 0 < max_lr < math.inf:
+            raise invalid("max_lr", max_lr, "a positive number is needed")
+        if not expansion > 0 or int(head_dim * expansion) < 1:
+            raise invalid("expansion", expansion, f"it must leave a channel of head_dim={head_dim}")
+        self.num_heads, self.head_dim, self.inner = num_heads, head_dim, num_heads * head_dim
+        self.chunk, self.rebase, self.max_lr, self.norm, self.momentum = chunk, rebase, max_lr, norm, momentum
+        self.orders = self.extras["momentum_order"] if momentum else 0
+        widths = [head_dim, *[int(head_dim * expansion)] * (depth - 1), head_dim]
+        self.sizes = list(itertools.pairwise(widths))
+        weights = [xavier(1, i, o)[0] for i, o in self.sizes] + [torch.zeros(head_dim)] * norm
+        if self.extras["per_head_learned_parameters"]:  # one draw for all of them, as published
+            weights = [w.expand(num_heads, *w.shape).clone() for w in weights]
+        self.weights = nn.ParameterList(weights)
+        self.writes = ChunkWrites(
+            dim,
+            num_heads,
+            head_dim,
+            chunk=chunk,
+            max_lr=max_lr,
+            orders=self.orders,
+            norm=norm,
+            weights=len(self.weights),
+            extras=self.extras,
+        )
+        self.retrieve_norm = nn.RMSNorm(dim) if self.extras["pre_rmsnorm"] else nn.Identity()
+        self.q_norm = HeadNorm(num_heads, head_dim) if self.extras["qk_rmsnorm"] else nn.Identity()
+        self.read_norm = HeadNorm(num_heads, head_dim) if self.extras["post_rmsnorm"] else nn.Identity()
+        self.to_queries = Linear(dim, self.inner, bias=False)
+        self.to_gate = Linear(dim, num_heads, bias=False) if num_heads > 1 else None
+        self.out = Linear(self.inner, dim, bias=False) if num_heads > 1 else nn.Identity()
+        self.transition = nn.Parameter(torch.tensor(-5.0)) if self.extras["gated_transition"] else None
+
+    def no_weight_decay(self) -> list[nn.Parameter]:
+        """What a memory starts from."""
+        return list(self.weights)
+
+    def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Weights by our numbers: titans-pytorch has the gain first."""
+        found, count = {}, len(self.weights)
+        for key, value in state_dict.items():
+            head, _, number = key.rpartition(".")
+            if head == "memory_model_parameters" and number.isdigit():
+                place = (int(number) - 1) % count if self.norm else int(number)
+                key = f"weights.{place}"
+            found[key] = value
+        return found
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        layout: TokenLayout | None = None,
+    ) -> Tensor:
+        """Mix ``(batch, length, dim)``; see :class:`~foveate.mixers.Mixer`."""
+        self.check_input(x, mask, context, layout)
+        return self._mix(x, mask, None if layout is None else layout.segments, None)[0]
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ChunkMemoryState:
+        """The learned start: weights in float32, pending tokens in ``dtype`` (default: the weights')."""
+        weight = self.to_queries.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        start = tuple(w.to(device).contiguous() for w in self._start(batch_size, sum_dtype(dtype)))
+        momentum = tuple(w.new_zeros(*w.shape[:2], self.orders, *w.shape[2:]) for w in start)
+        return ChunkMemoryState(
+            pending=torch.zeros(batch_size, self.chunk - 1, self.dim, device=device, dtype=dtype),
+            memory=start,
+            momentum=momentum if self.momentum else None,
+            base=start,
+            count=torch.zeros(batch_size, device=device, dtype=torch.int64),
+        )
+
+    def prefill(
+        self, x: Tensor, state: ChunkMemoryState, mask: Tensor | None = None
+    ) -> tuple[Tensor, ChunkMemoryState]:
+        """Read ``(batch, length, dim)`` after ``state``; a masked token leaves the state as it is.
+
+        Raises:
+            InvalidValue: a state of another mixer or batch.
+        """
+        self.check_stream(x, state, mask)
+        y, after = self._mix(x, mask, None, state)
+        assert after is not None
+        return y, after
+
+    def step(self, x_t: Tensor, state: ChunkMemoryState) -> tuple[Tensor, ChunkMemoryState]:
+        """Read one token ``(batch, dim)``; its chunk so far is projected again.
+
+        Raises:
+            InvalidValue: anything but one token per sample, or a state of another mixer or batch.
+        """
+        self.check_step(x_t, state)
+        y, state = self.prefill(x_t[:, None], state)
+        return y[:, 0], state
+
+    def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
+        """Counts the projections, the products of the memories, and those of the recurrences over chunks."""
+        length, heads = grid[0], self.num_heads
+        chunks = -(-length // self.chunk)
+        tokens, weights = chunks * self.chunk, sum(i * o for i, o in self.sizes) + self.norm * self.head_dim
+        flops = self.writes.flops(chunks) + linear_flops(tokens, self.dim, self.inner)
+        if self.to_gate is not None:
+            flops += linear_flops(tokens, self.dim, heads) + linear_flops(tokens, self.inner, self.dim)
+        every = chunks if self.rebase is None else self.rebase // self.chunk
+        flops += heads * update_flops(
+            chunks, every, self.chunk, self.writes.per_chunk, self.sizes, weights, self.orders, self.orthogonal
+        )
+        # Tokens, their norms, queries, keys and values, what was read, gated and merged; then the memories.
+        saved = tokens * (3 * self.dim + 8 * self.inner)
+        # Before and after each recurrence, and what else is done to an update.
+        copies = 3 + self.orders + 2 * self.writes.steps + 17 * self.orthogonal
+        saved += heads * update_saved(chunks, self.chunk, self.writes.per_chunk, self.sizes, weights, copies, self.norm)
+        state = (2 + self.orders) * heads * weights + self.dim * (self.chunk - 1)
+        return Cost(
+            flops=batch * flops,
+            parameters=sum(p.numel() for p in self.parameters()),
+            activation_bytes=4 * batch * saved,
+            state_bytes=batch * (4 * state + 8),
+        )
+
+    @property
+    def orthogonal(self) -> bool:
+        """Updates are orthogonalised."""
+        return self.extras["spectral_norm_surprises"]
+
+    def _check_state(self, given: Any, batch: int) -> None:
+        super()._check_state(given, batch)
+        check_weights(self, given, [*self.sizes, *[(self.head_dim,)] * self.norm], batch)
+
+    def _start(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        weights: Sequence[Tensor] = list(self.weights)
+        if not self.extras["per_head_learned_parameters"]:
+            weights = [w.expand(self.num_heads, *w.shape) for w in weights]
+        return initial_weights(weights, batch, dtype)
+
+    def _mix(
+        self, x: Tensor, mask: Tensor | None, segments: Tensor | None, past: ChunkMemoryState | None
+    ) -> tuple[Tensor, ChunkMemoryState | None]:
+        (batch, length, _), chunk = x.shape, self.chunk
+        packing = None if mask is None else Packing.of(mask)
+        if packing is not None:
+            x = packing.pack(x)
+            segments = None if segments is None else segments.gather(1, packing.order)
+        every = 1 if self.rebase is None else self.rebase // chunk
+        frame = valid = starts = rebase = None
+        if packing is None and segments is None and past is None:
+            tokens = F.pad(x, (0, 0, 0, -length % chunk))
+            if length % chunk:
+                valid = (torch.arange(tokens.shape[1], device=x.device) < length).expand(batch, -1)
+        else:
+            real = torch.ones_like(x[..., 0], dtype=torch.bool) if packing is None else packing.valid
+            phase = None if past is None else past.count % chunk
+            unit = chunk if past is not None else chunk * every
+            frame = Frame.of(real, unit, phase, segments)
+            tokens, valid = frame.place(x), frame.valid
+            if frame.starts is not None:
+                starts = F.pad(frame.starts.unsqueeze(-1), (0, unit // chunk - 1)).flatten(1)
+            if past is not None:
+                assert phase is not None
+                tokens = tokens + F.pad(past.pending.to(x.dtype), (0, 0, 0, frame.size - chunk + 1))
+                valid = valid | (torch.arange(frame.size, device=x.device) < phase[:, None])
+        chunks = tokens.shape[1] // chunk
+        complete = None if valid is None else valid[:, chunk - 1 :: chunk]
+        group = chunks if self.rebase is None else every if past is None else 1
+        if self.rebase is not None:
+            done = torch.ones(batch, chunks, dtype=torch.bool, device=x.device) if complete is None else complete
+            if past is None:
+                rebase = F.pad(done, (0, -chunks % every))[:, every - 1 :: every]
+            else:
+                number = past.count[:, None] // chunk + torch.arange(1, chunks + 1, device=x.device)
+                rebase = done & (number % every == 0)
+        start = self._start(batch, sum_dtype(x.dtype))
+        if past is None:
+            momentum = tuple(w.new_zeros(*w.shape[:2], self.orders, *w.shape[2:]) for w in start)
+            before = (start, momentum if self.momentum else None, start)
+        else:
+            before = (past.memory, past.momentum, past.base)
+        k, v, theta, rules = self.writes(tokens, complete, starts)
+        read = self.retrieve_norm(tokens)
+        y, *after = chunk_updates(
+            in_chunks(self.q_norm(by_heads(self.to_queries(read), self.num_heads, self.head_dim)), chunks),
+            k,
+            v,
+            theta,
+            rules,
+            flatten(start),
+            *(None if w is None else flatten(w) for w in before),
+            norm=self.norm,
+            group=group,
+            rebase=None if rebase is None else per_head(rebase, self.num_heads),
+            transition=None if self.transition is None else torch.sigmoid(self.transition),
+        )
+        y = self.read_norm(y.view(batch, self.num_heads, -1, self.head_dim).to(x.dtype))
+        if self.to_gate is not None:
+            y = y * torch.sigmoid(self.to_gate(read)).mT.unsqueeze(-1)
+        y = self.out(y.transpose(1, 2).flatten(2))
+        y = y[:, :length] if frame is None else frame.take(y)
+        y = y if packing is None else packing.unpack(y)
+        if past is None:
+            return y, None
+        assert valid is not None
+        memory, momenta, base = unflatten(after, batch, self.num_heads)
+        total = valid.sum(1, keepdim=True)
+        places = total // chunk * chunk + torch.arange(chunk - 1, device=x.device)
+        index = places.clamp(max=tokens.shape[1] - 1).unsqueeze(-1).expand(-1, -1, self.dim)
+        pending = tokens.gather(1, index).masked_fill((places >= total).unsqueeze(-1), 0)
+        count = past.count + (length if mask is None else mask.sum(1))
+        return y, ChunkMemoryState(pending, memory, momenta, base, count)
