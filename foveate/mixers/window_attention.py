@@ -22,10 +22,9 @@ from ..ops.positions import apply_rope
 from ..ops.window_attention import window_attention, window_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
+from .base import Mixer, check_heads, check_token
 from .layout import TokenLayout
 from .parts import Linear
-from .base import check_token
 from .ssm import Packing, check_positive
 from .state import State, state
 
