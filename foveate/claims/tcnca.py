@@ -13,7 +13,6 @@ from ..mixers.tcnca import TCNCA, Mega, TCNCASimple
 from ..ops import backend
 from . import Measurement, claim
 from ._processor import cpu_seconds, exponent
-from ._far_recall import recall_accuracy
 
 LONG = 131_072
 
@@ -110,8 +109,8 @@ def scan_equals_the_released_convolution() -> Measurement:
     "tcnca",
     kind="scaling",
     timed=True,
-    says="Dilated convolutions are faster than the FFT recurrence: at 131,072 tokens here, with time that grows with an "
-    "exponent of at most 1.1 (on a GPU by up to 7.07 and 2.86 times forward and backward at 131k).",
+    says="Dilated convolutions are faster than the FFT recurrence: at 131,072 tokens here, with time that grows with "
+    "an exponent of at most 1.1 (on a GPU by up to 7.07 and 2.86 times forward and backward at 131k).",
 )
 def faster_than_the_fft() -> Measurement:
     """Processor time forward, a stack of four levels against an average of 16 numbers. The kernel is part of the FFT's

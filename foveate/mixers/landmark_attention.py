@@ -34,7 +34,7 @@ from .landmark_cache import STORAGES, LandmarkCache, LandmarkState, Storage, blo
 from .landmark_stream import SELECTIONS, LandmarkStream, Selection, seen_slots
 from .layout import TokenLayout
 from .parts import Linear
-from .ssm import check_positive, check_token
+from .ssm import check_positive
 
 StreamPositions = Literal["fitting", "released"]
 
@@ -312,8 +312,7 @@ class LandmarkAttention(Mixer):
 
     def prefill(self, x: Tensor, state: LandmarkState, mask: Tensor | None = None) -> tuple[Tensor, LandmarkState]:
         """Read slots ``(batch, length, dim)`` after ``state``, landmarks among them as :meth:`plan_next` has them."""
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         q, k, v = self._heads(_clear(x, mask))
         outputs, at = [], 0
         while at < x.shape[1]:
@@ -335,22 +334,9 @@ class LandmarkAttention(Mixer):
         Raises:
             InvalidValue: anything but one slot per sample.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
-
-    def _check_state(self, x: Tensor, state: LandmarkState) -> None:
-        name = type(self).__name__
-        if not isinstance(state, LandmarkState):
-            raise InvalidType(f"{name}: the state is a {type(state).__name__}: take one of init_state.")
-        batch, heads, _, width, head_dim = state.blocks.keys.shape
-        if (heads, width, head_dim) != (self.num_heads, self.width, self.head_dim):
-            raise InvalidValue(
-                f"{name}: the state is of another mixer: it has {heads} heads of {head_dim} and blocks of {width - 1} "
-                f"tokens, not {self.num_heads} of {self.head_dim} and {self.block_size}."
-            )
-        if batch != len(x):
-            raise InvalidValue(f"{name}: the state has batch {batch}, x has {len(x)}.")
 
     # Cost -------------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.handwritten import sum_dtype
 from ..registry import register
@@ -33,7 +33,7 @@ from .base import Mixer
 from .layout import TokenLayout
 from .parts import Linear
 from .s4d import S4D, S4DState
-from .ssm import check_positive, check_token
+from .ssm import check_positive
 from .state import State, state
 
 
@@ -275,8 +275,7 @@ class SelectiveS4(Mixer):
         """
         if not self.causal:
             raise self._no_streaming()
-        self.check_input(x, mask)
-        self._check_state(state, x.shape[0])
+        self.check_stream(x, state, mask)
         wide = x.to(sum_dtype(x.dtype))
         with torch.no_grad():
             f, guide = self.guide.prefill(wide, state.guide, mask)
@@ -297,8 +296,7 @@ class SelectiveS4(Mixer):
         """
         if not self.causal:
             raise self._no_streaming()
-        check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(state, x_t.shape[0])
+        self.check_step(x_t, state)
         with torch.no_grad():
             f, guide = self.guide.step(x_t.to(sum_dtype(x_t.dtype)), state.guide)
         z, count = self.generator.features(f), state.count + 1
@@ -330,11 +328,3 @@ class SelectiveS4(Mixer):
     def _kept(self, logits: Tensor) -> Tensor:
         kept = logits[..., 1] > logits[..., 0]
         return torch.ones_like(kept) if self.keep_ratio == 1 else kept
-
-    def _check_state(self, state: Any, batch: int) -> None:
-        if not isinstance(state, SelectiveS4State) or state.total.shape != (batch, self.hidden):
-            given = tuple(state.total.shape) if isinstance(state, SelectiveS4State) else type(state).__name__
-            raise InvalidValue(
-                f"{type(self).__name__}: the state is one of {given}; one of init_state({batch}), with sums of "
-                f"{(batch, self.hidden)}, fits."
-            )

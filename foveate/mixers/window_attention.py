@@ -22,7 +22,7 @@ from ..ops.positions import apply_rope
 from ..ops.window_attention import window_attention, window_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads, check_token
+from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .parts import Linear
 from .ssm import Packing, check_positive

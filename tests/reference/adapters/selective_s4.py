@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from cases import Answer, Case
 
 from foveate.mixers.s4 import S4
