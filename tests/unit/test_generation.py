@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -68,6 +69,16 @@ def test_top_p_keeps_the_fewest_that_have_the_probability(seed: int, p: float) -
         assert kept == naive
 
 
+def test_top_p_looks_beyond_the_likeliest_where_it_must() -> None:
+    logits = torch.stack([torch.zeros(2000), torch.arange(2000.0) / 1000]).double()
+    kept = left(keep_top_p(logits, 0.9))
+    assert len(kept[0]) == 2000  # all are as likely
+    probabilities = softmax(logits[1].tolist())
+    share = sum(probabilities[i] for i in kept[1])
+    assert 0.9 <= share < 0.9 + max(probabilities)
+    assert kept[1] == set(range(2000 - len(kept[1]), 2000))
+
+
 @given(seed=st.integers(0, 999), least=st.floats(0.001, 1))
 def test_min_p_keeps_a_share_of_the_likeliest(seed: int, least: float) -> None:
     logits = logits_of(seed)
@@ -84,7 +95,7 @@ def test_the_penalty_makes_what_was_seen_less_likely() -> None:
 def test_temperature_divides_and_does_not_overflow() -> None:
     logits = logits_of(0)
     torch.testing.assert_close(heat(logits, 0.5).softmax(-1), (logits.double() * 2).softmax(-1))
-    assert heat(logits, 1e-300).softmax(-1).max(-1).values.tolist() == [1.0] * 3
+    assert heat(logits, 1e-308).softmax(-1).max(-1).values.tolist() == [1.0] * 3
 
 
 def test_what_is_drawn_has_its_probability() -> None:
@@ -231,6 +242,18 @@ def test_greedy_text_is_what_forward_says() -> None:
     assert texts(model, [prompt], sampling=Sampling(temperature=0)) == [read[6:]]
 
 
+def test_the_penalty_counts_what_was_read_and_what_was_written() -> None:
+    model, (prompt,) = transnormer(), prompts_of(14)
+    read, penalty = list(prompt), 1.7
+    for _ in range(12):
+        logits = model(torch.tensor([read]))[0, -1].tolist()
+        made = [(x / penalty if x > 0 else x * penalty) if i in read else x for i, x in enumerate(logits)]
+        read.append(made.index(max(made)))
+    sampling = Sampling(temperature=0, repetition_penalty=penalty)
+    assert texts(model, [prompt], sampling=sampling) == [read[14:]]
+    assert len(set(read[14:])) > len(set(texts(model, [prompt], sampling=Sampling(temperature=0))[0]))
+
+
 def test_samples_end_at_a_stop_token_and_leave_the_batch() -> None:
     model, prompts = transnormer(), prompts_of(3, 5, 4)
     whole = texts(model, prompts, seed=1)
@@ -259,17 +282,27 @@ def test_a_listener_ends_a_sample() -> None:
     assert [r.reason for r in run.results] == ["stopped", "length"]
 
 
-def test_a_text_goes_on_from_its_state() -> None:
-    model, prompts = transnormer(), prompts_of(3, 5)
+def cached() -> LanguageModel:
+    torch.manual_seed(0)
+    model = LanguageModel("softmax_attention", vocabulary=23, dim=16, depth=2, num_heads=2).double().eval()
+    torch.nn.init.normal_(model.embed.weight)
+    return model
+
+
+@pytest.mark.parametrize("make", [transnormer, cached])
+def test_a_text_goes_on_from_its_state(make: Callable[[], nn.Module]) -> None:
+    model: Any = make().eval()
+    prompts = prompts_of(3, 5)
     greedy = Sampling(temperature=0)
     first = generate(model, prompts, max_tokens=5, sampling=greedy, keep_states=True).finish()
     whole = texts(model, prompts, sampling=greedy)
     for result, text in zip(first, whole, strict=True):
         last = [result.tokens[-1]]
+        with torch.no_grad():  # not inference mode
+            logits, _ = model.step(torch.tensor(last), result.state)
+        assert int(logits.argmax()) == text[5]
         rest = generate(model, [last], max_tokens=7, sampling=greedy, state=result.state).finish()
         assert result.tokens + rest[0].tokens == text
-        logits, _ = model.step(torch.tensor(last), result.state)  # outside of inference mode too
-        assert int(logits.argmax()) == text[5]
 
 
 def test_a_state_of_one_sample_stands_before_all_prompts() -> None:
@@ -381,6 +414,8 @@ def test_speed_counts_what_was_read_and_written() -> None:
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.lists(st.text("ab", max_size=4), max_size=6))
+@example(["a", "b"], ["ab"])
+@example(["aab", "ab"], ["a", "a", "b"])
 def test_a_text_ends_where_a_stop_text_is_complete(stops: list[str], pieces: list[str]) -> None:
     finder, shown, ended = StopTexts(stops), "", False
     for piece in pieces:
@@ -470,3 +505,10 @@ def test_what_is_told_is_shown_kept_and_recorded(tmp_path: Path) -> None:
     assert telling.records[0]["text"] == records[0]["text"][: records[0]["text"].index(stop)]
     assert telling.records[0]["reason"] == "stopped"
     assert telling.records[0] in lines
+
+
+def test_what_was_held_back_for_a_stop_text_is_told_in_the_end(tmp_path: Path) -> None:
+    whole = told(tmp_path)[0].records[0]["text"]
+    telling, shown, _ = told(tmp_path, stops=[whole[-1] + "!"])
+    assert telling.records[0]["text"] == whole
+    assert f"one{whole}\n" in shown
