@@ -17,7 +17,6 @@ from foveate.mixers.quasi_lstm import RGLRU, QuasiLSTM
 from foveate.mixers.s6 import S6, ScalarS6
 from foveate.mixers.softmax_attention import SoftmaxAttention
 
-
 M = TypeVar("M", bound=Mixer)
 
 
