@@ -274,6 +274,16 @@ def test_what_cannot_be_laid_side_by_side_is_infinitely_far() -> None:
             "order= is not possible with position='alibi'",
         ),
         (lambda x: matrices(S6(DIM), x).convolve(x), InvalidValue, "u has shape (2, 11, 8); this system reads"),
+        (
+            lambda x: matrices(SoftmaxAttention(DIM, causal=True), x).dense(),
+            InvalidType,
+            "SoftmaxAttention has an infinite state: matrices(..., order=p) makes a finite one.",
+        ),
+        (
+            lambda x: matrices(SoftmaxAttention(DIM, causal=True), x).step(x, x, 0),
+            InvalidType,
+            "SoftmaxAttention has an infinite state",
+        ),
         (lambda x: matrices(Mamba(DIM), x).dense(maps=True), InvalidType, "Mamba: what stands around its system is"),
         (
             lambda x: matrices(Mamba2(64), x.repeat(1, 50, 8)).dense(),
