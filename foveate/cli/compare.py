@@ -12,6 +12,7 @@ import typer
 from ..errors import InvalidType, InvalidValue
 from . import options
 from .group import tasks_app
+from .probes import PROBES, drawn
 from .values import assignments, duration, names, numbers
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ RUNS = Path("foveate-runs")
 _THEN = "The same command goes on where an earlier one stopped. At the end: OUT/report.html and OUT/best."
 
 
-def _add(task: str, about: str, data: options.Group) -> None:
-    """Add ``compare TASK`` and ``train TASK``."""
+def _add(task: str, about: str, *data: options.Group) -> None:
+    """Add ``compare TASK`` and ``train TASK``; ``data`` declare what the task reads or draws."""
 
     def compare(data: dict[str, Any], given: dict[str, Any]) -> None:
-        _compare(task, data, {"seeds": 1 if "preset" in given else 2, "out": _default_out(task, data), **given})
+        _compare(task, data, {"seeds": 1 if "preset" in given else 2, "out": _default_out(task, task, data), **given})
 
     def train(data: dict[str, Any], given: dict[str, Any]) -> None:
         system = given.pop("system", None)
         if system is None:
             raise InvalidType("--system is missing: name what to train, such as --system timesnet.")
-        out = _default_out(f"{task}-" + re.sub(r"\W+", "-", system), data)
+        out = _default_out(task, f"{task}-" + re.sub(r"\W+", "-", system), data)
         _compare(task, data, {"seeds": 1, "out": out, **given, "systems": system})
 
     compare.__doc__ = f"{about}\n\n{_THEN}"
@@ -49,7 +50,10 @@ _add("forecast", "Forecast the next steps of one or more series.", options.forec
 _add("forecast-m4", "Forecast what follows each of many short series, by M4's rules.", options.forecast_m4_data)
 _add("classify-series", "Tell the class of whole series.", options.classify_series_data)
 _add("detect-anomalies", "Find the unusual steps of a series.", options.detect_anomalies_data)
+_add("language", "Foresee the next token of text.", options.language_data)
 _add("impute", "Fill what is missing in one or more series.", options.impute_data)
+for _task, (_about, _data) in PROBES.items():
+    _add(_task, _about, _data, drawn)
 
 
 def leaderboard(
@@ -70,7 +74,9 @@ def leaderboard(
         console.print(table(board, console) if len(folders) == 1 else merged_table(board, console))
 
 
-def _default_out(what: str, data: dict[str, Any]) -> Path:
+def _default_out(task: str, what: str, data: dict[str, Any]) -> Path:
+    if task in PROBES:  # other samples are other data
+        return RUNS / "-".join([what, *(f"{name}_{value}" for name, value in sorted(data.items()))])
     source = data.get("source")
     return RUNS / f"{what}-{Path(source).stem if source else 'embedded'}"
 
@@ -103,7 +109,7 @@ def _compare(task: str, data: dict[str, Any], given: dict[str, Any]) -> None:
         print(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
         return
     spec = find(task, "task").spec
-    title = f"{task} · {data.get('source') or 'embedded data'}"
+    title = f"{task} · {data.get('source') or ('drawn samples' if task in PROBES else 'embedded data')}"
     with Display(title, spec.metrics[0], spec.higher_is_better) as display:
         board = run(settings, on_event=display.event)
     if as_json:

@@ -13,6 +13,7 @@ from ..errors import FoveateError
 from ..sources import PluginWarning
 from . import ask, bench, browse, compare, predict, probe_video, verify
 from . import export as export_
+from . import generate as generate_
 from . import score as score_
 from .group import Verbs
 
@@ -46,6 +47,7 @@ def _options(
 app.add_typer(compare.compare_app, name="compare")
 app.add_typer(compare.train_app, name="train")
 app.command("predict")(predict.predict)
+app.command("generate")(generate_.generate)
 app.command("export")(export_.export)
 app.command("push")(predict.push)
 app.command("leaderboard")(compare.leaderboard)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,24 +17,28 @@ from .values import read_toml
 Group = Callable[..., None]
 
 
-def command(app: typer.Typer, name: str, body: Callable[..., None], data: Group, *groups: Group) -> None:
+def command(
+    app: typer.Typer, name: str, body: Callable[..., None], data: Group | Sequence[Group], *groups: Group
+) -> None:
     """Add a command whose options are those of all ``groups``.
 
     Args:
         app: the group of commands it joins.
         name: what the user types.
-        body: called as ``body(data, given)`` with the values of the first group and those of all others together,
+        body: called as ``body(data, given)`` with the values of the data's groups and those of all others together,
             only what was given, on the command line or in the file of ``--config`` (the command line wins); its
             docstring is the command's help.
         data, groups: functions whose parameters declare options; the default, None or False, means "not given".
     """
-    parameters = []
-    for group in (data, *groups):
+    parameters, of_data = [], set()
+    read = (data,) if callable(data) else tuple(data)
+    for group in (*read, *groups):
         hints = typing.get_type_hints(group, include_extras=True)
         for parameter in inspect.signature(group).parameters.values():
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
-    of_data = set(inspect.signature(data).parameters)
+            if group in read:
+                of_data.add(parameter.name)
     known = {p.name for p in parameters} - {"config", "as_json", "plan"}
     defaults = {p.name: p.default for p in parameters}
 
@@ -175,6 +179,33 @@ def detect_anomalies_data(
     tolerance: Annotated[int | None, typer.Option(help="Rows that a find may lie beside.", show_default="100")] = None,
 ) -> None:
     """What `detect-anomalies` reads."""
+
+
+def language_data(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Text, folder, JSON lines or Parquet; none: an embedded book."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="bytes, characters, a tokenizer.json or its folder, or hub:user/name.", show_default="bytes"),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of a sample.", show_default="256")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of Parquet and JSON lines.", show_default="text")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files.", show_default="utf-8")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares, of documents if there are enough.", show_default="0.9/0.05/0.05")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws which documents.", show_default="0")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens that a scored window scores.", show_default="all of it")
+    ] = None,
+    eval_tokens: Annotated[
+        int | None, typer.Option(help="Most validation tokens to score.", show_default="65536")
+    ] = None,
+    test_tokens: Annotated[int | None, typer.Option(help="Most test tokens to score.", show_default="1048576")] = None,
+) -> None:
+    """What `language` reads."""
 
 
 def contestants(

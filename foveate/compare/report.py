@@ -13,7 +13,7 @@ from markupsafe import Markup
 from ..pages import figures
 from ..pages.charts import strip
 from ..pages.page import charts_of, date, facts, machine_lines, render_page
-from . import pictures
+from . import by_length, pictures
 from .tables import quality_cells, shared_ranks
 from .wording import method, tracked, verdict
 
@@ -39,6 +39,7 @@ def render(leaderboard: Mapping[str, Any]) -> str:
         unfinished=[_unfinished(row) for row in rows if row["reason"] or row["status"] != "done"],
         costs=charts_of(pictures.quality_against(leaderboard, cost) for cost in _costs(done)),
         curves=charts_of(pictures.learning_curves(leaderboard, what) for what in ("val", "train")),
+        lengths=charts_of([by_length.over_length(leaderboard), *by_length.over_depth(leaderboard)]),
         galleries=[(pictures.class_name(g.system), g.tone, charts_of(g.panels)) for g in galleries],
         sweep=_sweep(leaderboard),
         data_facts=facts(leaderboard["data"], skip=("notes",)),

@@ -203,6 +203,14 @@ def selective_state_update(*, channels: int, states: int, batch: int = 1) -> Cos
     return Cost(elementwise=one.elementwise, exps=one.exps, state_bytes=state, moved_bytes=one.moved_bytes + 2 * state)
 
 
+@formula("gated_recurrence")
+def gated_recurrence(*, length: int, channels: int, batch: int = 1) -> Cost:
+    """A multiply-add for each token and channel."""
+    wide = batch * length * channels
+    state = 4 * batch * channels
+    return Cost(elementwise=2 * wide, activation_bytes=8 * wide, state_bytes=state, moved_bytes=12 * wide + 2 * state)
+
+
 @formula("s4d")
 def s4d(*, length: int, channels: int, states: int, batch: int = 1) -> Cost:
     """A complex multiply-add for each token, channel and state, and the real part of one product."""
@@ -228,6 +236,26 @@ def causal_conv1d(*, length: int, channels: int, taps: int, batch: int = 1, silu
         state_bytes=4 * batch * channels * taps,
         moved_bytes=4 * (2 * wide + channels * (taps + 1)),
     )
+
+
+@formula("dilated_conv")
+def dilated_conv(*, length: int, channels: int, taps: int, batch: int = 1, dense: bool = False) -> Cost:
+    """A filter for each channel, or for each pair of channels; the dilation moves nothing but the taps."""
+    wide = batch * length * channels
+    weights = taps * channels * (channels if dense else 1)
+    return Cost(
+        flops=2 * batch * length * weights,
+        activation_bytes=4 * wide,
+        moved_bytes=4 * (2 * wide + weights + channels),
+    )
+
+
+@formula("chunked_attention")
+def chunked_attention(*, length: int, d: int, e: int, chunk: int, batch: int = 1, causal: bool = False) -> Cost:
+    """One head inside chunks, whose weights are kept where they are no softmax."""
+    whole, rest = divmod(length, chunk)
+    pairs = batch * (whole * visible_pairs(chunk, chunk, causal) + visible_pairs(rest, rest, causal))
+    return _attention(pairs, batch * length, batch * length, d, e, 0)
 
 
 @formula("gated_rms_norm")

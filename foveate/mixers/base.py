@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidType, InvalidValue
+from ..errors import InvalidType, InvalidValue, invalid
 from ..measure.cost import Cost
 from ..spec import MixerSpec
 from .layout import TokenLayout
-from .state import State, fits_fresh
+from .state import State, misfit
 
 
 class Mixer(nn.Module):
@@ -210,11 +210,9 @@ class Mixer(nn.Module):
         if type(given) is not type(self._fresh_state):
             made = type(self._fresh_state).__name__
             raise InvalidType(f"{type(self).__name__}: its state is a {made}, not a {type(given).__name__}.")
-        if isinstance(given, State) and not fits_fresh(given, self._fresh_state, batch):
-            raise InvalidValue(
-                f"{type(self).__name__}: the state is of another model, batch or dtype: this call needs one of batch "
-                f"{batch} that began with its own init_state."
-            )
+        wrong = misfit(given, self._fresh_state, batch) if isinstance(given, State) else ""
+        if wrong:
+            raise InvalidValue(f"{type(self).__name__}: {wrong}.")
 
 
 class Fuser(nn.Module):
@@ -294,6 +292,14 @@ def check_token(name: str, x_t: Tensor, dim: int) -> None:
         raise InvalidValue(
             f"{name}: step takes one token, (batch, {dim}), not {tuple(x_t.shape)}; use prefill for more."
         )
+
+
+def check_key_width(qk_dim: int | None, dim: int, num_heads: int) -> int:
+    """The width of all queries; refuses one that the heads do not divide."""
+    width = dim if qk_dim is None else qk_dim
+    if not isinstance(width, int) or width < 1 or width % num_heads:
+        raise invalid("qk_dim", qk_dim, f"a positive multiple of num_heads={num_heads} is needed")
+    return width
 
 
 def grid_size(grid: tuple[int, ...]) -> int:

@@ -46,12 +46,22 @@ class KVCache(State):
 
     @classmethod
     def empty(
-        cls, batch_size: int, heads: int, head_dim: int, device: torch.device | str | None, dtype: torch.dtype
+        cls,
+        batch_size: int,
+        heads: int,
+        head_dim: int | tuple[int, int],
+        device: torch.device | str | None,
+        dtype: torch.dtype,
     ) -> Self:
-        """The state before the first token."""
-        none = torch.zeros(batch_size, heads, 0, head_dim, device=device, dtype=dtype)
+        """The state before the first token.
+
+        Args:
+            head_dim: width of a head; (that of keys, that of values) where they differ.
+        """
+        widths = head_dim if isinstance(head_dim, tuple) else (head_dim, head_dim)
+        keys, values = (torch.zeros(batch_size, heads, 0, w, device=device, dtype=dtype) for w in widths)
         position = torch.zeros(batch_size, device=device, dtype=torch.int64)
-        return cls(none, none, None, position, torch.zeros((), device="cpu", dtype=torch.int64), 0)
+        return cls(keys, values, None, position, torch.zeros((), device="cpu", dtype=torch.int64), 0)
 
     def positions(self, count: int, mask: Tensor | None) -> Tensor:
         """Positions of the next ``count`` tokens: int64 ``(count,)``, or ``(batch, count)`` where samples differ."""

@@ -65,7 +65,7 @@ class LinearAttention(Mixer):
     ) -> None:
         super().__init__(dim, causal=causal)
         self.num_heads, self.head_dim = num_heads, check_heads(dim, num_heads)
-        self.key_dim = self.head_dim
+        self.key_dim = self.value_dim = self.head_dim  # of the state; a subclass may set others
         if decay not in DECAYS:
             raise invalid("decay", decay, f"it must be one of {', '.join(DECAYS)}")
         if not isinstance(depth, int) or depth < 1:
@@ -117,7 +117,7 @@ class LinearAttention(Mixer):
         """Zeros: sums in float32 (float64 if ``dtype``, by default that of the weights, is), positions 0."""
         weight = next(self.parameters())
         device, dtype = device or weight.device, sum_dtype(dtype or weight.dtype)
-        shape = (batch_size, self.num_heads, self.key_dim, self.head_dim)
+        shape = (batch_size, self.num_heads, self.key_dim, self.value_dim)
         return LinearState(
             kv=torch.zeros(shape, device=device, dtype=dtype),
             position=torch.zeros(batch_size, device=device, dtype=torch.int64),
@@ -146,11 +146,11 @@ class LinearAttention(Mixer):
     def attention_flops(self, length: int, batch: int) -> int:
         """FLOPs of the op, by which costs are counted."""
         block = self.block or default_block(self.key_dim)
-        return chunked_flops(length, self.num_heads, self.key_dim, self.head_dim, block, batch)
+        return chunked_flops(length, self.num_heads, self.key_dim, self.value_dim, block, batch)
 
     def state_bytes(self, batch: int) -> int:
         """Bytes of a streaming state in float32."""
-        return batch * (4 * self.num_heads * self.key_dim * self.head_dim + 8)
+        return batch * (4 * self.num_heads * self.key_dim * self.value_dim + 8)
 
     def _slope(self, x: Tensor) -> Tensor | None:
         return None if self.rates is None else torch.tensor(self.rates, dtype=sum_dtype(x.dtype), device=x.device)

@@ -12,8 +12,9 @@ one matrix of queries times keys is made, with a mask in the torch form alone
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from ..ops.positions import alibi_bias, apply_rope, slope_values
 from ..ops.softmax_attention import softmax_attention
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads, grid_size
+from .base import Mixer, check_heads, check_key_width, grid_size
 from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
 from .parts import Linear
@@ -48,7 +49,9 @@ class SoftmaxAttention(Mixer):
         position: "none"; "rope": rotary embedding (rotate-half convention, even head width); "alibi": linear biases
             with the published slopes. Both only for sequences, without context.
         rope_base: of the rotary embedding: long wavelengths grow with it.
-        bias: the four projections have biases.
+        qk_dim: width of the queries of all heads, and of the keys; None: ``dim``. ``num_heads`` must divide it.
+        bias: the projections have biases.
+        out_bias: the output projection has one; None: as ``bias`` says.
 
     Raises:
         InvalidValue: an option that is not legal; when called: a context together with causality or segments.
@@ -66,6 +69,9 @@ class SoftmaxAttention(Mixer):
         dynamic_length=True,
     )
     for_language = {"position": "rope"}
+    official_keys: ClassVar[dict[str, dict[str, str]]] = {
+        "dsf-mqar": {r"W([qkv])\.(weight|bias)": r"\1_proj.\2", r"out_proj\.(weight|bias)": r"out_proj.\1"}
+    }
 
     def __init__(
         self,
@@ -75,24 +81,37 @@ class SoftmaxAttention(Mixer):
         causal: bool = False,
         position: Position = "none",
         rope_base: float = 10000.0,
+        qk_dim: int | None = None,
         bias: bool = True,
+        out_bias: bool | None = None,
     ) -> None:
         super().__init__(dim, causal=causal)
         self.num_heads, self.head_dim = num_heads, check_heads(dim, num_heads)
+        self.qk_dim = check_key_width(qk_dim, dim, num_heads)
+        self.key_dim = self.qk_dim // num_heads
         if position not in POSITIONS:
             raise invalid("position", position, f"it must be one of {', '.join(POSITIONS)}")
-        if position == "rope" and self.head_dim % 2:
-            raise invalid("position", position, f"RoPE turns channel pairs, and dim / num_heads is {self.head_dim}")
+        if position == "rope" and self.key_dim % 2:
+            raise invalid("position", position, f"RoPE turns channel pairs, and a head has {self.key_dim} channels")
         if not 0 < rope_base < math.inf:
             raise invalid("rope_base", rope_base, "it must be positive and finite")
         self.position, self.rope_base = position, rope_base
         if position != "none":
             order = Order(flops=2.0, memory=2.0 if position == "alibi" else 1.0)
             self.spec = replace(self.spec, ranks=(1,), cross=False, order=order)
-        self.q_proj = Linear(dim, dim, bias=bias)
-        self.k_proj = Linear(dim, dim, bias=bias)
+        self.q_proj = Linear(dim, self.qk_dim, bias=bias)
+        self.k_proj = Linear(dim, self.qk_dim, bias=bias)
         self.v_proj = Linear(dim, dim, bias=bias)
-        self.out_proj = Linear(dim, dim, bias=bias)
+        self.out_proj = Linear(dim, dim, bias=bias if out_bias is None else out_bias)
+
+    def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """The release has queries and keys in one projection."""
+        found = {}
+        for key, value in state_dict.items():
+            halves = value.chunk(2) if key.startswith("Wqk.") else (value,)
+            names = (key.replace("Wqk", "Wq"), key.replace("Wqk", "Wk")) if len(halves) == 2 else (key,)
+            found.update(zip(names, halves, strict=True))
+        return found
 
     def forward(
         self,
@@ -132,7 +151,8 @@ class SoftmaxAttention(Mixer):
         if not self.causal:
             raise self._no_streaming()
         weight = self.k_proj.weight
-        return KVCache.empty(batch_size, self.num_heads, self.head_dim, device or weight.device, dtype or weight.dtype)
+        widths = self.key_dim, self.head_dim
+        return KVCache.empty(batch_size, self.num_heads, widths, device or weight.device, dtype or weight.dtype)
 
     def prefill(self, x: Tensor, state: KVCache, mask: Tensor | None = None) -> tuple[Tensor, KVCache]:
         """Read ``(batch, length, dim)`` after ``state``; masked tokens are never seen and take no position."""
@@ -142,7 +162,9 @@ class SoftmaxAttention(Mixer):
         x = _clear(x, mask)
         q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         positions = state.positions(x.shape[1], mask)
-        q, state = self._turn(q, positions), state.extend(self._turn(k, positions), v, mask)
+        if self.position == "rope":  # at once: in a step the angles are most of the work
+            q, k = self._turn(torch.cat([q, k], 1), positions).chunk(2, 1)
+        state = state.extend(k, v, mask)
         k, v = (buffer[:, :, : state.length].to(q.dtype) for buffer in (state.keys, state.values))
         slots = state.positions_of_slots()
         visible = None if state.slots is None else (slots >= 0)[:, None, None, :]
@@ -163,18 +185,18 @@ class SoftmaxAttention(Mixer):
         n, dim, heads = grid_size(grid), self.dim, self.num_heads
         # Saved: x, q, k, v, the heads' outputs, and one number per row of the softmax. What RoPE turns is stored head
         # by head, and so are the outputs, which then need a copy to be merged.
-        saved = batch * n * (5 * dim + heads)
-        saved += batch * n * dim + n * self.head_dim if self.position == "rope" else 0
+        saved = batch * n * (3 * dim + 2 * self.qk_dim + heads)
+        saved += batch * n * dim + n * self.key_dim if self.position == "rope" else 0
         saved += heads * n * n if self.position == "alibi" else 0
         return Cost(
-            flops=linear_flops(batch * n, dim, 4 * dim) + 4 * batch * n * n * dim,
+            flops=linear_flops(batch * n, dim, 2 * dim + 2 * self.qk_dim) + 2 * batch * n * n * (dim + self.qk_dim),
             parameters=sum(p.numel() for p in self.parameters()),
             activation_bytes=4 * saved,
-            state_bytes=8 * batch * (capacity(n) * dim + 1) + 8 if self.causal else 0,
+            state_bytes=4 * batch * (capacity(n) * (dim + self.qk_dim) + 2) + 8 if self.causal else 0,
         )
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _positions(self, x: Tensor, mask: Tensor | None, layout: TokenLayout | None) -> Tensor:
         """int64 ``(length,)``, or ``(batch, length)`` where samples differ."""

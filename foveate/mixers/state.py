@@ -75,27 +75,41 @@ def state(cls: type[C]) -> type[C]:
     return made
 
 
-def fits_fresh(given: State, fresh: State, batch: int) -> bool:
-    """Whether a state can have begun as ``fresh``, for this batch.
+def misfit(given: State, fresh: State, batch: int) -> str:
+    """What keeps a state from having begun as ``fresh``, for this batch, in half a sentence; "" if nothing does.
 
     Tensors must have the sizes of the fresh ones, except along axes that are empty there, which grow, and be numbers of
-    the same kind. What is None, and states inside, are not looked at.
+    the same kind; states inside likewise. What is None in one of them is not looked at.
     """
-    for name, batched in _tensor_fields(type(fresh)):
-        mine, other = getattr(fresh, name), getattr(given, name)
-        if not (isinstance(mine, Tensor) and isinstance(other, Tensor)):
-            continue
-        if mine.is_floating_point() != other.is_floating_point() or mine.ndim != other.ndim:
-            return False
-        if batched and other.shape[0] != batch:
-            return False
-        if any(n and n != m for n, m in zip(mine.shape[batched:], other.shape[batched:], strict=True)):
-            return False
-    return True
+    for name, batched in _fields(type(fresh)):
+        wrong = _misfit(name, getattr(given, name), getattr(fresh, name), batch, batched)
+        if wrong:
+            return wrong
+    return ""
+
+
+def _misfit(name: str, given: Any, fresh: Any, batch: int, batched: bool) -> str:
+    if isinstance(fresh, State) and given is not None:
+        if type(given) is not type(fresh):
+            return f"{name} of the state is a {type(given).__name__}; it must be a {type(fresh).__name__}"
+        return misfit(given, fresh, batch)
+    if isinstance(fresh, tuple) and isinstance(given, tuple):
+        if len(given) != len(fresh):
+            return f"{name} of the state has {len(given)} parts; it must have {len(fresh)}"
+        return next(filter(None, (_misfit(name, g, f, batch, batched) for g, f in zip(given, fresh, strict=True))), "")
+    if not (isinstance(fresh, Tensor) and isinstance(given, Tensor)):
+        return ""
+    if fresh.is_floating_point() != given.is_floating_point():
+        return f"{name} of the state is {given.dtype}; it must be {fresh.dtype}"
+    wanted = [batch if batched and not axis else size for axis, size in enumerate(fresh.shape)]
+    if len(wanted) != given.ndim or any(n and n != m for n, m in zip(wanted, given.shape, strict=True)):
+        legal = ", ".join(str(n) if n else "any" for n in wanted)
+        return f"{name} of the state has shape {tuple(given.shape)}; it must be ({legal})"
+    return ""
 
 
 @functools.cache
-def _tensor_fields(kind: type[State]) -> list[tuple[str, bool]]:
+def _fields(kind: type[State]) -> list[tuple[str, bool]]:
     """Names of a state's fields, and whether they have a batch axis."""
     return [(f.name, f.metadata.get("batch", True)) for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ stacked, a layer reaches ``window - 1`` tokens further back than the one below. 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ..ops.positions import apply_rope
 from ..ops.window_attention import window_attention, window_flops
 from ..registry import register
 from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads, check_token
+from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .parts import Linear
 from .ssm import Packing, check_positive
@@ -154,8 +154,7 @@ class WindowAttention(Mixer):
         Raises:
             InvalidValue: the state is not of this mixer or of another batch.
         """
-        self.check_input(x, mask)
-        self._check_state(x, state)
+        self.check_stream(x, state, mask)
         packing = None if mask is None else Packing.of(mask)
         x = x if packing is None else packing.pack(x)
         q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -179,7 +178,7 @@ class WindowAttention(Mixer):
         Raises:
             InvalidValue: anything but one token per sample, or a state that does not fit.
         """
-        check_token(type(self).__name__, x_t, self.dim)
+        self.check_step(x_t, state)
         y, state = self.prefill(x_t[:, None], state)
         return y[:, 0], state
 
@@ -243,11 +242,10 @@ class WindowAttention(Mixer):
         index = index.clamp(min=0)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
         return WindowState(k.gather(2, index), v.gather(2, index), real)
 
-    def _check_state(self, x: Tensor, state: WindowState) -> None:
-        batch, heads, length, width = state.keys.shape
-        wanted = (x.shape[0], self.num_heads, self.head_dim)
-        if (batch, heads, width) != wanted or length >= self.window:
+    def _check_state(self, given: Any, batch: int) -> None:
+        super()._check_state(given, batch)
+        if given.keys.shape[2] >= self.window:
             raise InvalidValue(
-                f"{type(self).__name__}: the state has keys of shape {tuple(state.keys.shape)}; x needs "
-                f"({wanted[0]}, {wanted[1]}, at most {self.window - 1}, {wanted[2]})."
+                f"{type(self).__name__}: the state is of another model, batch or dtype: it holds {given.keys.shape[2]} "
+                f"tokens, and a window of {self.window} keeps {self.window - 1}."
             )

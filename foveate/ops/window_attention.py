@@ -113,7 +113,7 @@ def blocked(
         numbers = F.pad(segments, (missing, spare), value=-1).unflatten(1, (-1, window))
         own, read = numbers[:, 1:], torch.cat([numbers[:, :-1], numbers[:, 1:]], 2)
         visible = band & _same(own.flatten(0, 1), read.flatten(0, 1))
-        if len(visible) < q.shape[0] * blocks:  # one document for all
+        if segments.shape[0] != q.shape[0]:  # one document for all
             visible = visible.repeat(q.shape[0], 1, 1, 1)
         return _join([_blocks(q, k, v, sink_k, sink_v, visible, scale)], length)
     if past:
@@ -192,7 +192,7 @@ def _same(own: Tensor, read: Tensor) -> Tensor:
 
 
 def _before(sink: Tensor, x: Tensor) -> Tensor:
-    return torch.cat([sink.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
+    return torch.cat([sink.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
 
 
 def _check(

@@ -22,6 +22,16 @@ class FitOnce(Recipe):
         model.fit(batch)  # type: ignore[operator]
 
 
+class FitStream(Recipe):
+    """Hands all training tokens to ``model.fit(batch)`` as one long sample where the task has them in a row (its
+    ``stream``), else its samples as they are."""
+
+    def fit(self, model: nn.Module, seconds: float | None) -> None:
+        stream = getattr(self.task, "stream", None)
+        batch = self.task.batch("train", torch.arange(self.task.size("train"))) if stream is None else stream("train")
+        model.fit(batch)  # type: ignore[operator]
+
+
 class ScoredInTime(Recipe):
     """For a system that is fitted to every window anew: refuses a time budget in which it cannot be scored."""
 

@@ -43,7 +43,9 @@ MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models", "files"}
 MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["pages"] = {"errors"}
+MAY_IMPORT["analysis"] = MAY_IMPORT["tasks"] | {"pages"}
 MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint", "pages"}
+MAY_IMPORT["generation"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["exporting"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["bench"] = MAY_IMPORT["compare"] | {"compare"}
 # A claim may be about anything below the main job, never the other way round.

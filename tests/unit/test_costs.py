@@ -97,6 +97,25 @@ def test_convolution_formula_is_that_counted():
     assert op_cost("causal_conv1d", batch=2, channels=6, length=20, taps=4).flops == counted > 0
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_dilated_convolution_formula_is_that_counted(dense: bool):
+    x, weight = torch.empty(2, 24, 6, device="meta"), torch.empty(6, 6 if dense else 1, 3, device="meta")
+    op = foveate.create("dilated_conv", kind="op")
+    with backend("torch"):
+        counted = count_flops(lambda: op(x, weight, dilation=4))
+    assert op_cost("dilated_conv", batch=2, channels=6, length=24, taps=3, dense=dense).flops == counted > 0
+
+
+def test_chunked_attention_formula_is_that_counted():
+    q, v = torch.empty(2, 20, 4, device="meta"), torch.empty(2, 20, 6, device="meta")
+    op = foveate.create("chunked_attention", kind="op")
+    with backend("torch"):
+        counted = count_flops(lambda: op(q, q, v, torch.empty(9, device="meta"), chunk=5))
+    assert op_cost("chunked_attention", batch=2, length=20, d=4, e=6, chunk=5).flops == counted > 0
+    half = op_cost("chunked_attention", batch=2, length=20, d=4, e=6, chunk=5, causal=True).flops
+    assert half == counted * 15 // 25
+
+
 def test_scan_formula_counts_an_exponential_for_each_state():
     cost = op_cost("selective_scan", length=10, channels=6, states=4, batch=2)
     assert cost.exps == 2 * 10 * 6 * 4

@@ -308,7 +308,7 @@ def test_positions_of_a_layout_are_read() -> None:
     ("options", "says"),
     [
         ({"position": "sinus"}, "position='sinus' is not possible: it must be one of none, rope, alibi"),
-        ({"position": "rope", "num_heads": 16}, "position='rope' is not possible: .* dim / num_heads is 1"),
+        ({"position": "rope", "num_heads": 16}, "position='rope' is not possible: .* a head has 1 channels"),
         ({"rope_base": 0.0}, "rope_base=0.0 is not possible"),
         ({"rope_base": math.inf}, "rope_base=inf is not possible"),
     ],
@@ -331,7 +331,7 @@ def test_what_does_not_go_together_is_refused() -> None:
             mixer(x, context=x, **more)
     with pytest.raises(InvalidValue, match=r"a stream is \(batch, length, dim\), not \(2, 4, 4, 16\)"):
         causal.prefill(image, causal.init_state(2))
-    with pytest.raises(InvalidValue, match="the state has batch 3, x has 2"):
+    with pytest.raises(InvalidValue, match=r"keys of the state has shape \(3, 2, 0, 8\); it must be \(2, 2, any, 8\)"):
         causal.prefill(x, causal.init_state(3))
     with pytest.raises(InvalidType, match="SoftmaxAttention has no streaming form with causal=False"):
         plain.prefill(x, KVCache.empty(2, 2, 8, None, torch.float32))

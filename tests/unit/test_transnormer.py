@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_messages_of_the_mixers(cls: type[LinearAttention], options: dict, says:
 def test_a_state_or_token_that_does_not_fit_is_refused() -> None:
     mixer = LightningAttention(16, num_heads=2)
     state = LightningAttention(16, num_heads=2, lrpe=True).init_state(2)
-    says = r"LightningAttention: the state has shape \(2, 2, 16, 8\); x needs \(2, 2, 8, 8\)"
+    says = r"LightningAttention: kv of the state has shape \(2, 2, 16, 8\); it must be \(2, 2, 8, 8\)"
     with pytest.raises(InvalidValue, match=says):
         mixer.step(draw(2, 16), state)
     with pytest.raises(InvalidValue, match=says):
@@ -340,5 +341,5 @@ def test_tokens_that_are_none_are_refused() -> None:
         lm(tokens(5))
     with pytest.raises(InvalidValue, match=r"tokens have shape \(2, 1\); they must be \(batch,\)"):
         lm.step(tokens(2, 1), lm.init_state(2))
-    with pytest.raises(InvalidType, match="TransNormerLLM cannot be built for a task"):
-        TransNormerLLM.for_task(None)
+    with pytest.raises(InvalidType, match="TransNormerLLM cannot be built for the task 'forecast'"):
+        TransNormerLLM.for_task(SimpleNamespace(task="forecast"))

@@ -155,6 +155,11 @@ class LanguageModel(Model):
         """Whether it takes a padding mask."""
         return self.stack.masks
 
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that it reads; None: any number."""
+        return None if self.positions is None else self.context
+
     def forward(self, tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Logits of the next token after each.
 

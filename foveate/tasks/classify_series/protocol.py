@@ -47,13 +47,13 @@ class ClassifySeriesInfo:
         return cls(**values)
 
 
-def read_shares(split: str | None, parts: int) -> tuple[float, ...]:
-    """The shares of ``parts`` parts from text such as "0.7/0.1/0.2"; None: the default.
+def read_shares(split: str | None, parts: int, default: tuple[float, ...] | None = None) -> tuple[float, ...]:
+    """The shares of ``parts`` parts from text such as "0.7/0.1/0.2"; None: the default, which a task may have its own.
 
     Raises:
         InvalidType, InvalidValue: not such a text, or the shares do not sum to 1.
     """
-    default = {2: (0.8, 0.2), 3: (0.7, 0.1, 0.2)}[parts]
+    default = default or {2: (0.8, 0.2), 3: (0.7, 0.1, 0.2)}[parts]
     if split is None:
         return default
     what = "train/val, because the test part is given" if parts == 2 else "train/val/test"

@@ -1,4 +1,4 @@
-"""titans-pytorch (the public re-implementation): its neural memory."""
+"""titans-pytorch (the public re-implementation): its neural memory, its attention, its transformer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from foveate.mixers.titans.chunk_writes import EXTRAS
 from foveate.mixers.titans.neural_memory import ChunkMemoryState, NeuralMemory
+from foveate.models.language.titans import TitansTransformer
+from foveate.models.language.titans_attention import SegmentedAttention
 from foveate.models.official import load_official
 
 #: Keys that say how parameters begin or which kernel runs: nothing is left of them in recorded parameters and numbers.
@@ -101,5 +103,100 @@ def official_parameters(memory: NeuralMemory, case: Case) -> dict[str, Tensor]:
     return named
 
 
+#: Keys of attention and transformer that say which kernel runs, or are read by nothing.
+UNREAD = ("use_flex_attn", "neural_memory_add_value_residual")
+
+
+def segmented_attention(case: Case) -> Answer:
+    config = {key: value for key, value in case.config.items() if key not in UNREAD}
+    attention = SegmentedAttention(
+        config.pop("dim"),
+        segment=config.pop("segment_len"),
+        num_longterm=config.pop("num_longterm_mem_tokens", 0),
+        num_persistent=config.pop("num_persist_mem_tokens", 0),
+        head_dim=config.pop("dim_head", 64),
+        num_heads=config.pop("heads", 8),
+        sliding=config.pop("sliding", False),
+        value_residual=config.pop("accept_value_residual", False),
+    )
+    assert not config, f"unknown in the configuration: {config}"
+    load_official(attention, case.params, "titans_pytorch")
+    x, first = case.inputs["seq"].requires_grad_(), case.inputs.get("value_residual")
+    y = attention(x, None if first is None else first[:, :, : x.shape[1]])[0]
+    own, named = dict(attention.named_parameters()), {}
+    for key in case.params:
+        name = _by_table(attention.official_keys, key)
+        if name in own:
+            named[key] = own[name]
+    return {"out": y}, case.gradients(y.square().mean(), {"seq": x, **named})
+
+
+def transformer(case: Case) -> Answer:
+    config = {key: value for key, value in case.config.items() if key not in UNREAD}
+    dim, segment = config.pop("dim"), config.pop("segment_len")
+    longterm = config.pop("num_longterm_mem_tokens", 0)
+    chunk = config.pop("neural_memory_segment_len", None) or segment + longterm
+    rebase, layers = config.pop("neural_memory_batch_size", None), config.pop("neural_memory_layers", None)
+    views = config.pop("neural_memory_qkv_receives_diff_views", False)
+    weights = config.pop("neural_mem_weight_residual", False)
+    memory = build_memory(
+        {"dim": dim, "chunk_size": chunk, "batch_size": rebase, **config.pop("neural_memory_kwargs", {})}
+    )
+    names = ("num_heads", "head_dim", "chunk", "rebase", "momentum", "norm", "max_lr", "extras")
+    for name in ("neural_memory_model", "token_emb"):
+        assert config.pop(name, None) is None, f"{name} is a module, which no recording holds"
+    if views or weights:
+        pytest.skip("memories that read other layers' streams or weights are not built")
+    model = TitansTransformer(
+        vocabulary=config.pop("num_tokens"),
+        dim=dim,
+        depth=config.pop("depth"),
+        num_heads=config.pop("heads", 8),
+        head_dim=config.pop("dim_head", 64),
+        segment=segment,
+        num_longterm=longterm,
+        num_persistent=config.pop("num_persist_mem_tokens", 0),
+        memory_layers=None if layers is None else [index - 1 for index in layers],
+        memory={
+            **{name: getattr(memory, name) for name in names},
+            "depth": len(memory.sizes),
+            "expansion": memory.sizes[0][1] / memory.head_dim if len(memory.sizes) > 1 else 1.0,
+        },
+        memory_chunk=chunk,
+        gate_attention=config.pop("neural_mem_gate_attn_output", False),
+        ff_mult=config.pop("ff_mult", 4),
+        streams=config.pop("num_residual_streams", 4),
+        sliding=config.pop("sliding_window_attn", False),
+    )
+    assert not config, f"unknown in the configuration: {config}"
+    load_official(model, case.params, "titans_pytorch")
+    logits = model(case.inputs["ids"])
+    return {"logits": logits}, case.gradients(logits.square().mean(), transformer_parameters(model, case))
+
+
+def transformer_parameters(model: TitansTransformer, case: Case) -> dict[str, Tensor]:
+    """Our parameters by the official names of the recorded ones; where ours has one axis less, with that axis."""
+    own, named = dict(model.named_parameters()), {}
+    for key, value in case.params.items():
+        for name in model.convert_official({key: value}, "titans_pytorch"):
+            ours = own.get(_by_table(model.official_keys, name))
+            if ours is not None:
+                named[key] = ours
+    return named
+
+
+def _by_table(tables: dict[str, dict[str, str]], key: str) -> str:
+    """Our name of an official one; "" where there is none."""
+    for pattern, replacement in tables["titans_pytorch"].items():
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(replacement) if replacement else ""
+    return ""
+
+
 #: What each official class is run by.
-CLASSES: dict[str, Callable[[Case], Answer]] = {"NeuralMemory": neural_memory}
+CLASSES: dict[str, Callable[[Case], Answer]] = {
+    "NeuralMemory": neural_memory,
+    "SegmentedAttention": segmented_attention,
+    "MemoryAsContextTransformer": transformer,
+}

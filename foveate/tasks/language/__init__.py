@@ -1,0 +1,1 @@
+"""The task `language`: the next token of text."""

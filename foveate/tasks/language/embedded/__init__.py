@@ -1,0 +1,1 @@
+"""The embedded text; see README.md beside this file."""
