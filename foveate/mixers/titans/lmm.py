@@ -32,7 +32,7 @@ from ...ops.neural_memory import flatten, initial_weights, neural_memory, neural
 from ...ops.neural_memory_chunks import memory_flops, memory_saved
 from ...registry import register
 from ...spec import MixerSpec, Order
-from ..base import Mixer, check_heads, check_token
+from ..base import Mixer, check_heads
 from ..layout import TokenLayout
 from ..parts import Linear
 from ..ssm import Packing, check_positive

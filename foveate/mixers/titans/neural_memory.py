@@ -30,7 +30,7 @@ from ...ops.memory_updates import chunk_updates, update_flops, update_saved
 from ...ops.neural_memory import flatten, initial_weights, per_head, unflatten
 from ...registry import register
 from ...spec import MixerSpec, Order
-from ..base import Mixer, check_heads, check_token
+from ..base import Mixer, check_heads
 from ..layout import TokenLayout
 from ..parts import Linear
 from ..ssm import Packing, check_positive
