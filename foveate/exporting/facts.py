@@ -26,6 +26,7 @@ _ANSWERS = {
     "forecast-m4": "the next steps, in the unit of the series",
     "impute": "the window without gaps, in the units of the columns",
     "classify-series": "logits of package.classes; softmax gives their probabilities",
+    "language": "logits of the token after each; package.tokeniser says which they are",
     "detect-anomalies": "the score of every step of the window by itself; above threshold it is unusual",
 }
 

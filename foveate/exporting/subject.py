@@ -113,7 +113,7 @@ def subject_of(
         given = _of_mixer(model, name, length, dynamic) if given is None else given
         long = {n: tuple(range(1, given["x"].ndim - 1)) for n in given if n in ("x", "mask")}
         return Subject(model, name, given, {} if model.spec.grid.fixed else long, example is not None)
-    if isinstance(model, Model) and getattr(model, "reads", model.spec.reads) == "tokens":
+    if getattr(model, "reads", model.spec.reads if isinstance(model, Model) else "") == "tokens":
         given = _of_tokens(model, name, length, dynamic) if given is None else given
         return Subject(model, name, given, dict.fromkeys(given, (1,)), example is not None)
     if length is not None:
@@ -182,7 +182,9 @@ def _of_mixer(mixer: Mixer, name: str, length: int | None, dynamic: bool) -> dic
     return {"x": x.to(weight)}
 
 
-def _of_tokens(model: Model, name: str, length: int | None, dynamic: bool) -> dict[str, Tensor]:
+def _of_tokens(model: nn.Module, name: str, length: int | None, dynamic: bool) -> dict[str, Tensor]:
+    if length is None and not dynamic:
+        length = getattr(getattr(model, "info", None), "context", None)
     vocabulary = getattr(model, "vocabulary", getattr(model, "channels", None))
     if not isinstance(vocabulary, int):
         raise InvalidType(f"{name} does not say what it reads: give its inputs as example=...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..errors import InvalidType, InvalidValue
+from ..mixers.state import State
 
 
 def check_prompt(prompt: Sequence[int] | Tensor, number: int, start: int | None, model: nn.Module) -> list[int]:
@@ -52,7 +54,7 @@ def check_prompt(prompt: Sequence[int] | Tensor, number: int, start: int | None,
 
 
 def check_state(stream: Any, model: nn.Module, state: Any, prompts: int) -> None:
-    """Refuse a state of another model, dtype or batch.
+    """Refuse a state of another kind of model, depth or batch; sizes are for its layers to refuse.
 
     Args:
         stream: what makes states for the model.
@@ -63,18 +65,11 @@ def check_state(stream: Any, model: nn.Module, state: Any, prompts: int) -> None
     Raises:
         InvalidValue: it does not fit.
     """
-    with torch.no_grad():
-        own = stream.init_state(1, device_of(model))
-    name = type(model).__name__
-    if type(state) is not type(own):
-        raise InvalidValue(f"the state is of another model: {type(state).__name__}; {name} has {type(own).__name__}.")
-    pairs = list(zip(leaves_of(state), leaves_of(own), strict=False))
-    for theirs, ours in pairs:
-        if theirs.dtype != ours.dtype or theirs.ndim != ours.ndim:
-            raise InvalidValue(
-                f"the state has a tensor {theirs.dtype} {tuple(theirs.shape)} where {name} has {ours.dtype} "
-                f"{tuple(ours.shape)}: it is of another model."
-            )
+    own = stream.init_state(1, device="meta")
+    if _is_another(state, own):
+        raise InvalidValue(
+            f"the state is of another model: {type(model).__name__} needs one that began with its own init_state."
+        )
     if samples_of(state) not in (1, prompts):
         raise InvalidValue(
             f"the state has {samples_of(state)} samples, and there are {prompts} prompts: it must have one, or one for "
@@ -82,14 +77,23 @@ def check_state(stream: Any, model: nn.Module, state: Any, prompts: int) -> None
         )
 
 
-def leaves_of(state: Any) -> list[Tensor]:
-    """The tensors of a state."""
+def _is_another(given: Any, own: Any) -> bool:
+    """Whether the states in it, and their number, are not those of a fresh one."""
+    if isinstance(own, State):
+        fields = [f.name for f in dataclasses.fields(own)]  # type: ignore[arg-type]
+        return type(given) is not type(own) or any(_is_another(getattr(given, f), getattr(own, f)) for f in fields)
+    if isinstance(own, tuple) and any(isinstance(part, State) for part in own):
+        return len(given) != len(own) or any(_is_another(g, o) for g, o in zip(given, own, strict=True))
+    return False
+
+
+def _leaves(state: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
 
 
 def samples_of(state: Any) -> int:
     """Samples of a state: the first axis of its first tensor that has axes."""
-    return next((len(leaf) for leaf in leaves_of(state) if leaf.ndim), 1)
+    return next((len(leaf) for leaf in _leaves(state) if leaf.ndim), 1)
 
 
 def device_of(model: nn.Module) -> torch.device:

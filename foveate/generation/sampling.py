@@ -22,6 +22,8 @@ from torch import Tensor
 
 from ..errors import InvalidValue, invalid
 
+#: Tokens among which the nucleus is looked for first: to sort a large vocabulary takes longer than many a model.
+_LIKELY = 512
 #: Numbers drawn at once for a sample.
 _BLOCK = 64
 
@@ -33,7 +35,8 @@ class Sampling:
     Attributes:
         temperature: logits are divided by it: below 1 likely tokens become more likely; 0: always the likeliest.
         top_k: of the k likeliest only (and what is as likely as the last of them); None: of all.
-        top_p: of the likeliest that together have this probability, at least one; None: of all.
+        top_p: of the fewest that have this probability together, and what is as likely as the last of them; None: of
+            all.
         min_p: of those that have at least this share of the likeliest one's probability; None: of all.
         repetition_penalty: positive logits of tokens that were read or written before are divided by it, negative ones
             multiplied (Keskar et al. 2019, arXiv 1909.05858, section 4.1); 1: none.
@@ -120,11 +123,14 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """All but the smallest set with probability ``p`` or more become -inf; the likeliest always stays."""
-    ordered, order = logits.sort(stable=True, dim=-1, descending=True)
-    probability = ordered.softmax(-1)
-    drop = probability.cumsum(-1) - probability >= p  # what is likelier has it already
-    return logits.masked_fill(drop.gather(-1, order.argsort(-1)), -math.inf)
+    """All but the fewest that have probability ``p`` together become -inf; those that equal the last of them stay."""
+    probability, size = logits.softmax(-1), min(_LIKELY, logits.shape[-1])
+    likely = probability.topk(size, -1).values
+    while size < logits.shape[-1] and bool((likely.sum(-1) < p).any()):
+        size = min(8 * size, logits.shape[-1])
+        likely = probability.topk(size, -1).values
+    last = (likely.cumsum(-1) - likely < p).sum(-1, keepdim=True) - 1
+    return logits.masked_fill(probability < likely.gather(-1, last.clamp(min=0)), -math.inf)
 
 
 def keep_min_p(logits: Tensor, least: float) -> Tensor:

@@ -162,7 +162,9 @@ class SoftmaxAttention(Mixer):
         x = _clear(x, mask)
         q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         positions = state.positions(x.shape[1], mask)
-        q, state = self._turn(q, positions), state.extend(self._turn(k, positions), v, mask)
+        if self.position == "rope":  # at once: in a step the angles are most of the work
+            q, k = self._turn(torch.cat([q, k], 1), positions).chunk(2, 1)
+        state = state.extend(k, v, mask)
         k, v = (buffer[:, :, : state.length].to(q.dtype) for buffer in (state.keys, state.values))
         slots = state.positions_of_slots()
         visible = None if state.slots is None else (slots >= 0)[:, None, None, :]

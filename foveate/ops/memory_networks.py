@@ -79,30 +79,51 @@ def recall(weights: Sequence[Tensor], x: Tensor, norm: bool) -> Tensor:
     return run(x, len(matrices), lambda i, h: h @ matrices[i], add)[0]
 
 
-def surprise(weights: Sequence[Tensor], k: Tensor, v: Tensor, step: Tensor, norm: bool) -> Trace:
-    """Gradients of ``step_t |M(k_t) - v_t|^2``, token by token.
+def surprise(
+    weights: Sequence[Tensor],
+    k: Tensor,
+    v: Tensor,
+    step: Tensor,
+    norm: bool,
+    scale: float = 1.0,
+    largest: float | None = None,
+) -> Trace:
+    """Gradients of ``scale |M(k_t) - v_t|^2``, token by token, times ``step_t``.
 
     Args:
         weights: as for :func:`recall`.
         k, v: ``(N, length, dim)``.
         step: ``(N, length)``.
+        largest: what the norm of a token's gradient in one weight, before its step size, comes near to and never
+            reaches; None: gradients as they are.
     """
     matrices, gain = split(weights, norm)
     add = None if gain is None else lambda: gain.unsqueeze(1)
-    predicted, inputs, sums, normed, scale = run(k, len(matrices), lambda i, h: h @ matrices[i], add)
-    delta, by_gain = 2 * step.unsqueeze(-1) * (predicted - v), None
+    predicted, inputs, sums, normed, deviation = run(k, len(matrices), lambda i, h: h @ matrices[i], add)
+    by, by_gain = step.unsqueeze(-1), None
+    delta = 2 * scale * (predicted - v) if largest is not None else 2 * scale * by * (predicted - v)
     if gain is not None:
         assert normed is not None
-        assert scale is not None
+        assert deviation is not None
         by_gain = delta * normed
         inner = delta * (1 + gain.unsqueeze(1))
         along = (inner * normed).mean(-1, keepdim=True)
-        delta = scale * (inner - inner.mean(-1, keepdim=True) - normed * along)
+        delta = deviation * (inner - inner.mean(-1, keepdim=True) - normed * along)
     deltas = [delta]
     for i in reversed(range(1, len(matrices))):
         delta = (delta @ matrices[i].mT) * gelu_slope(sums[i - 1])
         deltas.append(delta)
-    return Trace(tuple(inputs), tuple(reversed(deltas)), by_gain)
+    deltas.reverse()
+    if largest is not None:
+        squares = [x.square().sum(-1, keepdim=True) for x in inputs]
+        deltas = [by * bounded(d, s, largest) for d, s in zip(deltas, squares, strict=True)]
+        by_gain = None if by_gain is None else by * bounded(by_gain, torch.ones_like(by), largest)
+    return Trace(tuple(inputs), tuple(deltas), by_gain)
+
+
+def bounded(delta: Tensor, square: Tensor, largest: float) -> Tensor:
+    """``delta / sqrt(1 + n^2 / largest^2)`` where n is the norm of its outer product with a vector of this square."""
+    return delta * torch.rsqrt(1 + delta.square().sum(-1, keepdim=True) * square / largest**2)
 
 
 def gelu_slope(x: Tensor) -> Tensor:

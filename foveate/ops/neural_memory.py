@@ -47,6 +47,7 @@ def neural_memory(
     chunk: int = 16,
     norm: bool = False,
     loss: Loss = "sum",
+    largest: float | None = None,
     state: MemoryTensors | None = None,
     valid: Tensor | None = None,
     starts: Tensor | None = None,
@@ -65,6 +66,8 @@ def neural_memory(
         chunk: tokens whose gradients are taken at the same weights, those at the chunk's start. It changes the result.
         norm: normalise what the matrices give, scale it, and add the query or key.
         loss: sum over the channels, as in the paper, or their mean.
+        largest: bound on the norm of a token's gradient in each weight, before its step size: a gradient of norm n is
+            divided by ``sqrt(1 + n^2 / largest^2)``. None: no bound, as in the paper.
         state: memory, momentum and base, from an earlier call; None: ``weights``, zeros, ``weights``.
         valid: bool ``(batch, L)``: places that hold a token; the others change nothing. A sample's tokens stand
             together, and a chunk counts as complete, so that the next one starts from new weights, where its last place
@@ -80,6 +83,8 @@ def neural_memory(
         InvalidValue: shapes that do not fit together, ``chunk`` below 1, an unknown loss.
     """
     _check(q, k, v, forget, momentum, step, weights, chunk, norm, loss)
+    if largest is not None and not largest > 0:
+        raise invalid("largest", largest, "a positive number, or None, is needed")
     batch, heads, length, dim = k.shape
     real = sum_dtype(k.dtype)
     if state is None:
@@ -100,13 +105,15 @@ def neural_memory(
         v_,
         alpha,
         eta,
-        theta if loss == "sum" else theta / dim,
+        theta,
         flatten(start),
         flatten(state[0]),
         None if state[1] is None else flatten(state[1]),
         flatten(state[2]),
         chunk,
         norm,
+        1.0 if loss == "sum" else 1 / dim,
+        largest,
         None if valid is None else per_head(valid, heads),
         None if starts is None else per_head(starts, heads),
     )
@@ -126,6 +133,7 @@ def neural_memory_step(
     *,
     norm: bool = False,
     loss: Loss = "sum",
+    largest: float | None = None,
 ) -> tuple[Tensor, MemoryTensors]:
     """One token of :func:`neural_memory`.
 
@@ -143,7 +151,7 @@ def neural_memory_step(
     q_, k_, v_ = (t.to(real).reshape(batch * heads, 1, dim) for t in (q, k, v))
     forget, step = (t.to(real).reshape(-1, 1) for t in (forget, step))
     memory, base = flatten(state[0]), flatten(state[2])
-    trace = surprise(base, k_, v_, step if loss == "sum" else step / dim, norm)
+    trace = surprise(base, k_, v_, step, norm, 1.0 if loss == "sum" else 1 / dim, largest)
     moved = [-x.mT @ d for x, d in zip(trace.inputs, trace.deltas, strict=True)]
     if trace.gain is not None:
         moved.append(-trace.gain[:, 0])
@@ -171,6 +179,8 @@ def reference(
     base: Weights,
     chunk: int,
     norm: bool,
+    scale: float,
+    largest: float | None,
     valid: Tensor | None,
     starts: Tensor | None,
 ) -> tuple[Tensor | None, Weights, Weights | None, Weights]:
@@ -178,7 +188,7 @@ def reference(
 
     def error(weights: Weights, k_t: Tensor, v_t: Tensor) -> Tensor:
         batched = tuple(w.unsqueeze(0) for w in weights)
-        return (recall(batched, k_t.view(1, 1, -1), norm)[0, 0] - v_t).square().sum()
+        return (recall(batched, k_t.view(1, 1, -1), norm)[0, 0] - v_t).square().sum() * scale
 
     gradient, outputs = vmap(grad(error)), []
     for t in range(k.shape[1]):
@@ -186,7 +196,10 @@ def reference(
             new = starts[:, t // chunk]
             memory, base = replaced(new, start, memory), replaced(new, start, base)
             past = None if past is None else replaced(new, tuple(map(torch.zeros_like, past)), past)
-        moved = tuple(_scaled(-step[:, t], u) for u in gradient(base, k[:, t], v[:, t]))
+        moved = gradient(base, k[:, t], v[:, t])
+        if largest is not None:
+            moved = tuple(_scaled((1 + u.flatten(1).square().sum(1) / largest**2).rsqrt(), u) for u in moved)
+        moved = tuple(_scaled(-step[:, t], u) for u in moved)
         if momentum is not None and past is not None:
             moved = tuple(_scaled(momentum[:, t], s) + u for s, u in zip(past, moved, strict=True))
         after = tuple(_scaled(1 - forget[:, t], m) + s for m, s in zip(memory, moved, strict=True))

@@ -41,6 +41,8 @@ def neural_memory_chunks(
     base: Weights,
     chunk: int,
     norm: bool,
+    scale: float,
+    largest: float | None,
     valid: Tensor | None,
     starts: Tensor | None,
 ) -> tuple[Tensor | None, Weights, Weights | None, Weights]:
@@ -50,6 +52,7 @@ def neural_memory_chunks(
         q, k, v: ``(N, L, dim)``; L is a multiple of ``chunk``. Without ``q`` nothing is read.
         forget, momentum, step: ``(N, L)``.
         start, memory, past, base: weights ``(N, ...)``: of a new document, now, their momentum, and those of gradients.
+        scale, largest: as in :func:`foveate.ops.memory_networks.surprise`.
         valid: bool ``(N, L)``; None: all.
         starts: bool ``(N, L / chunk)``; None: no document begins.
 
@@ -79,7 +82,7 @@ def neural_memory_chunks(
             new = starts[:, i]
             memory, base = (replaced(new, start, old) for old in (memory, base))
             past = None if past is None else replaced(new, tuple(map(torch.zeros_like, past)), past)
-        trace = surprise(base, k[:, i], v[:, i], step[:, i], norm)
+        trace = surprise(base, k[:, i], v[:, i], step[:, i], norm, scale, largest)
         pairs, now = keep[:, i], from_memory[:, i].unsqueeze(-1)
         before = None if from_past is None else from_past[:, i].unsqueeze(-1)
         if queries is not None:
@@ -170,7 +173,9 @@ def pad_to(x: Tensor, length: int, axis: int) -> Tensor:
     return x if not missing else F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, missing))
 
 
-def memory_saved(length: int, chunk: int, sizes: Sequence[tuple[int, int]], norm: bool, momentum: bool) -> int:
+def memory_saved(
+    length: int, chunk: int, sizes: Sequence[tuple[int, int]], norm: bool, momentum: bool, bounded: bool
+) -> int:
     """Numbers kept for the backward pass, for one sample and head; arguments as those of :func:`memory_flops`."""
     chunk = min(chunk, length)
     chunks, runs, dim = -(-length // chunk), 1 + momentum, sizes[-1][1]
@@ -178,7 +183,7 @@ def memory_saved(length: int, chunk: int, sizes: Sequence[tuple[int, int]], norm
     per_token = (5 if momentum else 2) * chunk + 3 * dim + 10
     for i, (before, after) in enumerate(sizes):
         # Scores before and after weighting; what matrices of memory and momentum gave; the delta; weighted inputs.
-        per_token += 2 * chunk + runs * after + after + runs * before
+        per_token += 2 * chunk + runs * after + after * (2 if bounded else 1) + runs * before
         # A hidden layer: sums and activations of keys and queries, GELU's slope and its parts, the error sent back.
         per_token += 9 * before if i else 0
     per_token += 10 * dim if norm else 0

@@ -78,9 +78,8 @@ def test_the_winner_scores_new_text(compared):
     assert set(os.listdir(folder / "run" / "best")) == {"config.json", "model.safetensors", "README.md"}
 
 
-def test_train_with_a_tokenizer_and_export(compared):
+def test_train_with_a_tokenizer_of_ones_own(compared):
     tokenizers = pytest.importorskip("tokenizers")
-    pytest.importorskip("onnxruntime")
     folder, _ = compared
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -101,14 +100,11 @@ def test_train_with_a_tokenizer_and_export(compared):
         "--out",
         "one",
     )
-    given = [a for a in FAST if a not in ("--seeds", "1")]
-    result = foveate_command("train", "language", *arguments, *given, cwd=folder)
+    result = foveate_command("train", "language", *arguments, *FAST, cwd=folder)
     assert result.returncode == 0, result.stderr
     board = json.loads((folder / "one" / "leaderboard.json").read_text())
     assert board["data"]["tokenizer"] == "tokenizer.json"
     assert board["data"]["bytes_per_token"] > 2
-    scored = folder / "one" / "trials" / "softmax_attention-seed0"
-    assert scored.is_dir()
     (folder / "tokenizer.json").unlink()  # best/ holds it
     result = foveate_command("predict", "one/best", "book.txt.gz", cwd=folder)
     assert result.returncode == 0, result.stderr

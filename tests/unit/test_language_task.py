@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_language_tokenise import byte_level
 from torch import nn
 
+import foveate
 from foveate.errors import InvalidType, InvalidValue
 from foveate.models.build import resolve
 from foveate.models.language.ngram import NGram
@@ -378,6 +379,19 @@ def test_the_config_makes_it_anew(packaged):
     assert again.decode(again.encode("gamma é")) == "gamma é"
     shape = tuple(model(torch.zeros(1, 24, dtype=torch.int64)).shape)
     assert str(shape) == model.interface()["shape"]
+
+
+@pytest.mark.parametrize("name", ["softmax_attention", "mamba"])
+def test_it_is_exported(name, tmp_path):
+    task = LanguageTask.prepare([TEXT], context=24)
+    model = task.package(resolve(name).build(task.info, {"dim": 16, "depth": 1})).eval()
+    made = foveate.export(model, tmp_path / "m.pt2")
+    assert made.facts["task"] == "language"
+    assert made.facts["package"]["tokeniser"] == {"kind": "bytes"}
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    length = 31 if name == "softmax_attention" else 24  # one file for every length, or for the context alone
+    tokens = torch.randint(257, (3, length), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(program(tokens), model(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_tokens_that_are_refused(packaged):

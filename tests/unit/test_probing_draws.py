@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import InvalidValue
 from foveate.tasks.probing import listops as lists
-from foveate.tasks.probing.copying import AGAIN, BEGIN, PAD, STOP, delayed_copy, selective_copy, string_copy
+from foveate.tasks.probing.copying import AGAIN, BEGIN, PAD, STOP, delayed_copy, string_copy
 from foveate.tasks.probing.draws import BLOCK, TOKENS, Drawn, distinct, draw, drawn, weighted
 from foveate.tasks.probing.induction import induction
 from foveate.tasks.probing.passkey import (
@@ -30,6 +30,7 @@ from foveate.tasks.probing.passkey import (
 )
 from foveate.tasks.probing.pathfinder import DASH, MARGIN, NO, PADDING, YES, curves, distance, pathfinder
 from foveate.tasks.probing.recall import gap_weights, mqar, single_recall, zoology_mqar
+from foveate.tasks.probing.selective_copying import selective_copy
 from foveate.tasks.probing.state_tracking import product_table, word_problem
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...measure.op_costs import op_cost
 from ...ops.causal_conv1d import causal_conv1d
+from ...ops.gated_recurrence import gated_recurrence
 from ...ops.linear_attention import build_slopes, lightning_attention
 from ...ops.selective_scan import selective_scan
 from ...ops.ssd import ssd
@@ -69,6 +70,21 @@ def state_space_duality(length: int) -> Problem:
     }
     sizes = {"length": length, "heads": heads, "width": width, "states": states}
     return Problem(inputs=inputs, ours=ssd, sizes=sizes, cost=op_cost("ssd", **sizes))  # type: ignore[arg-type]
+
+
+@case(
+    "gated_recurrence",
+    kind="op",
+    about="a decay for each token and channel, 512 channels",
+    sizes=LENGTHS,
+    forms=("reference", "torch"),
+    reference_up_to=2048,
+)
+def recurrence(length: int) -> Problem:
+    inputs = {"x": torch.randn(1, length, CHANNELS), "decay": torch.rand(1, length, CHANNELS)}
+    sizes = {"length": length, "channels": CHANNELS}
+    cost = op_cost("gated_recurrence", **sizes)
+    return Problem(inputs=inputs, ours=gated_recurrence, sizes=sizes, cost=cost)  # type: ignore[arg-type]
 
 
 @case(

@@ -95,6 +95,8 @@ class TitansLMM(Mixer):
         max_lr: largest step size theta.
         norm: normalise a memory's output and add its input, as in TTT layers.
         loss: sum of the squared errors over the channels, or their mean.
+        max_grad: bound on the norm of a token's gradient in each weight. None: no bound, as in the paper; then memories
+            can run away where many tokens of a chunk are alike.
 
     Raises:
         InvalidValue: ``causal=False``, or an option that is not legal.
@@ -129,6 +131,7 @@ class TitansLMM(Mixer):
         max_lr: float = 0.1,
         norm: bool = False,
         loss: Loss = "sum",
+        max_grad: float | None = 1.0,
     ) -> None:
         super().__init__(dim, causal=causal)
         head_dim = check_heads(dim, num_heads) if head_dim is None else head_dim
@@ -141,6 +144,9 @@ class TitansLMM(Mixer):
             raise invalid("expansion", expansion, f"it must leave a channel of head_dim={head_dim}")
         if loss not in ("sum", "mean"):
             raise invalid("loss", loss, "it must be 'sum' or 'mean'")
+        if max_grad is not None and not 0 < max_grad < math.inf:
+            raise invalid("max_grad", max_grad, "a positive number, or None, is needed")
+        self.max_grad = max_grad
         self.num_heads, self.head_dim, self.inner = num_heads, head_dim, num_heads * head_dim
         self.chunk, self.max_lr, self.norm, self.loss = chunk, max_lr, norm, loss
         self.momentum, self.decay, self.conv_width = momentum, decay, conv
@@ -235,6 +241,7 @@ class TitansLMM(Mixer):
             count % self.chunk == 0,
             norm=self.norm,
             loss=self.loss,
+            largest=self.max_grad,
         )
         return self._emit(y.flatten(1), x_t), MemoryState(conv, *after, count)
 
@@ -267,7 +274,7 @@ class TitansLMM(Mixer):
         weights = sum(w.numel() for w in self.weights)
         # x, the projection and its convolution, what was read, its norm, the gate and their products; the memories.
         saved = tokens * (self.dim + 12 * self.inner) + batch * self.num_heads * memory_saved(
-            length, self.chunk, self.sizes, self.norm, self.momentum
+            length, self.chunk, self.sizes, self.norm, self.momentum, self.max_grad is not None
         )
         return Cost(
             flops=flops,
@@ -307,6 +314,7 @@ class TitansLMM(Mixer):
             chunk=self.chunk,
             norm=self.norm,
             loss=self.loss,
+            largest=self.max_grad,
             state=None if past is None else (past.memory, past.momentum, past.base),
             valid=None if frame is None else frame.valid,
             starts=None if frame is None else frame.starts,

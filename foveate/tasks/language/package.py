@@ -64,6 +64,8 @@ class TextModel(Packaged):
         reading: how files were read: "column" and "encoding".
     """
 
+    reads = "tokens"
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,6 +79,11 @@ class TextModel(Packaged):
         self.model, self.info = model, info
         self.tokeniser = from_plain(tokeniser)
         self.stride, self.reading = stride, dict(reading)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens, with the one between documents."""
+        return self.info.vocabulary
 
     @property
     def config(self) -> dict[str, Any]:

@@ -43,8 +43,7 @@ def predict(
     for option, value in (("time", time), ("id", id)):
         if value is not None:
             raise InvalidType(f"{option}={value!r} is not possible: texts have no such column.")
-    documents = Documents(source, encoding=model.reading["encoding"], column=None)
-    documents.column = model.reading["column"]
+    documents = Documents(source, encoding=model.reading["encoding"], usual=model.reading["column"])
     rows, empty = [], 0
     for document in documents:
         if not document.text.strip():

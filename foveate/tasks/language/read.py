@@ -44,8 +44,9 @@ class Documents:
     Args:
         source: path of a file or folder, texts, or None for the embedded text. Of a folder all files are read, those in
             folders below included, by name; hidden ones are left out.
-        column: of tables and JSON lines; None: "text".
+        column: of tables and JSON lines, refused where there are none; None: ``usual``.
         encoding: of text files and JSON lines.
+        usual: the column that is read unless another is named.
 
     Raises:
         InvalidType: ``source`` or an option is something else.
@@ -53,9 +54,14 @@ class Documents:
     """
 
     def __init__(
-        self, source: str | Path | Sequence[str] | None, *, column: str | None = None, encoding: str = "utf-8"
+        self,
+        source: str | Path | Sequence[str] | None,
+        *,
+        column: str | None = None,
+        encoding: str = "utf-8",
+        usual: str = COLUMN,
     ) -> None:
-        self.encoding, self.column = _text_encoding(encoding), _named(column)
+        self.encoding, self.column = _text_encoding(encoding), _named(column) or usual
         self._texts: list[str] | None = None
         self._files: list[Path] = []
         if isinstance(source, str | Path):
@@ -201,7 +207,7 @@ def _text_encoding(encoding: Any) -> str:
     return found.name
 
 
-def _named(column: Any) -> str:
+def _named(column: Any) -> str | None:
     if column is not None and not (isinstance(column, str) and column):
         raise InvalidType(f"column={column!r} is not possible: the name of a column is needed.")
-    return column or COLUMN
+    return column

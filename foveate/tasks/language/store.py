@@ -88,9 +88,8 @@ class TokenStore:
         Raises:
             InvalidValue: a file is missing, or has another length.
         """
-        found: list[Any] = [_mapped(folder / TOKENS, np.dtype(dtype), length)]
-        found.append(_mapped(folder / WIDTHS, np.dtype(np.uint16), length) if widths else None)
-        return cls(*found, starts, end)
+        tokens = _mapped(folder / TOKENS, np.dtype(dtype), length)
+        return cls(tokens, _mapped(folder / WIDTHS, np.dtype(np.uint16), length) if widths else None, starts, end)
 
 
 @dataclass(slots=True)
