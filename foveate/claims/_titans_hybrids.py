@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from ..measure.flops import count_flops
 from ..mixers import Mixer
 from ..mixers.titans.mac import TitansMAC
 from ..mixers.titans.mag import TitansMAG
 from ..mixers.titans.mal import TitansMAL
-from ..models.language.language_model import LanguageModel
 from ..ops import backend
 from . import Measurement, claim
 
@@ -34,7 +31,10 @@ def far_tokens_come_through_the_memory() -> Measurement:
     moved = []
     for step in (0.1, 1e-12):
         torch.manual_seed(0)
-        mixer, x = TitansMAC(16, num_heads=2, segment=16, memory={"chunk": 8, "max_lr": step, "decay": False}), torch.randn(2, 64, 16)
+        mixer, x = (
+            TitansMAC(16, num_heads=2, segment=16, memory={"chunk": 8, "max_lr": step, "decay": False}),
+            torch.randn(2, 64, 16),
+        )
         other = torch.cat([torch.randn(2, 48, 16), x[:, 48:]], 1)
         with torch.no_grad():
             y = mixer(x)[:, -1]
