@@ -61,7 +61,9 @@ def share_map(
     return _svg(WIDTH, bottom + 2 * FONT + 16, title, description, body, "heatmap")
 
 
-def matrix_map(rows: Sequence[Sequence[float]], *, title: str, description: str, row_name: str, column_name: str) -> str:
+def matrix_map(
+    rows: Sequence[Sequence[float]], *, title: str, description: str, row_name: str, column_name: str
+) -> str:
     """A matrix as inline SVG: positive numbers in one tone, negative ones in another, by the size of their root.
 
     Args:
