@@ -28,6 +28,8 @@ SEEDS = 3
 RATES, SWEEP = (1e-3, 3e-3), 0.5  # before half of the steps nobody has left the plateau of MQAR
 #: Of every decoder.
 SIZES = {"dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+#: What a system must be above the most frequent answer for its place to mean anything.
+LEARNED = 0.1
 #: Tokens that windows and chunks see, below what the probes ask for.
 WINDOW = 16
 
@@ -181,7 +183,10 @@ def orders(name: str, board: dict[str, Any]) -> list[str]:
             lines.append(f"- {better} above {other} ({paper}): not measured, for {missing} did not run.")
             continue
         ours, theirs = (found[s]["test"][longest]["mean"] for s in (better, other))
+        chance = found["token_frequencies"]["test"][longest]["mean"] if "token_frequencies" in found else 0.0
         holds = "holds" if ours >= theirs - margin else "**does not hold**"
+        if max(ours, theirs) < chance + LEARNED:
+            holds = "not decided, for neither is above chance"
         what = longest.replace("_", " ")
         lines.append(f"- {better} above {other} ({paper}): {holds} ({what} {ours:.2f} against {theirs:.2f}).")
     return lines
@@ -199,7 +204,7 @@ def section(boards: dict[str, dict[str, Any]], absent: dict[str, list[str]]) -> 
         f"Test scores, mean ± deviation over {SEEDS} seeds; systems with the same # cannot be told apart by the paired "
         f"test. Decoders of {', '.join(f'{k} {v:g}' for k, v in SIZES.items())}; learning rates "
         f"{', '.join(f'{rate:g}' for rate in RATES)}, chosen on validation; batches of 32. Steps: "
-        f"{', '.join(f'{name} {PROBES[name].steps:,}' for name in boards)}. Made with torch "
+        f"{', '.join(f'{name} {board["settings"]["steps"]:,}' for name, board in boards.items())}. Made with torch "
         f"{first['versions']['torch']} on {first['machine']['cpu']}, one thread a trial, by:",
         "",
         "    python benchmarks/recall.py --write",
