@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.generation import Sampling, generate
-from foveate.generation.open import Tokens
+from foveate.generation.open import Tokens, open_writer
 from foveate.generation.sampling import Draws, draw, heat, keep_min_p, keep_top_k, keep_top_p, penalise
 from foveate.generation.telling import Screen, Telling
 from foveate.generation.text import StopTexts, harmless
@@ -512,3 +512,24 @@ def test_what_was_held_back_for_a_stop_text_is_told_in_the_end(tmp_path: Path) -
     telling, shown, _ = told(tmp_path, stops=[whole[-1] + "!"])
     assert telling.records[0]["text"] == whole
     assert f"one{whole}\n" in shown
+
+
+def test_a_bare_model_takes_a_tokenizer_of_its_size(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import ByteLevel
+
+    vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), ByteLevel()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    for name, size, end in (("without", 256, None), ("with", 257, 256)):
+        transnormer(size).float().save_pretrained(tmp_path / name)
+        writer = open_writer(tmp_path / name, tokenizer=str(tmp_path / "tokenizer.json"))
+        assert (writer.end, writer.opening, writer.stop) == (end, (), () if end is None else (end,))
+        tokens, decoder = writer.encode("gr\u00fc\u00df"), writer.codec.decoder()
+        assert "".join(map(decoder.push, tokens)) == "gr\u00fc\u00df"
+        assert tokens != list("gr\u00fc\u00df".encode())  # the tokenizer's numbers, not bytes
+    transnormer(300).float().save_pretrained(tmp_path / "other")
+    with pytest.raises(InvalidValue, match=r"has 256, or 257 with the end of a document: it is another one's"):
+        open_writer(tmp_path / "other", tokenizer=str(tmp_path / "tokenizer.json"))
