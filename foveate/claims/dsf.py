@@ -203,8 +203,8 @@ def normaliser_closes_the_gap() -> Measurement:
 
 @claim("dsf", kind="learned", says="Larger state expansion improves recall, of linear attention and of S6.")
 def expansion_helps() -> Measurement:
-    """MQAR, means of two seeds: linear attention with 8, 32 and 64 features, S6 with 8 and 32 states. S6 with 64 does not
-    learn in so few steps (0.07 to 0.23 in the pilot). Seen failing with the sizes in another order."""
+    """MQAR, means of two seeds: linear attention with 8, 32 and 64 features, S6 with 8 and 32 states. S6 with 64 does
+    not learn in so few steps (0.07 to 0.23 in the pilot). Seen failing with the sizes in another order."""
     steps, means = [], []
     for cls, option, sizes, more in (
         (DSFLinearAttention, "qk_dim", (8, 32, 64), {"steps": 600, "lr": 1e-2}),
