@@ -34,7 +34,10 @@ def far_tokens_come_through_the_memory() -> Measurement:
     moved = []
     for step in (0.1, 1e-12):
         torch.manual_seed(0)
-        mixer, x = TitansMAC(16, num_heads=2, segment=16, memory={"chunk": 8, "max_lr": step, "decay": False}), torch.randn(2, 64, 16)
+        mixer, x = (
+            TitansMAC(16, num_heads=2, segment=16, memory={"chunk": 8, "max_lr": step, "decay": False}),
+            torch.randn(2, 64, 16),
+        )
         other = torch.cat([torch.randn(2, 48, 16), x[:, 48:]], 1)
         with torch.no_grad():
             y = mixer(x)[:, -1]
