@@ -257,7 +257,13 @@ def test_the_op_refuses_what_does_not_fit(change: dict[str, Any], says: str) -> 
 
 def test_a_state_of_another_memory() -> None:
     mixer, x = TitansLMM(16, num_heads=2, conv=0), torch.randn(1, 5, 16)
-    with pytest.raises(InvalidValue, match="the state is of another model, batch or dtype"):
+    with pytest.raises(InvalidValue, match="memory of the state has 3 parts"):
         mixer.prefill(x, TitansLMM(16, num_heads=2, depth=3, conv=0).init_state(1))
-    with pytest.raises(InvalidValue, match=r"needs floating .* and momentum"):
+    with pytest.raises(
+        InvalidValue, match=r"memory of the state has shape \(1, 2, 8, 32\); it must be \(1, 2, 8, 16\)"
+    ):
+        mixer.prefill(x, TitansLMM(16, num_heads=2, expansion=4.0, conv=0).init_state(1))
+    with pytest.raises(InvalidValue, match="TitansLMM: the state has no momentum; this mixer needs one with"):
         mixer.prefill(x, TitansLMM(16, num_heads=2, momentum=False, conv=0).init_state(1))
+    with pytest.raises(InvalidValue, match="NeuralMemory: the state has momentum; this mixer needs one without"):
+        NeuralMemory(16, num_heads=2, momentum=False).step(x[:, 0], NeuralMemory(16, num_heads=2).init_state(1))

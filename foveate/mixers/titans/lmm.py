@@ -364,17 +364,13 @@ class TitansLMM(Mixer):
 
     def _check_state(self, given: Any, batch: int) -> None:
         super()._check_state(given, batch)
-        check_weights(self, given, [tuple(w.shape[1:]) for w in self.weights], batch)
+        check_momentum(self, given)
 
 
-def check_weights(mixer: Any, given: Any, shapes: list[tuple[int, ...]], batch: int) -> None:
-    """Refuse a state whose memory has other weights than these, or that has momentum where ``mixer`` has none."""
-    found = [tuple(w.shape) for w in given.memory]
-    wanted = [(batch, mixer.num_heads, *shape) for shape in shapes]
-    whole = not all(w.is_floating_point() for w in given.memory)
-    if found != wanted or whole or (given.momentum is None) == mixer.momentum:
+def check_momentum(mixer: Any, given: Any) -> None:
+    """Refuse a state with momentum for a ``mixer`` without, and the other way round."""
+    if (given.momentum is None) == mixer.momentum:
         raise InvalidValue(
-            f"{type(mixer).__name__}: the state is of another model, batch or dtype: its memory has the shapes {found}"
-            f"{'' if given.momentum is None else ' and momentum'}; this call needs floating {wanted}"
-            f"{' and momentum' if mixer.momentum else ''}."
+            f"{type(mixer).__name__}: the state has {'no ' * mixer.momentum}momentum; "
+            f"this mixer needs one with{'' if mixer.momentum else 'out'}."
         )

@@ -37,7 +37,7 @@ from ..ssm import Packing, check_positive
 from ..state import State, state
 from .chunk_writes import ChunkWrites, HeadNorm, by_heads, check_extras, in_chunks
 from .frame import Frame
-from .lmm import check_weights, xavier
+from .lmm import check_momentum, xavier
 
 
 @state
@@ -276,7 +276,7 @@ class NeuralMemory(Mixer):
 
     def _check_state(self, given: Any, batch: int) -> None:
         super()._check_state(given, batch)
-        check_weights(self, given, [*self.sizes, *[(self.head_dim,)] * self.norm], batch)
+        check_momentum(self, given)
 
     def _start(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         weights: Sequence[Tensor] = list(self.weights)
