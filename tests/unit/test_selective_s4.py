@@ -134,10 +134,10 @@ def test_options_are_refused(options: dict[str, Any], says: str) -> None:
 
 def test_another_state_is_refused() -> None:
     mixer = SelectiveS4(8, causal=True)
-    with pytest.raises(InvalidValue, match=r"one of \(3, 4\); one of init_state\(2\), with sums of \(2, 4\), fits"):
+    with pytest.raises(InvalidValue, match=r"ssm of the state has shape \(3, 8, 32, 2\); it must be \(2, 8, 32, 2\)"):
         mixer.step(torch.randn(2, 8), mixer.init_state(3))
-    with pytest.raises(InvalidValue, match="the state is one of S4DState"):
-        mixer.prefill(torch.randn(2, 5, 8), mixer.s4.init_state(2))
+    with pytest.raises(InvalidType, match="its state is a SelectiveS4State, not a S4DState"):
+        mixer.prefill(torch.randn(2, 5, 8), mixer.s4.init_state(2))  # type: ignore[arg-type]
 
 
 # The kernel of S4 ---------------------------------------------------------------------------------------------------
