@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..measure.flops import count_flops
 from ..mixers import Mixer
