@@ -56,7 +56,7 @@ def far_pairs(number: int, length: int, keys: int, chunk: int, generator: torch.
     return torch.cat([words, asked], 1), dictionary.gather(1, asked)[:, 0]
 
 
-def recall_accuracy(
+def far_recall_accuracy(
     mixers: list[Mixer], *, length: int, keys: int, chunk: int, steps: int, lr: float, seed: int = 0, batch: int = 16
 ) -> float:
     """Share of values that a network of these mixers says right of 1,000 new sequences after training."""

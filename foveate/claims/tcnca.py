@@ -12,6 +12,7 @@ from ..mixers.dilated_tcn import DilatedTCN
 from ..mixers.tcnca import TCNCA, Mega, TCNCASimple
 from ..ops import backend
 from . import Measurement, claim
+from ._far_recall import far_recall_accuracy
 from ._processor import cpu_seconds, exponent
 
 LONG = 131_072
@@ -24,7 +25,7 @@ LONG = 131_072
     "128 times, and those of an FFT convolution by 17/10 more.",
 )
 def operations_are_linear() -> Measurement:
-    """Counted without computing; the FFT's by formula. Seen failing (1.08) with rows padded to a power of eight."""
+    """Counted without computing; the FFT's by formula. Seen failing (0.77) with rows padded to a power of eight."""
     with torch.device("meta"), backend("torch"), torch.no_grad():
         tcn = DilatedTCN(64, kernel_size=4, levels=5, dilation_factor=4)
         short, long = (count_flops(lambda n=n: tcn(torch.empty(1, n, 64))) for n in (1024, LONG))
@@ -40,7 +41,7 @@ def operations_are_linear() -> Measurement:
     "and, with f up to K, without holes.",
 )
 def reach_is_the_formula() -> Measurement:
-    """Gradients of one output in float64. Seen failing (15 tokens wrong) with dilations f i instead of f^i."""
+    """Gradients of one output in float64. Seen failing (933 tokens wrong) with dilations that grow evenly."""
     wrong = 0
     for taps, factor, levels in ((2, 2, 7), (3, 3, 4), (4, 4, 4), (5, 2, 5)):
         for convs in (1, 2):
@@ -58,7 +59,7 @@ def reach_is_the_formula() -> Measurement:
 
 @claim("tcnca", kind="exact", says="Nothing looks ahead: what follows a token leaves its output as it is, bit for bit.")
 def nothing_looks_ahead() -> Measurement:
-    """Both forms and MEGA, at borders of chunks and elsewhere. Seen failing with the moving average by FFT."""
+    """Both forms and MEGA, at borders of chunks and elsewhere. Seen failing (983) with the moving average by FFT."""
     changed = 0
     with torch.no_grad():
         for cls in (TCNCA, TCNCASimple, Mega):
@@ -73,7 +74,7 @@ def nothing_looks_ahead() -> Measurement:
 
 @claim("tcnca", kind="exact", says="Streaming equals the whole sequence at once, with a state of constant size.")
 def streaming_is_constant_and_exact() -> Measurement:
-    """300 steps after 700 tokens read at once, float64. Seen failing (0.4) with keys kept over a border of chunks."""
+    """300 steps after 700 tokens read at once, float64. Seen failing (0.68) with a chunk that never ends."""
     worst, constant = 0.0, True
     with torch.no_grad():
         for cls in (TCNCA, TCNCASimple, Mega):
@@ -96,7 +97,7 @@ def streaming_is_constant_and_exact() -> Measurement:
     "FFT convolution, causal and both ways.",
 )
 def scan_equals_the_released_convolution() -> Measurement:
-    """In float64. Seen failing (0.6) where what follows begins with the token itself."""
+    """In float64. Seen failing (3.4) where what follows begins with the token itself."""
     worst = 0.0
     with torch.no_grad():
         for causal in (True, False):
@@ -109,21 +110,25 @@ def scan_equals_the_released_convolution() -> Measurement:
     "tcnca",
     kind="scaling",
     timed=True,
-    says="Dilated convolutions are faster than the FFT recurrence: at 131,072 tokens here, with time that grows with "
-    "an exponent of at most 1.1 (on a GPU by up to 7.07 and 2.86 times forward and backward at 131k).",
+    says="Dilated convolutions are at least twice as fast as the FFT convolution of a moving average whose kernel is "
+    "ready: four levels of 32 channels at 131,072 tokens (on a GPU up to 7.07 and 2.86 times forward and backward).",
 )
 def faster_than_the_fft() -> Measurement:
-    """Processor time forward, a stack of four levels against an average of 16 numbers. The kernel is part of the FFT's
-    work, as in training. Seen failing (0.3) with the tap-by-tap form of the convolutions."""
-    lengths, width = (32_768, LONG), 32
-    tcn, ema = DilatedTCN(width, kernel_size=4, levels=4), MultiHeadEMA(width)
-    x = torch.randn(1, lengths[1], width)
+    """Processor time forward. Pilots on a busy machine: 3.7 to 4.9. Seen failing with taps summed one by one (1.7) and
+    with PyTorch's dilated convolution (1.3)."""
+    tcn, x = DilatedTCN(32, kernel_size=4, levels=4), torch.randn(1, LONG, 32)
+    ema = MultiHeadEMA(32)
+    kernel, lengths = ema.kernel(LONG).detach(), (LONG // 4, LONG)
     with torch.no_grad():
         fast = [cpu_seconds(lambda n=n: tcn(x[:, :n]), 4) for n in lengths]
-        slow = cpu_seconds(lambda: ema.by_fft(x), 2)
-    grows, times = exponent((fast[0], fast[1]), lengths), slow / fast[1]
-    detail = f"times as fast (at least); the time grows with an exponent of {grows:.2f} (at most 1.1)"
-    return Measurement(times, 1.0, times >= 1 and grows <= 1.1, detail)
+        slow = cpu_seconds(lambda: ema.by_fft(x, kernel), 3)
+        whole = cpu_seconds(lambda: ema.by_fft(x), 1)
+    grows = exponent((fast[0], fast[1]), lengths)
+    detail = (
+        f"times as fast (at least), {whole / fast[1]:.0f} with the kernel made anew as in training; from a quarter of "
+        f"the length on the time grows with an exponent of {grows:.2f}"
+    )
+    return Measurement.at_least(slow / fast[1], 2.0, detail)
 
 
 @claim(
@@ -132,11 +137,30 @@ def faster_than_the_fft() -> Measurement:
     says="Training is linear in the length: four times the operations of 16,384 tokens at 65,536, within 1 %.",
 )
 def training_is_linear() -> Measurement:
-    """Forward and backward, counted without computing. Seen failing (15) without chunks."""
+    """Forward and backward, counted without computing. Seen failing (15.8) without chunks."""
     with torch.device("meta"), backend("torch"):
         mixer = TCNCA(64, causal=True)
         short, long = (training_flops(mixer, torch.empty(1, n, 64)) for n in (16_384, 65_536))
     return Measurement.at_most(long / short, 4.04, f"times those at 16,384 tokens ({long / 1e9:.0f} GFLOPs); at most")
+
+
+@claim(
+    "tcnca",
+    kind="learned",
+    says="On associative recall the simplified form is as good as MEGA or better after equal training, where the pair "
+    "is outside of the chunk and within reach: two layers of 32 channels, 15 pairs of 8 keys, chunks of 16.",
+)
+def recalls_beyond_the_chunk_like_mega() -> Measurement:
+    """4,000 steps each, about a minute of one core. Neither has learned the task by then; a guess is right in 1 of 8.
+
+    Pilots: 0.54 against 0.47, and 0.51 to 0.54 with dense convolutions or 64 channels after 3,000 steps. Seen failing
+    (0.34 against 0.47) with one convolution of two taps per layer, whose reach ends before the chunk does.
+    """
+    options = {"length": 32, "keys": 8, "chunk": 16, "steps": 4000, "lr": 4e-3}
+    simple = far_recall_accuracy([TCNCASimple(32, causal=True, levels=3, chunk_size=16) for _ in range(2)], **options)
+    mega = far_recall_accuracy([Mega(32, causal=True, chunk_size=16) for _ in range(2)], **options)
+    detail = f"accuracy above MEGA's {mega:.2f}; at least. Its own is {simple:.2f}"
+    return Measurement.at_least(simple - mega, -0.02, detail)
 
 
 @claim(

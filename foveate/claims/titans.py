@@ -16,7 +16,11 @@ from ..mixers.titans import NeuralMemory, TitansLMM
 from ..ops import backend
 from ..ops.neural_memory import neural_memory
 from ..registry import find
-from . import Measurement, claim
+from . import (
+    Measurement,
+    _titans_hybrids,  # noqa: F401  (the claims of MAC, MAG and MAL)
+    claim,
+)
 from ._processor import cpu_seconds, exponent
 
 

@@ -89,15 +89,14 @@ def generate(
     writer = open_writer(
         model, system=resolve(system).target if system else None, revision=revision, tokenizer=tokenizer
     )
-    end = writer.codec.end_of_document
     run = generated(
         writer.model,
-        [writer.codec.encode(text) for text in texts],
+        [writer.encode(text) for text in texts],
         max_tokens=tokens,
-        stop=() if end is None else (end,),
+        stop=writer.stop,
         sampling=sampling,
         seed=seed,
-        start=end,
+        start=writer.end,
         prefill_chunk=prefill_chunk,
         batch=batch,
         recompute=recompute,
@@ -126,6 +125,9 @@ def generate(
 def _prompts(given: list[str], file: Path | None) -> list[str]:
     """All texts to go on from: those of the command line, then those of the file; one empty one if there are none."""
     texts = [_standard_input() if text == _STANDARD_INPUT else text for text in given]
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):  # what bytes of a terminal become
+            raise InvalidValue(f"the prompt {text!r} is not UTF-8: check the terminal's encoding, or use --file.")
     if file is not None:
         texts += _of_file(file)
     return texts if given or file is not None else [""]

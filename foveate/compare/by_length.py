@@ -7,7 +7,7 @@ from typing import Any
 
 from ..pages import figures
 from ..pages.charts import Line, line_chart
-from ..pages.heatmaps import heat_map
+from ..pages.heatmaps import share_map
 from . import pictures
 from .pictures import MOST_SHOWN, short, tones
 
@@ -48,7 +48,7 @@ def over_depth(leaderboard: Mapping[str, Any]) -> list[str]:
     for row in rows[:MOST_SHOWN]:
         found = row["examples"]
         charts.append(
-            heat_map(
+            share_map(
                 found["grid"],
                 rows=found["groups"],
                 columns=[f"{n:,}" for n in found["lengths"]],

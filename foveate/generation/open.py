@@ -11,7 +11,28 @@ from torch import nn
 from ..checkpoint import load
 from ..errors import InvalidValue
 from ..hub import local_folder, read_config
-from .text import BYTES, Bytes, Codec
+from ..tasks.language.find_tokeniser import find_tokeniser
+from ..tasks.language.tokenise import ByteTokeniser, Decoder, Tokeniser
+from .text import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokeniser of a bare model.
+
+    Attributes:
+        tokeniser: whose tokens, perhaps without the one between documents, are the model's.
+    """
+
+    tokeniser: Tokeniser
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a text."""
+        return self.tokeniser.tokens(text)[0].tolist()
+
+    def decoder(self) -> Decoder:
+        """A decoder for a stream of tokens."""
+        return self.tokeniser.decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +43,21 @@ class Writer:
         model: from tokens to logits.
         codec: from text to tokens and back.
         name: of the system.
+        end: the token between documents, with which an empty text begins; None: there is none.
+        opening: tokens that every text begins with.
+        stop: tokens that end one.
     """
 
     model: nn.Module
     codec: Codec
     name: str
+    end: int | None
+    opening: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """What the model reads of a prompt: nothing of an empty one."""
+        return [*self.opening, *self.codec.encode(text)] if text else []
 
 
 def open_writer(
@@ -38,7 +69,7 @@ def open_writer(
         where: a folder (``best/`` of a comparison, or what ``save_pretrained`` wrote), or ``hub:user/name``.
         system: the user's own class, if the model was made from one.
         revision: branch, tag or commit on the hub.
-        tokenizer: of a bare model: "bytes", or what the task ``language`` takes; None: bytes, if the vocabulary fits.
+        tokenizer: of a bare model, as the task ``language`` takes it; None: bytes, if the vocabulary fits.
 
     Raises:
         InvalidValue: no such model, one that was trained for something else, or tokens that do not fit.
@@ -51,19 +82,31 @@ def open_writer(
     if "task" in config:
         if tokenizer is not None:
             raise InvalidValue(f"--tokenizer is not possible for {where}: it has its own.")
-        return Writer(opened.model, opened, config["system"])
+        # Where it has not learned where documents end, a beginning would be foreign to it as well.
+        ends = (opened.end_of_document,) if opened.ends_documents else ()
+        return Writer(opened.model, opened, config["system"], opened.end_of_document, ends, ends)
     reads = getattr(opened, "reads", opened.spec.reads)
     if reads != "tokens":
         raise InvalidValue(f"{where} holds {config['system']!r}, which reads {reads}: it writes no text.")
-    return Writer(opened, _codec(opened, where, tokenizer), config["system"])
+    tokeniser = _tokeniser(opened.vocabulary, where, tokenizer)
+    end = tokeniser.end_of_document if tokeniser.vocabulary == opened.vocabulary else None
+    return Writer(opened, Tokens(tokeniser), config["system"], end, (), () if end is None else (end,))
 
 
-def _codec(model: Any, where: str | Path, tokenizer: str | None) -> Codec:
-    vocabulary = model.vocabulary
-    if tokenizer is None and vocabulary not in (BYTES, BYTES + 1):
+def _tokeniser(vocabulary: int, where: str | Path, tokenizer: str | None) -> Tokeniser:
+    """The one that is named, or bytes; with a token between documents or without, it must have the model's tokens."""
+    found = ByteTokeniser() if tokenizer is None else find_tokeniser(tokenizer)
+    if found is None:
+        raise InvalidValue(
+            f"--tokenizer {tokenizer} is not possible for {where}: which characters its tokens were is not on record."
+        )
+    if vocabulary in (found.vocabulary, found.vocabulary - 1):
+        return found
+    if tokenizer is None:
         raise InvalidValue(
             f"{where} has a vocabulary of {vocabulary:,} tokens and no tokenizer beside it: give its --tokenizer."
         )
-    if tokenizer in (None, "bytes"):
-        return Bytes(vocabulary)
-    raise NotImplementedError
+    raise InvalidValue(
+        f"{where} has a vocabulary of {vocabulary:,} tokens, and the tokenizer {tokenizer!r} has "
+        f"{found.vocabulary - 1:,}, or {found.vocabulary:,} with the end of a document: it is another one's."
+    )

@@ -154,9 +154,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     sums = logits.double().softmax(-1).cumsum(-1)
     total = sums[:, -1:]
     _check(total)
-    target = uniform[:, None] * total
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # where rounding reached the end
-    return torch.searchsorted(sums, target, right=True)[:, 0]
+    return torch.searchsorted(sums, uniform[:, None] * total, right=True)[:, 0]  # below total, rounded or not
 
 
 def _check(numbers: Tensor) -> None:

@@ -1,91 +1,24 @@
-"""Between text and tokens: bytes, stop texts that come in pieces, and what a terminal may be shown."""
+"""Between tokens and a reader: texts that end at stop texts, and what a terminal may be shown."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import InvalidValue
-
-#: Bytes; a vocabulary with one more token has the end of a document.
-BYTES = 256
-
-
-class Decoder(Protocol):
-    """Makes text of tokens as they come. A character whose tokens have not all come is not text yet."""
-
-    def push(self, token: int) -> str:
-        """The characters that this token completes."""
-        ...
+from ..tasks.language.tokenise import Decoder
 
 
 class Codec(Protocol):
-    """Text to tokens and back: what a packaged language model offers too.
-
-    Attributes:
-        end_of_document: the token between documents; None: there is none.
-    """
-
-    end_of_document: int | None
+    """Text to tokens and back: a packaged language model, or :class:`~foveate.generation.open.Tokens`."""
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        ...
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Token numbers of a text."""
         ...
 
     def decoder(self) -> Decoder:
-        """A decoder at the beginning of a text."""
+        """A decoder for a stream of tokens: a character comes when it is whole."""
         ...
-
-
-class Bytes:
-    """UTF-8 bytes as tokens.
-
-    Args:
-        vocabulary: 256, or 257 with a token for the end of a document.
-
-    Raises:
-        InvalidValue: another vocabulary.
-    """
-
-    def __init__(self, vocabulary: int) -> None:
-        if vocabulary not in (BYTES, BYTES + 1):
-            raise InvalidValue(f"vocabulary={vocabulary} is not possible for bytes: they need 256, or 257 with an end.")
-        self.end_of_document = BYTES if vocabulary > BYTES else None
-
-    def encode(self, text: str) -> list[int]:
-        """The bytes of a text.
-
-        Raises:
-            InvalidValue: it has a character that UTF-8 has not (half of a surrogate pair).
-        """
-        try:
-            return list(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise InvalidValue(f"character {error.start} of the prompt is no character of UTF-8.") from error
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text; bytes that are none of UTF-8 come out as U+FFFD, an end of a document as nothing."""
-        return bytes(t for t in tokens if t < BYTES).decode("utf-8", errors="replace")
-
-    def decoder(self) -> ByteDecoder:
-        """A decoder at the beginning of a text."""
-        return ByteDecoder()
-
-
-class ByteDecoder:
-    """Whole characters of bytes that come one by one."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """The characters that this byte completes: none, one, or one with U+FFFD for broken ones before it."""
-        return self._decoder.decode(bytes([token])) if token < BYTES else ""
 
 
 class StopTexts:

@@ -141,7 +141,8 @@ class ChunkedAttention(Mixer):
             raise invalid("rel_bias", rel_bias, f"it turns pairs of channels, and z_dim is {self.z_dim}")
         if not 0 <= dropout < 1:
             raise invalid("dropout", dropout, "it must be at least 0 and below 1")
-        self.chunk_size, self.attention = chunk_size, attention
+        self.chunk_size = chunk_size
+        self.attention: Scores = attention
         if chunk_size is None:
             self.spec = replace(self.spec, order=Order(flops=2.0, memory=2.0))
         self.move = move

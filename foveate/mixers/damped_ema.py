@@ -77,12 +77,21 @@ class MultiHeadEMA(nn.Module):
             y = y + _scan(x.flip(1), log_q[d:], write[d:], read[d:], own, turned).flip(1)
         return F.silu(y)
 
-    def by_fft(self, x: Tensor) -> Tensor:
-        """What :meth:`forward` gives, as released: a convolution with the kernel by FFT, O(L log L)."""
+    def kernel(self, length: int) -> Tensor:
+        """The averages as a convolution: ``(dim, length)``, or ``(2 dim, length)``, the second half of what follows."""
+        log_q, write, read = self._averages(self.alpha.dtype)
+        powers = torch.exp(log_q.unsqueeze(-1) * torch.arange(length, device=log_q.device))
+        return torch.einsum("dn,dnl->dl", write * read, powers)
+
+    def by_fft(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
+        """What :meth:`forward` gives, as released: a convolution with the kernel by FFT, O(L log L).
+
+        Args:
+            x: ``(batch, L, dim)``.
+            kernel: of :meth:`kernel`, if it is made already.
+        """
         length, d = x.shape[1], self.dim
-        log_q, write, read = self._averages(x.dtype)
-        powers = torch.exp(log_q.unsqueeze(-1) * torch.arange(length, device=x.device))
-        kernel = torch.einsum("dn,dnl->dl", write * read, powers)
+        kernel = self.kernel(length) if kernel is None else kernel
         both = F.pad(kernel[:d], (0, length))
         if not self.causal:
             both = both + F.pad(kernel[d:, 1:].flip(-1), (length + 1, 0))

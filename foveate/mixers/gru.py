@@ -12,11 +12,12 @@ of what is multiplied: one product less in a row, the form that fused kernels ha
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..registry import register
 from ..spec import MixerSpec
-from .recurrent import Recurrent
+from .recurrent import Carried, Recurrent
 from .state import State, state
 
 
@@ -54,6 +55,9 @@ class GRU(Recurrent[GRUState]):
 
     def __init__(self, dim: int, *, causal: bool = False, hidden: int | None = None) -> None:
         super().__init__(dim, causal=causal, hidden=hidden)
+
+    def _cell(self, x_t: Tensor, before: Carried, weights: Carried) -> Carried:
+        return (torch.gru_cell(x_t, before[0], *weights),)
 
     def _saved(self) -> int:
         return 8 * self.hidden

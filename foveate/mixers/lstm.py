@@ -11,11 +11,12 @@ The recurrence is PyTorch's (:class:`torch.nn.LSTM`): one fused call on each dev
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..registry import register
 from ..spec import MixerSpec
-from .recurrent import Recurrent
+from .recurrent import Carried, Recurrent
 from .state import State, state
 
 
@@ -59,6 +60,9 @@ class LSTM(Recurrent[LSTMState]):
 
     def __init__(self, dim: int, *, causal: bool = False, hidden: int | None = None) -> None:
         super().__init__(dim, causal=causal, hidden=hidden)
+
+    def _cell(self, x_t: Tensor, before: Carried, weights: Carried) -> Carried:
+        return torch.lstm_cell(x_t, tuple(before), *weights)
 
     def _saved(self) -> int:
         return 11 * self.hidden + 6 * max(self.dim, self.hidden)

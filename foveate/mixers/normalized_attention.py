@@ -196,7 +196,7 @@ class NormalizedAttention(SplitAttention):
         super().__init__(dim, num_heads=num_heads, causal=causal, qk_dim=qk_dim, bias=bias, block=block)
         if normalizer not in NORMALIZERS:
             raise invalid("normalizer", normalizer, f"it must be one of {', '.join(NORMALIZERS)}")
-        self.normalizer = normalizer
+        self.normalizer: Normalizer = normalizer
         self.n_proj = Linear(dim, num_heads, bias=bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -98,9 +98,13 @@ class Recurrent(Mixer, Generic[S]):
         Raises:
             InvalidValue: anything but one token per sample.
         """
+        if not self.causal:
+            raise self._no_streaming()
         self.check_step(x_t, state)
-        y, state = self.prefill(x_t[:, None], state)
-        return y[:, 0], state
+        rnn = self.rnn
+        weights = cast(Carried, (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0))
+        after = self._cell(x_t, tuple(getattr(state, name).to(x_t.dtype) for name in self._fields), weights)
+        return self.out(after[0]), cast(S, self.state(*after))
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Products with inputs and with states, and the projection."""
@@ -112,6 +116,10 @@ class Recurrent(Mixer, Generic[S]):
             activation_bytes=4 * tokens * (self.dim + self.directions * self._saved()),
             state_bytes=4 * batch * h * len(self._fields) if self.causal else 0,
         )
+
+    def _cell(self, x_t: Tensor, before: Carried, weights: Carried) -> Carried:
+        """One step, said first: PyTorch's layer gets its weights ready anew in every call, which its cell does not."""
+        raise NotImplementedError
 
     def _saved(self) -> int:
         """Numbers per step that one direction keeps for its backward pass, on CPU."""

@@ -262,9 +262,12 @@ class SelectiveS4(Mixer):
             raise self._no_streaming()
         weight = self.generator.feature.weight
         device, dtype = device or weight.device, dtype or weight.dtype
-        states = (layer.init_state(batch_size, device, dtype) for layer in (self.s4, self.guide))
-        total = torch.zeros(batch_size, self.hidden, device=device, dtype=sum_dtype(dtype))
-        return SelectiveS4State(*states, total, torch.zeros(batch_size, device=device, dtype=torch.int64))
+        return SelectiveS4State(
+            kept=self.s4.init_state(batch_size, device, dtype),
+            guide=self.guide.init_state(batch_size, device, dtype),
+            total=torch.zeros(batch_size, self.hidden, device=device, dtype=sum_dtype(dtype)),
+            count=torch.zeros(batch_size, device=device, dtype=torch.int64),
+        )
 
     def prefill(
         self, x: Tensor, state: SelectiveS4State, mask: Tensor | None = None

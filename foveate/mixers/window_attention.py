@@ -246,6 +246,6 @@ class WindowAttention(Mixer):
         super()._check_state(given, batch)
         if given.keys.shape[2] >= self.window:
             raise InvalidValue(
-                f"{type(self).__name__}: the state is of another model, batch or dtype: it holds {given.keys.shape[2]} "
-                f"tokens, and a window of {self.window} keeps {self.window - 1}."
+                f"{type(self).__name__}: keys of the state has {given.keys.shape[2]} tokens; a window of {self.window} "
+                f"keeps {self.window - 1}."
             )

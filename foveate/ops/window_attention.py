@@ -120,8 +120,8 @@ def blocked(
         return _join([_blocks(q, k, v, sink_k, sink_v, band, scale)], length)
     # Nothing stands before the first block: by itself, so that all others share one mask. Copied, for views would keep
     # whole sequences for the backward pass.
-    first = [x.contiguous() for x in (q[:, 0], k[:, 1], v[:, 1])]
-    first = _whole(*first, sink_k, sink_v, None, scale)[:, None]
+    own_q, own_k, own_v = (x.contiguous() for x in (q[:, 0], k[:, 1], v[:, 1]))
+    first = _whole(own_q, own_k, own_v, sink_k, sink_v, None, scale)[:, None]
     rest = _blocks(q[:, 1:], k[:, 1:], v[:, 1:], sink_k, sink_v, band, scale)
     return _join([first, rest], length)
 

@@ -150,7 +150,7 @@ def test_killed_twice_it_ends_with_the_same_bits(tmp_path: Path):
         ("a.txt", b"some text", ("--tokenizer", "a.txt"), ("'a.txt' is not a tokenizer.json",)),
         ("a.txt", b"some text", ("--encoding", "klingon"), ("encoding='klingon' is not possible",)),
         ("a.txt", b"some text", ("--stride", "999"), ("stride=999 is not possible",)),
-        ("a.txt", b"some text", ("--systems", "swin"), ("swin",)),
+        ("a.txt", b"some text " * 9, ("--systems", "sofmax_attention"), ("unknown system", "softmax_attention")),
     ],
 )
 def test_what_is_wrong_ends_in_one_sentence(tmp_path, name, content, options, parts):

@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 import torch
 
+import foveate
+from foveate.checkpoint import save
 from foveate.cli.main import main
+from foveate.generation import generate
 from foveate.models import MixerNet
 from foveate.models.language.language_model import LanguageModel
 from foveate.models.language.lightning_attention import TransNormerLLM
+from foveate.tasks.language.package import TextModel
+from foveate.tasks.language.protocol import LanguageInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +38,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LanguageModel("gru", vocabulary=256, **size).save_pretrained(folder / "bytes")
     LanguageModel("gru", vocabulary=256, context=8, positions="learned", **size).save_pretrained(folder / "short")
     LanguageModel("mamba", vocabulary=50, **size).save_pretrained(folder / "small")
+    for name, packed in (("documents", True), ("book", False)):
+        info = LanguageInfo(vocabulary=257, context=16, packed=packed)
+        model = LanguageModel("mamba", vocabulary=257, context=16, **size)
+        packaged = TextModel(model, info, tokeniser={"kind": "bytes"}, stride=16, reading={})
+        about = {"task": "language", "system": "mamba", "options": size, "package": packaged.config}
+        save(folder / name, packaged, about)
     MixerNet("gru", size=48, channels=2, outputs=6, dim=16, depth=1).save_pretrained(folder / "series")
     (folder / "prompts.txt").write_text("first one\n\nsecond\n", "utf-8")
     (folder / "prompts.jsonl").write_text('{"prompt": "two\\nlines"}\n{"prompt": ""}\n', "utf-8")
@@ -168,10 +179,29 @@ def test_a_reader_that_goes_away_ends_it(models: Path):
     assert b"Traceback" not in process.stderr.read()
 
 
+def test_a_packaged_model_begins_a_document_if_it_knows_of_them(models: Path, here: Any):
+    for name, opening in (("documents", 1), ("book", 0)):
+        code, out, error = here(name, "abc", "--tokens", 9, "--json")
+        assert code == 0, error
+        assert json.loads(out)["speed"]["prompt_tokens"] == 3 + opening
+        assert here(name, "--tokens", 9)[0] == 0  # an empty text begins with it either way
+    packaged = foveate.load(models / "documents")
+    end = packaged.end_of_document
+    run = generate(packaged.model, [[end, *b"abc"]], max_tokens=9, stop=[end])
+    text = packaged.decode(run.finish()[0].tokens)
+    _, out, _ = here("documents", "abc", "--tokens", 9, "--no-prompt")
+    assert text.startswith(out.rstrip("\n"))
+
+
 REFUSED = [
     (("nowhere", "a"), "nowhere is not a trained model"),
     (("series", "a"), "series holds 'gru', which reads series: it writes no text"),
     (("small", "a"), "small has a vocabulary of 50 tokens and no tokenizer beside it: give its --tokenizer"),
+    (("documents", "a", "--tokenizer", "bytes"), "--tokenizer is not possible for documents: it has its own"),
+    (("small", "a", "--tokenizer", "bytes"), "a vocabulary of 50 tokens, and the tokenizer 'bytes' has 256, or 257"),
+    (("small", "a", "--tokenizer", "characters"), "which characters its tokens were is not on record"),
+    (("small", "a", "--tokenizer", "nowhere.json"), "tokenizer='nowhere.json' is not possible: there is no such file"),
+    (("bytes", "\udcff"), "the prompt '\\udcff' is not UTF-8"),
     (("bytes",), "prompt 0 is empty: the model has no token that begins a document"),
     (("short", "more than eight"), "prompt 0 has 15 tokens, and LanguageModel reads at most 8"),
     (("bytes", "a", "--tokens", 0), "--tokens 0 is not possible"),

@@ -36,7 +36,7 @@ from foveate.mixers.quasi_lstm import QuasiLSTM
 from foveate.mixers.s6 import S6, ScalarS6
 from foveate.mixers.sigmoid_attention import SigmoidAttention
 from foveate.mixers.softmax_attention import SoftmaxAttention
-from foveate.pages.heatmap import heatmap
+from foveate.pages.heatmaps import matrix_map
 from foveate.registry import find
 
 LENGTH, DIM = 11, 8
@@ -274,6 +274,16 @@ def test_what_cannot_be_laid_side_by_side_is_infinitely_far() -> None:
             "order= is not possible with position='alibi'",
         ),
         (lambda x: matrices(S6(DIM), x).convolve(x), InvalidValue, "u has shape (2, 11, 8); this system reads"),
+        (
+            lambda x: matrices(SoftmaxAttention(DIM, causal=True), x).dense(),
+            InvalidType,
+            "SoftmaxAttention has an infinite state: matrices(..., order=p) makes a finite one.",
+        ),
+        (
+            lambda x: matrices(SoftmaxAttention(DIM, causal=True), x).step(x, x, 0),
+            InvalidType,
+            "SoftmaxAttention has an infinite state",
+        ),
         (lambda x: matrices(Mamba(DIM), x).dense(maps=True), InvalidType, "Mamba: what stands around its system is"),
         (
             lambda x: matrices(Mamba2(64), x.repeat(1, 50, 8)).dense(),
@@ -336,12 +346,12 @@ def test_the_page_shows_every_layer(tmp_path) -> None:
 
 def test_a_heatmap_draws_each_number_once() -> None:
     names = {"title": "a", "description": "b", "row_name": "r", "column_name": "c"}
-    drawing = heatmap([[1.0, 0.0, 0.0], [1.0, 1.0, -0.25], [0.0, math.nan, 1e-9]], **names)
+    drawing = matrix_map([[1.0, 0.0, 0.0], [1.0, 1.0, -0.25], [0.0, math.nan, 1e-9]], **names)
     assert re.findall(r'<path class="dot tone-(\d)" fill-opacity="([\d.]+)" d="([^"]+)"/>', drawing) == [
         ("1", "1", "M0 0h1v1H0zM0 1h2v1H0z"),
         ("2", "0.5", "M2 1h1v1H2z"),
     ]
-    assert heatmap([], **names) == ""
+    assert matrix_map([], **names) == ""
 
 
 def test_the_tables_of_the_documentation_are_what_its_code_prints(tmp_path, monkeypatch, capsys) -> None:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.generation import Sampling, generate
+from foveate.generation.open import Tokens, open_writer
 from foveate.generation.sampling import Draws, draw, heat, keep_min_p, keep_top_k, keep_top_p, penalise
 from foveate.generation.telling import Screen, Telling
-from foveate.generation.text import Bytes, StopTexts, harmless
+from foveate.generation.text import StopTexts, harmless
 from foveate.models.language.language_model import LanguageModel
 from foveate.models.language.lightning_attention import TransNormerLLM
 from foveate.registry import entries
+from foveate.tasks.language.tokenise import ByteTokeniser
 
 V = 11
 
@@ -66,6 +69,16 @@ def test_top_p_keeps_the_fewest_that_have_the_probability(seed: int, p: float) -
         assert kept == naive
 
 
+def test_top_p_looks_beyond_the_likeliest_where_it_must() -> None:
+    logits = torch.stack([torch.zeros(2000), torch.arange(2000.0) / 1000]).double()
+    kept = left(keep_top_p(logits, 0.9))
+    assert len(kept[0]) == 2000  # all are as likely
+    probabilities = softmax(logits[1].tolist())
+    share = sum(probabilities[i] for i in kept[1])
+    assert 0.9 <= share < 0.9 + max(probabilities)
+    assert kept[1] == set(range(2000 - len(kept[1]), 2000))
+
+
 @given(seed=st.integers(0, 999), least=st.floats(0.001, 1))
 def test_min_p_keeps_a_share_of_the_likeliest(seed: int, least: float) -> None:
     logits = logits_of(seed)
@@ -82,7 +95,7 @@ def test_the_penalty_makes_what_was_seen_less_likely() -> None:
 def test_temperature_divides_and_does_not_overflow() -> None:
     logits = logits_of(0)
     torch.testing.assert_close(heat(logits, 0.5).softmax(-1), (logits.double() * 2).softmax(-1))
-    assert heat(logits, 1e-300).softmax(-1).max(-1).values.tolist() == [1.0] * 3
+    assert heat(logits, 1e-308).softmax(-1).max(-1).values.tolist() == [1.0] * 3
 
 
 def test_what_is_drawn_has_its_probability() -> None:
@@ -229,6 +242,18 @@ def test_greedy_text_is_what_forward_says() -> None:
     assert texts(model, [prompt], sampling=Sampling(temperature=0)) == [read[6:]]
 
 
+def test_the_penalty_counts_what_was_read_and_what_was_written() -> None:
+    model, (prompt,) = transnormer(), prompts_of(14)
+    read, penalty = list(prompt), 1.7
+    for _ in range(12):
+        logits = model(torch.tensor([read]))[0, -1].tolist()
+        made = [(x / penalty if x > 0 else x * penalty) if i in read else x for i, x in enumerate(logits)]
+        read.append(made.index(max(made)))
+    sampling = Sampling(temperature=0, repetition_penalty=penalty)
+    assert texts(model, [prompt], sampling=sampling) == [read[14:]]
+    assert len(set(read[14:])) > len(set(texts(model, [prompt], sampling=Sampling(temperature=0))[0]))
+
+
 def test_samples_end_at_a_stop_token_and_leave_the_batch() -> None:
     model, prompts = transnormer(), prompts_of(3, 5, 4)
     whole = texts(model, prompts, seed=1)
@@ -257,17 +282,27 @@ def test_a_listener_ends_a_sample() -> None:
     assert [r.reason for r in run.results] == ["stopped", "length"]
 
 
-def test_a_text_goes_on_from_its_state() -> None:
-    model, prompts = transnormer(), prompts_of(3, 5)
+def cached() -> LanguageModel:
+    torch.manual_seed(0)
+    model = LanguageModel("softmax_attention", vocabulary=23, dim=16, depth=2, num_heads=2).double().eval()
+    torch.nn.init.normal_(model.embed.weight)
+    return model
+
+
+@pytest.mark.parametrize("make", [transnormer, cached])
+def test_a_text_goes_on_from_its_state(make: Callable[[], nn.Module]) -> None:
+    model: Any = make().eval()
+    prompts = prompts_of(3, 5)
     greedy = Sampling(temperature=0)
     first = generate(model, prompts, max_tokens=5, sampling=greedy, keep_states=True).finish()
     whole = texts(model, prompts, sampling=greedy)
     for result, text in zip(first, whole, strict=True):
         last = [result.tokens[-1]]
+        with torch.no_grad():  # not inference mode
+            logits, _ = model.step(torch.tensor(last), result.state)
+        assert int(logits.argmax()) == text[5]
         rest = generate(model, [last], max_tokens=7, sampling=greedy, state=result.state).finish()
         assert result.tokens + rest[0].tokens == text
-        logits, _ = model.step(torch.tensor(last), result.state)  # outside of inference mode too
-        assert int(logits.argmax()) == text[5]
 
 
 def test_a_state_of_one_sample_stands_before_all_prompts() -> None:
@@ -286,7 +321,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         (model.init_state(3), "the state has 3 samples, and there are 2 prompts"),
         (deeper.init_state(1), "the state is of another model: TransNormerLLM needs one that began with its own"),
         (model.init_state(1).layers[0], "the state is of another model"),
-        (TransNormerLLM(vocabulary=23, dim=12, depth=2, num_heads=2).init_state(2), "the state is of another model"),
+        (TransNormerLLM(vocabulary=23, dim=12, depth=2, num_heads=2).init_state(2), "kv of the state has shape"),
     ]
     for state, message in cases:
         with pytest.raises(InvalidValue, match=message):
@@ -378,36 +413,9 @@ def test_speed_counts_what_was_read_and_written() -> None:
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-@given(st.text())
-def test_bytes_come_back_as_whole_characters(text: str) -> None:
-    codec = Bytes(257)
-    tokens = codec.encode(text)
-    decoder, pieces = codec.decoder(), []
-    for token in tokens:
-        pieces.append(decoder.push(token))
-        assert "".join(pieces) == text[: len("".join(pieces))]
-    assert "".join(pieces) == codec.decode(tokens) == text
-
-
-def test_bytes_that_are_no_text_are_marked_and_unfinished_ones_wait() -> None:
-    decoder = Bytes(256).decoder()
-    assert [decoder.push(b) for b in b"\xff\xe2\x82"] == ["\ufffd", "", ""]
-    assert decoder.push(0xAC) == "\u20ac"
-    assert decoder.push(0xE2) + decoder.push(0x41) == "\ufffdA"
-
-
-def test_bytes_have_an_end_of_document_or_not() -> None:
-    assert Bytes(256).end_of_document is None
-    codec = Bytes(257)
-    assert codec.end_of_document == 256
-    assert codec.decoder().push(256) == codec.decode([256]) == ""
-    with pytest.raises(InvalidValue, match="vocabulary=300 is not possible for bytes"):
-        Bytes(300)
-    with pytest.raises(InvalidValue, match="character 1 of the prompt is no character of UTF-8"):
-        codec.encode("a\udcff")
-
-
 @given(st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.lists(st.text("ab", max_size=4), max_size=6))
+@example(["a", "b"], ["ab"])
+@example(["aab", "ab"], ["a", "a", "b"])
 def test_a_text_ends_where_a_stop_text_is_complete(stops: list[str], pieces: list[str]) -> None:
     finder, shown, ended = StopTexts(stops), "", False
     for piece in pieces:
@@ -474,7 +482,7 @@ def test_a_terminal_is_shown_the_end_of_a_long_prompt(monkeypatch: pytest.Monkey
 
 
 def told(tmp_path: Path, **options: Any) -> tuple[Telling, str, list[dict[str, Any]]]:
-    model, codec = transnormer(257), Bytes(257)
+    model, codec = transnormer(257), Tokens(ByteTokeniser())
     prompts = ["one", "three"]
     run = generate(model, [codec.encode(p) for p in prompts], max_tokens=20, seed=2)
     stream, file = io.StringIO(), tmp_path / "out.jsonl"
@@ -497,3 +505,31 @@ def test_what_is_told_is_shown_kept_and_recorded(tmp_path: Path) -> None:
     assert telling.records[0]["text"] == records[0]["text"][: records[0]["text"].index(stop)]
     assert telling.records[0]["reason"] == "stopped"
     assert telling.records[0] in lines
+
+
+def test_what_was_held_back_for_a_stop_text_is_told_in_the_end(tmp_path: Path) -> None:
+    whole = told(tmp_path)[0].records[0]["text"]
+    telling, shown, _ = told(tmp_path, stops=[whole[-1] + "!"])
+    assert telling.records[0]["text"] == whole
+    assert f"one{whole}\n" in shown
+
+
+def test_a_bare_model_takes_a_tokenizer_of_its_size(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import ByteLevel
+
+    vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), ByteLevel()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    for name, size, end in (("without", 256, None), ("with", 257, 256)):
+        transnormer(size).float().save_pretrained(tmp_path / name)
+        writer = open_writer(tmp_path / name, tokenizer=str(tmp_path / "tokenizer.json"))
+        assert (writer.end, writer.opening, writer.stop) == (end, (), () if end is None else (end,))
+        tokens, decoder = writer.encode("gr\u00fc\u00df"), writer.codec.decoder()
+        assert "".join(map(decoder.push, tokens)) == "gr\u00fc\u00df"
+        assert tokens != list("gr\u00fc\u00df".encode())  # the tokenizer's numbers, not bytes
+    transnormer(300).float().save_pretrained(tmp_path / "other")
+    with pytest.raises(InvalidValue, match=r"has 256, or 257 with the end of a document: it is another one's"):
+        open_writer(tmp_path / "other", tokenizer=str(tmp_path / "tokenizer.json"))

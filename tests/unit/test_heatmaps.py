@@ -6,13 +6,13 @@ import re
 from xml.etree import ElementTree
 
 from foveate.compare import by_length
-from foveate.pages.heatmaps import heat_map
+from foveate.pages.heatmaps import share_map
 
 WORDS = {"title": "t<", "description": "d", "row_label": "depth", "column_label": "length"}
 
 
 def test_cells_tell_their_share():
-    drawing = heat_map([[0.0, 1.0], [None, 0.5]], rows=["0 %", "<b>"], columns=["64", "128"], **WORDS)
+    drawing = share_map([[0.0, 1.0], [None, 0.5]], rows=["0 %", "<b>"], columns=["64", "128"], **WORDS)
     root = ElementTree.fromstring(drawing)
     cells = [e for e in root.iter() if e.get("class", "").startswith("heat tone")]
     assert [cell.get("fill-opacity") for cell in cells] == ["0.06", "1.00", "0.53"]
@@ -22,8 +22,8 @@ def test_cells_tell_their_share():
     assert drawing.count("heat-value strong") == 1
     places = {(c.get("x"), c.get("y")) for c in cells}
     assert len(places) == 3
-    assert heat_map([], rows=[], columns=["1"], **WORDS) == ""
-    assert heat_map([[]], rows=["0 %"], columns=[], **WORDS) == ""
+    assert share_map([], rows=[], columns=["1"], **WORDS) == ""
+    assert share_map([[]], rows=["0 %"], columns=[], **WORDS) == ""
 
 
 def row(system: str, baseline: bool = False, status: str = "done", **examples) -> dict:

@@ -126,17 +126,18 @@ def test_with_a_growth_above_the_taps_there_are_holes() -> None:
 def test_a_stack_is_what_its_options_say() -> None:
     x = torch.randn(2, 9, 4)
     block = noisy(DilatedTCN(4, kernel_size=2, levels=1, convs_per_block=2, activation="relu"))
-    first, second = block.convs
+    first, second = block._convs()
     torch.testing.assert_close(block(x), x + second(first(x).relu()).relu())
     plain = noisy(DilatedTCN(4, kernel_size=2, levels=2, residual=False, activation="silu", bias=False))
-    first, second = plain.convs
+    first, second = plain._convs()
     torch.testing.assert_close(plain(x), second(torch.nn.functional.silu(first(x))))
     assert first.bias is None
     assert torch.equal(DilatedTCN(4, levels=0)(x), x)
 
 
 def test_weight_norm_sets_lengths() -> None:
-    (conv,) = DilatedTCN(4, levels=1, convolution="dense", weight_norm=True).convs
+    (conv,) = DilatedTCN(4, levels=1, convolution="dense", weight_norm=True)._convs()
+    assert conv.length is not None
     plain = conv.weight.detach().clone()
     torch.testing.assert_close(conv.filters(), plain)
     with torch.no_grad():
@@ -394,4 +395,4 @@ def test_a_state_of_another_batch_is_refused() -> None:
     with pytest.raises(InvalidValue, match=r"averages of the state has shape \(3, 8, 16\); it must be \(2, 8, 16\)"):
         mixer.prefill(torch.randn(2, 5, 8), mixer.init_state(3))
     with pytest.raises(InvalidType, match="its state is a ChunkState, not a int"):
-        mixer.step(torch.randn(2, 8), 3)
+        mixer.step(torch.randn(2, 8), 3)  # type: ignore[arg-type]

@@ -155,5 +155,5 @@ def test_states_of_others_are_refused() -> None:
         WindowAttention(16, num_heads=4, window=8).init_state(2),
         mixer.init_state(3),
     ):
-        with pytest.raises(InvalidValue, match="WindowAttention: the state is of another model, batch or dtype"):
+        with pytest.raises(InvalidValue, match="WindowAttention: keys of the state has"):
             mixer.step(x[:, 0], other)

@@ -147,8 +147,8 @@ def normalized_attention(mixer: NormalizedAttention, x: Tensor, order: None) -> 
     form = Form(RATIO, "(I (x) k_i) / eta_i", "I (x) q_i^T", "0", "a normaliser of its own, eta(x_i)")
     eta = log_normalizer(logits, mixer.normalizer).exp()
     kept: dict[str, Any] = {"lift": _affine(mixer.v_proj), "out": _affine(mixer.out_proj)}
-    views = (_time_first(m) for m in (q, k))
-    return _attention(mixer, type(mixer).__name__, form, *views, eta, _time_first(v), **kept)
+    q, k, u = (_time_first(m) for m in (q, k, v))
+    return _attention(mixer, type(mixer).__name__, form, q, k, eta, u, **kept)
 
 
 @realizes(Aaren)

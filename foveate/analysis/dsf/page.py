@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import __version__
 from ...errors import InvalidValue
 from ...mixers.base import Mixer
-from ...pages.heatmap import heatmap
+from ...pages.heatmaps import matrix_map
 from ...pages.page import date, render_page
 from .system import Realization, System
 from .tables import distances, structure, systems_of
@@ -57,7 +57,7 @@ def render(systems: Mapping[str, System]) -> str:
     for name, system in systems.items():
         phi = _through_the_state(system)[0].flatten(0, 1).detach()
         typical = _typical(phi)
-        drawing = heatmap(
+        drawing = matrix_map(
             phi[typical].tolist(),
             title=f"Mixing matrix of {name}",
             description=f"How much token i reads from token j, {length} tokens; zero above the diagonal.",

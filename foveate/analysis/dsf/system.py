@@ -129,6 +129,25 @@ class System:
         """The layer's output ``(batch, L, dim)``: :meth:`run`, then the layer's readout."""
         return self.readout(self.run(u))
 
+    def step(self, h: Tensor, u_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """One token of the recurrence, see :meth:`Realization.step`.
+
+        Raises:
+            InvalidType: the state is infinite.
+        """
+        raise self._infinite()
+
+    def dense(self, sample: int = 0, *, maps: bool = False) -> Dense:
+        """The matrices of one sample, written out, see :meth:`Realization.dense`.
+
+        Raises:
+            InvalidType: the state is infinite.
+        """
+        raise self._infinite()
+
+    def _infinite(self) -> InvalidType:
+        return InvalidType(f"{self.name} has an infinite state: matrices(..., order=p) makes a finite one.")
+
     def _values(self, u: Tensor | None) -> Tensor:
         if u is not None and u.shape != self.u.shape:
             raise InvalidValue(

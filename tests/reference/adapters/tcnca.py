@@ -81,7 +81,7 @@ def run(case: Case) -> Answer:
     if case.has_param(r"^move\.w0$"):
         move.causal = True  # the recorded convolutions look back also where attention looks both ways
     moved: list[torch.Tensor] = []
-    move.register_forward_hook(lambda module, given, y: moved.append(y))
+    move.register_forward_hook(lambda module, given, y: moved.append(y))  # type: ignore[arg-type]
     x = case.inputs["x"].requires_grad_()
     padding = case.inputs.get("padding_mask")
     mask = None if padding is None else ~padding.bool()
