@@ -62,7 +62,7 @@ def stream(name: str, tokens: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=2**20)
     parser.add_argument("--write", action="store_true", help="put the table into the page")
     options = parser.parse_args()

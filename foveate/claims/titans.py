@@ -47,7 +47,8 @@ def _inputs(length: int, depth: int, norm: bool = False, dim: int = 12) -> tuple
 )
 def chunks_equal_the_recurrence() -> Measurement:
     """Outputs and gradients by all inputs, 29 tokens, chunks of 1, 8 and 29; the recurrence takes its gradients
-    from PyTorch. Seen failing (0.05) with gradients taken at the weights after the chunk."""
+    from PyTorch. Seen failing (0.18) with gradients taken at the first weights
+    throughout."""
     worst = 0.0
     kinds = ((1, True, False, 8), (2, True, False, 1), (2, True, False, 29), (3, False, False, 8), (4, True, True, 8))
     for depth, momentum, norm, chunk in kinds:
@@ -74,8 +75,8 @@ def chunks_equal_the_recurrence() -> Measurement:
     "forgetting a deep one is test-time training: gradient descent on each token.",
 )
 def reduces_to_earlier_rules() -> Measurement:
-    """Against both rules written out, the second with PyTorch's gradients. Seen failing (0.4) with forgetting after the
-    update."""
+    """Against both rules written out, the second with PyTorch's gradients. Seen failing (0.05) with forgetting after
+    the update."""
     (q, k, v, forget, _, step), (matrix,) = _inputs(30, 1)
     y = neural_memory(q, k, v, forget, None, step, [matrix], chunk=1)
     memory, expected = matrix.expand(2, -1, -1, -1).mT, []
@@ -106,7 +107,7 @@ def reduces_to_earlier_rules() -> Measurement:
     "was read before.",
 )
 def forgetting_clears_the_memory() -> Measurement:
-    """The update is in the memory once more when the whole of it is forgotten and nothing learned. Seen failing (1.0)
+    """The update is in the memory once more when the whole of it is forgotten and nothing learned. Seen failing (0.45)
     with the momentum carried on."""
     (q, k, v, forget, eta, step), weights = _inputs(20, 2)
     forget[:, :, 12], eta[:, :, 12] = 1, 0
@@ -148,7 +149,7 @@ def _streamed(mixer: Mixer, x: Tensor, pieces: list[int]) -> tuple[Tensor, set[i
     "its size; so does titans-pytorch's memory.",
 )
 def streaming_equals_forward() -> Measurement:
-    """90 tokens, prompts cut at will. Seen failing (0.1) when a chunk is begun anew with each piece."""
+    """90 tokens, prompts cut at will. Seen failing (1.1) when a chunk is begun anew with each piece."""
     worst, x = 0.0, torch.randn(2, 90, 32)
     mixers = (
         TitansLMM(32, num_heads=2),
@@ -171,7 +172,7 @@ def streaming_equals_forward() -> Measurement:
     "gates are means over a chunk.",
 )
 def nothing_looks_ahead() -> Measurement:
-    """Tokens at and around borders of chunks. Seen failing (4) with a chunk's update read inside of it."""
+    """Tokens at and around borders of chunks. Seen failing (12) with a chunk's update read inside of it."""
     x, changed = torch.randn(1, 100, 32), 0
     with torch.no_grad():
         for mixer in (TitansLMM(32), NeuralMemory(32, chunk=16), NeuralMemory(32, chunk=16, rebase=16)):
@@ -196,7 +197,7 @@ def _flops(mixer: Mixer, length: int) -> int:
     "deeper memories are linearly slower.",
 )
 def cost_is_linear_in_length_and_depth() -> Measurement:
-    """FLOPs counted at 256 and 1,024 tokens, depths 1 to 5. Seen failing (3.6) with a chunk as long as the
+    """FLOPs counted at 256 and 1,024 tokens, depths 1 to 5. Seen failing (8.6) with a chunk as long as the
     sequence."""
     by_length = [_flops(TitansLMM(64, num_heads=2), n) / n for n in (256, 1024)]
     by_depth = [_flops(TitansLMM(64, num_heads=2, depth=depth), 64) for depth in (1, 2, 3, 4, 5)]
@@ -272,9 +273,9 @@ def _similarity(answer: Tensor, value: Tensor) -> Tensor:
 
 def _recall(net: _Recall, steps: int, pairs: int, asked: int, gap: int, far: int) -> float:
     """Train with gaps up to ``gap``; share of questions whose own value is the nearest of all asked, at gap ``far``."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
         x, value = _pairs(8, pairs, int(torch.randint(gap + 1, ())), asked)
         scores = 5 * _similarity(net(x)[:, -asked:], value)
         loss = F.cross_entropy(scores.flatten(0, 1), torch.arange(asked).repeat(8))
@@ -301,7 +302,7 @@ def memory_recalls_beyond_a_window() -> Measurement:
     for seed in range(3):
         torch.manual_seed(seed)
         scores = [
-            _recall(net, 200, pairs=32, asked=32, gap=64, far=512)
+            _recall(net, 250, pairs=32, asked=32, gap=64, far=512)
             for net in (
                 _Recall("titans_lmm", 72, num_heads=1, head_dim=32),
                 _Recall("window_attention", 72, num_heads=2, window=64),

@@ -52,10 +52,20 @@ class Chunks:
 
     def part(self, where: slice) -> Chunks:
         """Some of the chunks."""
-        cut = [None if t is None else t[..., where] for t in (self.forget, self.momentum, self.combine)]
-        rest = [None if t is None else t[..., where] for t in (self.modulation, self.complete, self.starts)]
-        assert cut[0] is not None
-        return Chunks(cut[0], cut[1], cut[2], *rest, self.change, self.shape)
+
+        def cut(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[..., where]
+
+        return Chunks(
+            self.forget[..., where],
+            cut(self.momentum),
+            cut(self.combine),
+            cut(self.modulation),
+            cut(self.complete),
+            cut(self.starts),
+            self.change,
+            self.shape,
+        )
 
 
 def chunk_updates(

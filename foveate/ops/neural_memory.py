@@ -118,7 +118,11 @@ def neural_memory(
         None if starts is None else per_head(starts, heads),
     )
     y = None if y is None else y[:, :length].unflatten(0, (batch, heads)).to(k.dtype)
-    return (y, unflatten(after, batch, heads)) if return_state else y
+    if return_state:
+        return y, unflatten(after, batch, heads)
+    if y is None:
+        raise InvalidValue("q=None is not possible without return_state: there is nothing to return.")
+    return y
 
 
 def neural_memory_step(

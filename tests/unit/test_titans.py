@@ -64,8 +64,10 @@ def test_steps_and_pieces_are_one_call(momentum: bool) -> None:
     start = initial_weights(weights, 2, torch.float64)
     state: Any = (start, tuple(map(torch.zeros_like, start)) if momentum else None, start)
     for t in range(11):
-        at = (q[:, :, t], k[:, :, t], v[:, :, t], forget[:, :, t], eta[:, :, t] if momentum else None, step[:, :, t])
-        y, state = neural_memory_step(*at, state, torch.full((2,), t % 4 == 3))
+        alpha, theta = forget[:, :, t], step[:, :, t]
+        at = eta[:, :, t] if momentum else None
+        ends = torch.full((2,), t % 4 == 3)
+        y, state = neural_memory_step(q[:, :, t], k[:, :, t], v[:, :, t], alpha, at, theta, state, ends)
         torch.testing.assert_close(y, expected[:, :, t])
 
 
@@ -81,7 +83,7 @@ def test_gates_at_their_limits_give_numbers_and_gradients() -> None:
     (q, k, v, forget, eta, step), weights = given(8)
     for alpha, momentum in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         edge = [torch.full_like(forget, alpha).requires_grad_(), torch.full_like(eta, momentum).requires_grad_()]
-        y = neural_memory(q, k, v, *edge, step, weights, chunk=4)
+        y = neural_memory(q, k, v, edge[0], edge[1], step, weights, chunk=4)
         assert isinstance(y, Tensor)
         assert y.isfinite().all()
         assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), edge))
@@ -243,6 +245,7 @@ def test_an_unknown_extra() -> None:
         ({"v": torch.zeros(2, 2, 7, 5)}, "v has shape"),
         ({"step": torch.zeros(2, 7)}, "step has shape"),
         ({"chunk": 0}, "chunk=0"),
+        ({"q": None}, "q=None is not possible without return_state"),
         ({"loss": "max"}, "loss='max'"),
         ({"largest": 0.0}, "largest=0.0"),
         ({"weights": [torch.zeros(2, 6, 5)]}, "weights have the shapes"),

@@ -70,7 +70,9 @@ def check_extras(extras: Mapping[str, Any] | None, chunk: int, momentum: bool) -
             raise invalid(name, True, "it needs a chunk of more than one token")
     for name, optional in (("max_grad_norm", True), ("max_mem_layer_modulation", False)):
         value = all_of[name]
-        if not (value is None and optional) and not 0 < value < math.inf:
+        if optional and value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise invalid(name, value, "a positive number is needed")
     return all_of
 

@@ -148,7 +148,8 @@ class TitansLMM(Mixer):
             raise invalid("max_grad", max_grad, "a positive number, or None, is needed")
         self.max_grad = max_grad
         self.num_heads, self.head_dim, self.inner = num_heads, head_dim, num_heads * head_dim
-        self.chunk, self.max_lr, self.norm, self.loss = chunk, max_lr, norm, loss
+        self.chunk, self.max_lr, self.norm = chunk, max_lr, norm
+        self.loss: Loss = loss
         self.momentum, self.decay, self.conv_width = momentum, decay, conv
         hidden = int(head_dim * expansion)
         widths = [head_dim, *[hidden] * (depth - 1), head_dim]
@@ -160,6 +161,7 @@ class TitansLMM(Mixer):
             if self.conv1d is not None:  # and the convolution with each token itself
                 self.conv1d.weight.mul_(0.1)[..., -1] = 1
                 self.conv1d.weight[: self.inner] = self.conv1d.weight[self.inner : 2 * self.inner]
+                assert self.conv1d.bias is not None
                 nn.init.zeros_(self.conv1d.bias)
         self.gates = Linear(dim, num_heads * (1 + decay + momentum))
         if decay:  # a memory that forgets half of itself at every token learns nothing
@@ -192,7 +194,8 @@ class TitansLMM(Mixer):
         """The learned start: weights in float32, the convolution's inputs in ``dtype`` (default: the weights')."""
         weight = self.out.weight
         device, dtype = device or weight.device, dtype or weight.dtype
-        start = tuple(w.to(device).contiguous() for w in initial_weights(self.weights, batch_size, sum_dtype(dtype)))
+        drawn = initial_weights(list(self.weights), batch_size, sum_dtype(dtype))
+        start = tuple(w.to(device).contiguous() for w in drawn)
         conv = torch.zeros(batch_size, 3 * self.inner, self.conv_width, device=device, dtype=dtype)
         return MemoryState(
             conv=conv if self.conv_width else None,
@@ -230,20 +233,23 @@ class TitansLMM(Mixer):
         else:
             qkv = F.silu(qkv)
         q, k, v = (t.squeeze(2) for t in self._heads(qkv.unsqueeze(1)))
-        gates = self._gates_of(self.gates(x_t).unsqueeze(1))
+        forget, eta, theta = self._gates_of(self.gates(x_t).unsqueeze(1))
         count, tensors = state.count + 1, (state.memory, state.momentum, state.base)
         y, after = neural_memory_step(
             q,
             k,
             v,
-            *(None if gate is None else gate.squeeze(2) for gate in gates),
+            forget.squeeze(2),
+            None if eta is None else eta.squeeze(2),
+            theta.squeeze(2),
             tensors,
             count % self.chunk == 0,
             norm=self.norm,
             loss=self.loss,
             largest=self.max_grad,
         )
-        return self._emit(y.flatten(1), x_t), MemoryState(conv, *after, count)
+        memory, momentum, base = after
+        return self._emit(y.flatten(1), x_t), MemoryState(conv, memory, momentum, base, count)
 
     def retrieve(self, x: Tensor, state: MemoryState) -> Tensor:
         """Read the memory as it is with the queries of ``(batch, length, dim)``; nothing is written.
@@ -305,7 +311,7 @@ class TitansLMM(Mixer):
             frame = Frame.of(real, self.chunk, phase, segments)
             qkv, gates = frame.place(qkv), frame.place(gates)
         q, k, v = self._heads(qkv)
-        y, after = neural_memory(
+        found = neural_memory(
             q if read else None,
             k,
             v,
@@ -321,7 +327,9 @@ class TitansLMM(Mixer):
             return_state=True,
         )
         count = torch.full_like(x[:, 0, 0], x.shape[1], dtype=torch.int64) if mask is None else mask.sum(1)
-        state = MemoryState(conv, *after, count if past is None else past.count + count)
+        assert isinstance(found, tuple)
+        y, (memory, momentum, base) = found
+        state = MemoryState(conv, memory, momentum, base, count if past is None else past.count + count)
         if y is None:
             return given, state
         y = y.transpose(1, 2).flatten(2)

@@ -323,9 +323,9 @@ class NeuralMemory(Mixer):
         start = self._start(batch, sum_dtype(x.dtype))
         if past is None:
             momentum = tuple(w.new_zeros(*w.shape[:2], self.orders, *w.shape[2:]) for w in start)
-            before = (start, momentum if self.momentum else None, start)
+            memory, momenta, base = start, momentum if self.momentum else None, start
         else:
-            before = (past.memory, past.momentum, past.base)
+            memory, momenta, base = past.memory, past.momentum, past.base
         k, v, theta, rules = self.writes(tokens, complete, starts)
         read = self.retrieve_norm(tokens)
         y, *after = chunk_updates(
@@ -335,7 +335,9 @@ class NeuralMemory(Mixer):
             theta,
             rules,
             flatten(start),
-            *(None if w is None else flatten(w) for w in before),
+            flatten(memory),
+            None if momenta is None else flatten(momenta),
+            flatten(base),
             norm=self.norm,
             group=group,
             rebase=None if rebase is None else per_head(rebase, self.num_heads),
