@@ -37,12 +37,15 @@ class System(Record):
         """Source files of what it provides, its analysis, its claims and its record, those that exist."""
         found = sorted({e.file for e in self.provides})
         if self.record is not None and self.record.parent.parent == _HERE:
-            found += [f for f in (_HERE / "analysis" / f"{self.slug}.py", self._claims_file) if f.is_file()]
+            found += [f for f in (_HERE / "analysis" / f"{self.slug}.py", *self._claim_files) if f.is_file()]
         return found if self.record is None else [*found, self.record]
 
     @property
-    def _claims_file(self) -> Path:
-        return _HERE / "claims" / f"{self.slug}.py"
+    def _claim_files(self) -> list[Path]:
+        """``claims/<slug>.py``, and where that would be too long, ``claims/_<slug>_<part>.py`` that it imports."""
+        folder = _HERE / "claims"
+        parts = [f for f in sorted(folder.glob(f"_{self.slug}_*.py")) if self.slug in {c.slug for c in scan_claims(f)}]
+        return [folder / f"{self.slug}.py", *parts]
 
     @property
     def planned(self) -> bool:
@@ -52,7 +55,8 @@ class System(Record):
     @property
     def checks(self) -> list[Check]:
         """The checks of its claims, as their file describes them."""
-        return scan_claims(self._claims_file) if self._claims_file in self.files else []
+        own = self.files
+        return [check for file in self._claim_files if file in own for check in scan_claims(file)]
 
     @property
     def measured(self) -> tuple[Measured, ...]:

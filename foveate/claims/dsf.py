@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..analysis.dsf import Limit, coinciding_normalizers, matrices, simulate, supported
 from ..mixers import Mixer
+from ..mixers.dsf.normalized_attention import DSFLinearAttention, NormalizedAttention
+from ..mixers.dsf.quasi_lstm import QuasiLSTM
+from ..mixers.dsf.s6 import S6, ScalarS6
 from ..mixers.mamba import Mamba
-from ..mixers.normalized_attention import DSFLinearAttention, NormalizedAttention
-from ..mixers.quasi_lstm import QuasiLSTM
-from ..mixers.s6 import S6, ScalarS6
 from ..mixers.softmax_attention import SoftmaxAttention
 from ..ops.selective_scan import selective_scan
 from ..ops.ssd import ssd, ssd_discrete

@@ -28,12 +28,12 @@ from foveate.analysis.dsf import (
 from foveate.analysis.dsf.page import LONGEST, render, write_page
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import Mixer
+from foveate.mixers.dsf.normalized_attention import DSFLinearAttention, NormalizedAttention
+from foveate.mixers.dsf.quasi_lstm import QuasiLSTM
+from foveate.mixers.dsf.s6 import S6, ScalarS6
 from foveate.mixers.lightning_attention import LightningAttention
 from foveate.mixers.mamba import Mamba
 from foveate.mixers.mamba2 import Mamba2
-from foveate.mixers.normalized_attention import DSFLinearAttention, NormalizedAttention
-from foveate.mixers.quasi_lstm import QuasiLSTM
-from foveate.mixers.s6 import S6, ScalarS6
 from foveate.mixers.sigmoid_attention import SigmoidAttention
 from foveate.mixers.softmax_attention import SoftmaxAttention
 from foveate.pages.heatmaps import matrix_map

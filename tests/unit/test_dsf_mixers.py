@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidValue
 from foveate.mixers import Mixer, TokenLayout
-from foveate.mixers.normalized_attention import DSFLinearAttention, NormalizedAttention
-from foveate.mixers.quasi_lstm import RGLRU, QuasiLSTM
-from foveate.mixers.s6 import S6, ScalarS6
+from foveate.mixers.dsf.normalized_attention import DSFLinearAttention, NormalizedAttention
+from foveate.mixers.dsf.quasi_lstm import RGLRU, QuasiLSTM
+from foveate.mixers.dsf.s6 import S6, ScalarS6
 from foveate.mixers.softmax_attention import SoftmaxAttention
 
 M = TypeVar("M", bound=Mixer)

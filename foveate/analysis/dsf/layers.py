@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ...errors import InvalidType, InvalidValue
 from ...mixers.aaren import Aaren
 from ...mixers.base import Mixer
+from ...mixers.dsf.normalized_attention import DSFLinearAttention, NormalizedAttention, log_normalizer
+from ...mixers.dsf.quasi_lstm import RGLRU, GatedRecurrence, QuasiLSTM
+from ...mixers.dsf.s6 import S6, ScalarS6
 from ...mixers.linear_attention import LinearAttention
 from ...mixers.mamba import Mamba
 from ...mixers.mamba2 import Mamba2
-from ...mixers.normalized_attention import DSFLinearAttention, NormalizedAttention, log_normalizer
-from ...mixers.quasi_lstm import RGLRU, GatedRecurrence, QuasiLSTM
-from ...mixers.s6 import S6, ScalarS6
 from ...mixers.softmax_attention import SoftmaxAttention
 from ...ops.causal_conv1d import causal_conv1d
 from ...ops.positions import alibi_bias, slope_values

@@ -10,10 +10,10 @@ from cases import Answer, Case
 from torch import Tensor
 
 from foveate.mixers import Mixer
+from foveate.mixers.dsf.normalized_attention import DSFLinearAttention, NormalizedAttention
+from foveate.mixers.dsf.quasi_lstm import QuasiLSTM
+from foveate.mixers.dsf.s6 import S6, ScalarS6
 from foveate.mixers.mamba import Mamba
-from foveate.mixers.normalized_attention import DSFLinearAttention, NormalizedAttention
-from foveate.mixers.quasi_lstm import QuasiLSTM
-from foveate.mixers.s6 import S6, ScalarS6
 from foveate.mixers.softmax_attention import SoftmaxAttention
 from foveate.models.official import load_official
 

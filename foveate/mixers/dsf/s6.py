@@ -18,19 +18,19 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.handwritten import sum_dtype
-from ..ops.linear import linear
-from ..ops.selective_scan import selective_scan, selective_state_update
-from ..ops.selective_scan_blocks import block_length
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer
-from .layout import TokenLayout
-from .parts import Linear
-from .ssm import Packing, check_positive, step_size_bias
-from .state import State, state
+from ...errors import invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.handwritten import sum_dtype
+from ...ops.linear import linear
+from ...ops.selective_scan import selective_scan, selective_state_update
+from ...ops.selective_scan_blocks import block_length
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing, check_positive, step_size_bias
+from ..state import State, state
 
 Step = Literal["channel", "token"]
 STEPS = get_args(Step)

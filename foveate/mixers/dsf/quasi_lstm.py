@@ -26,18 +26,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
-from ..ops.gated_recurrence import gated_recurrence
-from ..ops.handwritten import sum_dtype
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
-from .layout import TokenLayout
-from .parts import Linear
-from .ssm import Packing, check_positive
-from .state import State, state
+from ...errors import invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from ...ops.gated_recurrence import gated_recurrence
+from ...ops.handwritten import sum_dtype
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing, check_positive
+from ..state import State, state
 
 
 @state

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import invalid
-from ..measure.cost import Cost, linear_flops
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import check_key_width
-from .linear_attention import LinearAttention
-from .parts import Linear
+from ...errors import invalid
+from ...measure.cost import Cost, linear_flops
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import check_key_width
+from ..linear_attention import LinearAttention
+from ..parts import Linear
 
 Normalizer = Literal["exp", "softplus", "sigmoid"]
 NORMALIZERS = get_args(Normalizer)
