@@ -34,7 +34,7 @@ def over_length(leaderboard: Mapping[str, Any]) -> str:
         title="Test accuracy over length",
         description=f"One line per system, at the lengths {figures.english_list([str(n) for n in lengths])}.",
         x_label="length of the samples, log scale",
-        y_label="test ACCURACY",
+        y_label="test accuracy",
         log=False,
         x_ticks=[(float(n), f"{n:,}") for n in lengths],
     )

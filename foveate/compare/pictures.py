@@ -89,7 +89,7 @@ def quality_against(leaderboard: Mapping[str, Any], cost: str) -> str:
         description=f"{len(points)} systems; {better} and further left is better. On the Pareto front: "
         f"{figures.english_list([p.name for p in points if p.front])}.",
         x_label=unit[cost],
-        y_label=f"{figures.SPLITS[split]} {primary.upper()} ({better} is better)",
+        y_label=f"{figures.SPLITS[split]} {figures.metric_name(primary)} ({better} is better)",
         higher_is_better=higher,
     )
 
@@ -134,7 +134,7 @@ def learning_curves(leaderboard: Mapping[str, Any], what: str) -> str:
         title=f"Validation {primary} over training steps" if what == "val" else "Training loss over steps",
         description="One line per seed; the best seed of each system is drawn in full.",
         x_label="training steps",
-        y_label=f"validation {primary.upper()}" if what == "val" else "training loss",
+        y_label=f"validation {figures.metric_name(primary)}" if what == "val" else "training loss",
         log=bool(values) and min(values) > 0 and max(values) / min(values) > 2.5,
     )
 

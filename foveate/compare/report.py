@@ -70,11 +70,19 @@ def _tiles(leaderboard: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     score = winner[split][primary]
     decimals = figures.decimals_for([score["mean"]])
     spread = f"±{figures.fixed(score['std'], decimals)} over seeds" if score["std"] is not None else "one seed"
-    tiles = [(f"{figures.SPLITS[split]} {primary.upper()}", figures.fixed(score["mean"], decimals), spread)]
+    tiles = [
+        (f"{figures.SPLITS[split]} {figures.metric_name(primary)}", figures.fixed(score["mean"], decimals), spread)
+    ]
     baseline = next((row for row in rows if row["baseline"] and row["status"] == "done"), None)
     if baseline is not None and baseline is not winner and baseline[split][primary]["mean"]:
         change = 100 * (score["mean"] / baseline[split][primary]["mean"] - 1)
-        tiles.append((f"against {baseline['system']}", f"{change:+.0f} %".replace("-", "−"), f"in {primary.upper()}"))
+        tiles.append(
+            (
+                f"against {baseline['system']}",
+                f"{change:+.0f} %".replace("-", "−"),
+                f"in {figures.metric_name(primary)}",
+            )
+        )
     if winner["latency_ms"]:
         latency = winner["latency_ms"]
         small = f"{figures.milliseconds(latency['low'])} to {figures.milliseconds(latency['high'])} ms, one thread"
@@ -103,9 +111,9 @@ def _columns(leaderboard: Mapping[str, Any]) -> list[dict[str, str]]:
             "#", f"rank on {figures.SPLITS[split]} data; = marks systems that the paired test cannot tell from the best"
         ),
         {"label": "System", "over": "", "hint": "", "kind": "text"},
-        number(f"{primary.upper()} {arrow}", "mean over seeds, ± standard deviation over seeds", over),
-        *(number(m.upper(), "mean over seeds", over) for m in others),
-        *([number(chooses.upper(), chose, "Val.")] if split == "test" else []),
+        number(f"{figures.metric_name(primary)} {arrow}", "mean over seeds, ± standard deviation over seeds", over),
+        *(number(figures.metric_name(m), "mean over seeds", over) for m in others),
+        *([number(figures.metric_name(chooses), chose, "Val.")] if split == "test" else []),
         number("p", "paired test against the best row, corrected for the number of comparisons", "To best"),
         number("ms", "median time of one sample on one thread, measured interleaved after training", "Latency"),
         number("MB", "peak resident memory in training above the idle process", "Memory"),

@@ -103,12 +103,16 @@ def _columns(leaderboard: Mapping[str, Any], rows: Sequence[Any], chosen: str | 
         _Column("", [marks(row, chosen) for row in rows], 0, "left"),
         _Column("system", [figures.plain(row["system"], longest) for row in rows], 0, "left"),
         # Without a spread (run once) a mean still stands below the others: padded by hand, so aligned left.
-        _Column(f"{ranked}\n{primary.upper()} {better}", quality_cells(rows, split, primary), 0, "left"),
+        _Column(f"{ranked}\n{figures.metric_name(primary)} {better}", quality_cells(rows, split, primary), 0, "left"),
         *(
-            _Column(f"{ranked}\n{m.upper()}", _means(rows, split, m), 3 if i == 0 else 9)
+            _Column(f"{ranked}\n{figures.metric_name(m)}", _means(rows, split, m), 3 if i == 0 else 9)
             for i, m in enumerate(others)
         ),
-        *([_Column(f"validation\n{chooses.upper()}", _means(rows, "val", chooses), 5)] if split == "test" else []),
+        *(
+            [_Column(f"validation\n{figures.metric_name(chooses)}", _means(rows, "val", chooses), 5)]
+            if split == "test"
+            else []
+        ),
         _Column("p against\nbest", p_values, 7),
         _Column("latency\nms", [t if row["status"] == "done" else "" for t, row in zip(latency, rows, strict=True)], 1),
         _Column("memory\nMB", each(lambda v: figures.fixed(v, 0), "peak_memory_mb"), 4),

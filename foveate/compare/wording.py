@@ -38,7 +38,7 @@ def verdict(leaderboard: Mapping[str, Any]) -> Verdict:
         sentences = _test_sentences(winner, leader, done, primary)
     else:
         score = figures.significant(winner[split][primary]["mean"])
-        sentences = [f"Its validation {primary.upper()} is {score}; test data could not be scored."]
+        sentences = [f"Its validation {figures.metric_name(primary)} is {score}; test data could not be scored."]
     faster = _cheaper(winner, done)
     if faster is not None:
         ratio = winner["latency_ms"]["median"] / faster["latency_ms"]["median"]
@@ -52,7 +52,7 @@ def verdict(leaderboard: Mapping[str, Any]) -> Verdict:
 def _test_sentences(
     winner: Mapping[str, Any], leader: Mapping[str, Any], done: Sequence[Mapping[str, Any]], primary: str
 ) -> list[str]:
-    score = f"{primary.upper()} {figures.significant(winner['test'][primary]['mean'])}"
+    score = f"{figures.metric_name(primary)} {figures.significant(winner['test'][primary]['mean'])}"
     if len(done) == 1:
         return [f"Its score on test data is {score}."]
     tied = [row["system"] for row in done if row["tied"] and row is not winner]

@@ -126,6 +126,11 @@ def plain(text: Any, longest: int = 0) -> str:
     return shown
 
 
+def metric_name(metric: str) -> str:
+    """A metric as a heading: short ones are abbreviations, longer ones words."""
+    return metric.upper() if metric.isalnum() and len(metric) <= 5 else metric.replace("_", " ")
+
+
 def english_list(items: Sequence[str], most: int = 0) -> str:
     """ "a", "a and b", "a, b and c"; with ``most``, "a, b and 4 others"."""
     shown = list(items)

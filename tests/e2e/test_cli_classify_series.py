@@ -60,7 +60,7 @@ def test_a_comparison_ranks_by_accuracy(compared):
     assert rows[board["best"]["system"]]["val"] == best["val"]
     assert board["data"]["test_source"] == "W_TEST.ts"
     assert (folder / "run" / "report.html").stat().st_size > 10_000
-    assert "ACCURACY" in result.stdout
+    assert "accuracy" in result.stdout
 
 
 def test_the_winner_classifies_new_samples(compared):

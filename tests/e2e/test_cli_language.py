@@ -59,7 +59,7 @@ def test_a_comparison_ranks_by_bits_per_byte(compared):
     assert board["data"]["empty_documents"] == 1
     assert board["data"]["divided_by"] == "document"
     assert (folder / "run" / "report.html").stat().st_size > 10_000
-    assert "BITS_PER_BYTE" in result.stdout
+    assert "bits per byte" in result.stdout
 
 
 def test_the_winner_scores_new_text(compared):

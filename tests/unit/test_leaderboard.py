@@ -109,7 +109,7 @@ def test_higher_is_better():
     assert [row["rank"] for row in board["rows"]] == [row["rank"] for row in lower["rows"]]
     assert [row["pareto"] for row in board["rows"]] == [row["pareto"] for row in lower["rows"]]
     assert board["best"]["system"] == "timesnet"
-    assert "ACCURACY ↑" in printed(table(board))
+    assert "accuracy ↑" in printed(table(board))
 
 
 def test_a_score_that_is_not_finite_is_a_failure():
