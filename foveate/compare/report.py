@@ -141,7 +141,7 @@ def _table_rows(leaderboard: Mapping[str, Any]) -> list[dict[str, Any]]:
         latency = (row["latency_ms"] or {}).get("median")
         picture = strip(score["mean"], score["std"], min(means), max(means), colour[row["system"]]) if ran else ""
         cells = [
-            *(_cell(texts[i].partition(" ")[0] if ran else "", row[split][m]["mean"]) for split, m, texts in columns),
+            *(_cell(texts[i].split()[0] if ran else "", row[split][m]["mean"]) for split, m, texts in columns),
             _cell(_p_value(row), row["p_value"]),
             _cell(figures.milliseconds(latency), latency),
             _cell(figures.fixed(row["peak_memory_mb"], 0), row["peak_memory_mb"]),

@@ -285,3 +285,11 @@ def test_what_is_shipped_and_what_was_tracked_is_said():
     assert told == (
         "best/ holds the weights that were scored. They were not trained again on all data: diverged: it did."
     )
+
+
+def test_a_number_shorter_than_others_of_its_column_is_shown(board: dict[str, Any]):
+    board = copy.deepcopy(board)
+    metric, done = board["metrics"][1], [row for row in board["rows"] if row["status"] == "done"]
+    for row, mean in zip(done, (4.919, *[25.593] * len(done)), strict=False):
+        row["test"][metric] = {"mean": mean, "std": None}
+    assert ">4.919</td>" in report.render(board)
