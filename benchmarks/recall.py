@@ -200,11 +200,12 @@ def section(boards: dict[str, dict[str, Any]], absent: dict[str, list[str]]) -> 
         if absent[name]:
             lines += [f"Not in this version of foveate: {', '.join(absent[name])}.", ""]
     first = next(iter(boards.values()))
+    steps = ", ".join(f"{name} {board['settings']['steps']:,}" for name, board in boards.items())
     lines += [
         f"Test scores, mean ± deviation over {SEEDS} seeds; systems with the same # cannot be told apart by the paired "
         f"test. Decoders of {', '.join(f'{k} {v:g}' for k, v in SIZES.items())}; learning rates "
         f"{', '.join(f'{rate:g}' for rate in RATES)}, chosen on validation; batches of 32. Steps: "
-        f"{', '.join(f'{name} {board["settings"]["steps"]:,}' for name, board in boards.items())}. Made with torch "
+        f"{steps}. Made with torch "
         f"{first['versions']['torch']} on {first['machine']['cpu']}, one thread a trial, by:",
         "",
         "    python benchmarks/recall.py --write",

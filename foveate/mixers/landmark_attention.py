@@ -141,7 +141,8 @@ class LandmarkAttention(Mixer):
         self.max_blocks, self.chunk = max_blocks, chunk
         self.storage = storage
         self.rotary, self.rope_base, self.position_jump = rotary, rope_base, position_jump
-        self.group_dropout, self.dropout, self.softmax = group_dropout, dropout, softmax
+        self.group_dropout, self.dropout = group_dropout, dropout
+        self.softmax: Softmax = softmax
         self.stream = LandmarkStream(
             width=self.width,
             top_k=top_k,

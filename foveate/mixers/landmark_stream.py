@@ -188,7 +188,7 @@ class LandmarkStream:
             keys = self._turn(keys.flatten(1, 2), places).view_as(keys)
             seen = None if real is None else seen_slots(real[:, :full], self.width).unflatten(1, (-1, self.width))
             blocks = blocks.append(keys, values, gates, seen)
-        rest = KVCache.empty(*k.shape[:2], k.shape[3], k.device, k.dtype)
+        rest = KVCache.empty(k.shape[0], k.shape[1], k.shape[3], k.device, k.dtype)
         if full < local.length:
             rest = rest.extend(k[:, :, full:], v[:, :, full:], None if real is None else real[:, full:])
         return LandmarkState(rest, blocks, None, state.read)

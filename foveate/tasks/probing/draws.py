@@ -6,7 +6,7 @@ drawn in blocks, each with a random generator of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class Drawn:
 
 
 def drawn(
-    tokens: np.ndarray, places: np.ndarray | range, answers: np.ndarray, groups: np.ndarray | None = None
+    tokens: np.ndarray, places: np.ndarray | Sequence[int], answers: np.ndarray, groups: np.ndarray | None = None
 ) -> Drawn:
     """Samples of int64; ``places`` may be one row for all, ``groups`` None for one group."""
     rows = len(tokens)

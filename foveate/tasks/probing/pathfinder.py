@@ -54,7 +54,7 @@ class Canvas:
         share = 0.5 + (grid + np.sin(2 * grid) / 2) / np.pi
         return np.interp(self.generator.random((rows, TURNS)), share, grid)
 
-    def free(self, begin: np.ndarray, end: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def free(self, begin: np.ndarray, end: np.ndarray, others: np.ndarray) -> Any:
         """Which dashes ``(rows, tried, 2)`` lie inside, the gap behind them too, and keep their distance.
 
         Args:
@@ -63,7 +63,7 @@ class Canvas:
         """
         behind = end + (2 * MARGIN / DASH) * (end - begin)
         inside = ((behind >= PADDING) & (behind <= self.edge - 1 - PADDING)).all(-1)
-        inside &= ((begin >= PADDING) & (begin <= self.edge - 1 - PADDING)).all(-1)
+        inside = inside & ((begin >= PADDING) & (begin <= self.edge - 1 - PADDING)).all(-1)
         if not others.shape[1]:
             return inside
         points = begin[:, :, None] + _ALONG[:, None] * (end - begin)[:, :, None]
