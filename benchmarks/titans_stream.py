@@ -28,6 +28,7 @@ MEMORIES = {
     "titans_lmm, 1 matrix": lambda: TitansLMM(WIDTH, num_heads=1, chunk=64, depth=1),
     "titans_lmm, 2 matrices": lambda: TitansLMM(WIDTH, num_heads=1, chunk=64),
     "titans_lmm, 4 matrices": lambda: TitansLMM(WIDTH, num_heads=1, chunk=64, depth=4),
+    "titans_lmm, 4 matrices, norm": lambda: TitansLMM(WIDTH, num_heads=1, chunk=64, depth=4, norm=True),
     "titans_pytorch_memory": lambda: NeuralMemory(WIDTH, num_heads=1, chunk=64, rebase=64, max_lr=0.01),
 }
 
@@ -46,7 +47,7 @@ def stream(name: str, tokens: int) -> str:
         y, state = mixer.prefill(x, state)
         seconds += time.perf_counter() - before
         expected, wide = exact.prefill(x.double(), wide)
-        deviations.append(float((y - expected).abs().max() / expected.abs().max()))
+        deviations.append(float((y - expected).abs().max() / expected.abs().max().clamp(min=1e-30)))
         sizes.add(state.nbytes)
         resident.append(psutil.Process().memory_info().rss)
     if sizes != {start}:
