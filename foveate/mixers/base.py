@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ..errors import InvalidType, InvalidValue, invalid
 from ..measure.cost import Cost
@@ -189,7 +190,7 @@ class Mixer(nn.Module):
         self.check_input(x, mask)
         if x.ndim != 3:
             raise InvalidValue(f"{type(self).__name__}: a stream is (batch, length, dim), not {tuple(x.shape)}.")
-        self._check_state(state, len(x))
+        self._check_state(state, x.shape[0])
 
     def check_step(self, x_t: Tensor, state: Any) -> None:
         """Refuse what :meth:`step` cannot read; call it first there.
@@ -199,20 +200,33 @@ class Mixer(nn.Module):
             InvalidType: a state of another mechanism.
         """
         check_token(type(self).__name__, x_t, self.dim)
-        self._check_state(state, len(x_t))
+        self._check_state(state, x_t.shape[0])
 
     def _check_state(self, given: Any, batch: int) -> None:
         """Hold a state against a fresh one of this mixer: its type, and sizes of tensors but for axes that grow."""
         if torch.compiler.is_compiling():
             return
         if self._fresh_state is None:
-            self._fresh_state = self.init_state(1, device="meta")
+            self._fresh_state = self._sizes_of_a_state()
+        if self._fresh_state == ():
+            return
         if type(given) is not type(self._fresh_state):
             made = type(self._fresh_state).__name__
             raise InvalidType(f"{type(self).__name__}: its state is a {made}, not a {type(given).__name__}.")
         wrong = misfit(given, self._fresh_state, batch) if isinstance(given, State) else ""
         if wrong:
             raise InvalidValue(f"{type(self).__name__}: {wrong}.")
+
+    def _sizes_of_a_state(self) -> Any:
+        """A fresh state of one sample, without memory."""
+        self._fresh_state = ()  # nothing is looked at meanwhile: a mixer may read tokens of its own to begin with
+        try:
+            with torch.no_grad():
+                fresh = self.init_state(1)
+        except BaseException:
+            self._fresh_state = None
+            raise
+        return _pytree.tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, fresh)
 
 
 class Fuser(nn.Module):

@@ -31,6 +31,8 @@ from ..parts import Linear
 
 Normalizer = Literal["exp", "softplus", "sigmoid"]
 NORMALIZERS = get_args(Normalizer)
+#: Largest size of a normaliser's logarithm.
+FARTHEST = 30.0
 
 #: The official code, IntelligentControlSystems/dsf-mqar, by the release's parameter names.
 _PROJECTIONS = {
@@ -222,7 +224,10 @@ class NormalizedAttention(SplitAttention):
 
 
 def log_normalizer(logits: Tensor, normalizer: Normalizer) -> Tensor:
-    """``log eta`` of what a token says, in the shape of ``logits``; the logarithm does not overflow."""
+    """``log eta`` of what a token says, in the shape of ``logits``, kept within :data:`FARTHEST` so that neither eta nor
+    what is divided by it overflows."""
     if normalizer == "exp":
-        return logits
-    return F.logsigmoid(logits) if normalizer == "sigmoid" else F.softplus(logits).log()
+        log = logits
+    else:
+        log = F.logsigmoid(logits) if normalizer == "sigmoid" else F.softplus(logits).log()
+    return log.clamp(-FARTHEST, FARTHEST)

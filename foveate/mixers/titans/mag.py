@@ -25,7 +25,7 @@ from ..layout import TokenLayout
 from ..state import State, state
 from ..window_attention import Position, WindowAttention, WindowState
 from .lmm import MemoryState
-from .parts import Activation, Gate, Preceded, build_memory, check_kind, persistent_tokens
+from .parts import Activation, Gate, Preceded, build_memory, persistent_tokens
 
 
 @state
@@ -158,9 +158,6 @@ class TitansMAG(Mixer):
         y, window = self.attention.step(x_t, state.window)
         m, memory = self.memory.step(x_t, state.memory)
         return self.gate(y, m), GateState(window, memory)
-
-    def _check_state(self, given: Any, batch: int) -> None:
-        check_kind(self, given, GateState)  # memory and attention look at theirs
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Attention, memory and gate; the memory reads the persistent tokens too."""

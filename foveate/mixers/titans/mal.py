@@ -24,7 +24,7 @@ from ..layout import TokenLayout
 from ..state import State, state
 from ..window_attention import Position, WindowAttention, WindowState
 from .lmm import MemoryState
-from .parts import Preceded, build_memory, check_kind, persistent_tokens
+from .parts import Preceded, build_memory, persistent_tokens
 
 
 @state
@@ -144,8 +144,9 @@ class TitansMAL(Mixer):
         o, window = self.attention.step(y, state.window)
         return o, LayerState(memory, window)
 
-    def _check_state(self, given: Any, batch: int) -> None:
-        check_kind(self, given, LayerState)  # memory and attention look at theirs
+    def _sizes_of_a_state(self) -> LayerState:
+        """Before the persistent tokens: the window's keys have not begun to grow."""
+        return LayerState(self.memory._sizes_of_a_state(), self.attention._sizes_of_a_state())
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Memory and attention, over the persistent tokens too."""

@@ -13,7 +13,6 @@ from ...errors import InvalidType, invalid
 from ...ops.documents import document_numbers
 from ...registry import check_options
 from ..ssm import Packing
-from ..state import State
 from .lmm import TitansLMM
 
 Activation = Literal["silu", "sigmoid"]
@@ -132,9 +131,3 @@ class Preceded:
             return y[:, self._number :]
         y = y.gather(1, self._places.unsqueeze(-1).expand(-1, -1, y.shape[2]))
         return self._packing.unpack(y)
-
-
-def check_kind(mixer: nn.Module, given: Any, kind: type[State]) -> None:
-    """Refuse a state of another mechanism."""
-    if not isinstance(given, kind):
-        raise InvalidType(f"{type(mixer).__name__}: its state is a {kind.__name__}, not a {type(given).__name__}.")
