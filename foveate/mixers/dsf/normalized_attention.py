@@ -31,8 +31,8 @@ from ..parts import Linear
 
 Normalizer = Literal["exp", "softplus", "sigmoid"]
 NORMALIZERS = get_args(Normalizer)
-#: Largest size of a normaliser's logarithm.
-FARTHEST = 30.0
+#: Largest size of a normaliser's logarithm: what is divided by it stays far from where its square overflows.
+FARTHEST = 20.0
 
 #: The official code, IntelligentControlSystems/dsf-mqar, by the release's parameter names.
 _PROJECTIONS = {
@@ -224,8 +224,7 @@ class NormalizedAttention(SplitAttention):
 
 
 def log_normalizer(logits: Tensor, normalizer: Normalizer) -> Tensor:
-    """``log eta`` of what a token says, in the shape of ``logits``, kept within :data:`FARTHEST` so that neither eta nor
-    what is divided by it overflows."""
+    """``log eta`` of what a token says, in the shape of ``logits``, between plus and minus :data:`FARTHEST`."""
     if normalizer == "exp":
         log = logits
     else:
