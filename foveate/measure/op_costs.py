@@ -8,8 +8,10 @@ sizes are plain whole numbers; everything is in float32.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import starmap
 
 from ..errors import InvalidType, unknown_name
@@ -256,6 +258,61 @@ def chunked_attention(*, length: int, d: int, e: int, chunk: int, batch: int = 1
     whole, rest = divmod(length, chunk)
     pairs = batch * (whole * visible_pairs(chunk, chunk, causal) + visible_pairs(rest, rest, causal))
     return _attention(pairs, batch * length, batch * length, d, e, 0)
+
+
+@formula("window_attention")
+def window_attention(
+    *, length: int, window: int, d: int, e: int, heads: int = 1, batch: int = 1, sinks: int = 0, key_length: int = 0
+) -> Cost:
+    """Each query sees its window, as far as it reaches into the keys, and the sinks; key_length 0: as the queries."""
+    keys = key_length or length
+    full = max(0, min(length, keys - window + 1))  # queries whose window is whole
+    first = keys - length + 1  # keys that the first query could see
+    pairs = full * window + sum(range(first, first + length - full)) + length * sinks
+    return _attention(batch * heads * pairs, batch * heads * length, batch * heads * keys, d, e, batch * heads * length)
+
+
+@formula("landmark_attention")
+def landmark_attention(*, length: int, block_size: int, d: int, e: int, heads: int = 1, batch: int = 1) -> Cost:
+    """Causal attention to tokens, and to the landmarks of closed blocks, whose values are not read.
+
+    A landmark stands behind every ``block_size`` tokens and counts in ``length``.
+    """
+    pairs = visible_pairs(length, length, True)
+    landmarks, width = length // (block_size + 1), block_size + 1
+    # Landmark number i stands at (i + 1) width - 1 and is seen from there on, by nobody of its own block.
+    seen = sum(length - (i + 1) * width for i in range(landmarks))
+    own = landmarks  # a landmark as a query does not see itself
+    rows = batch * heads * length
+    cost = _attention(batch * heads * (pairs - own), rows, rows, d, e, 2 * rows)
+    return replace(cost, flops=cost.flops - 2 * batch * heads * seen * e)
+
+
+@formula("landmark_grouped_softmax")
+def landmark_grouped_softmax(*, length: int, key_length: int, heads: int = 1, batch: int = 1) -> Cost:
+    """An exponential for each score, the largest and the sum of each group, and a landmark's share."""
+    scores = batch * heads * length * key_length
+    return Cost(elementwise=5 * scores, exps=scores, activation_bytes=4 * scores, moved_bytes=8 * scores)
+
+
+@formula("neural_memory")
+def neural_memory(
+    *, length: int, dim: int, hidden: int, depth: int, heads: int = 1, batch: int = 1, momentum: bool = True
+) -> Cost:
+    """Per token: the memory forward for its key, backward but for the input, an outer product for each matrix, and
+    forward for its query; momentum, forgetting and the step are elementwise in all weights."""
+    widths = [dim, *[hidden] * (depth - 1), dim]
+    sizes = [a * b for a, b in itertools.pairwise(widths)]
+    weights, tokens = sum(sizes), batch * heads * length
+    moved = tokens * (4 * dim + 3)
+    return Cost(
+        flops=2 * tokens * (3 * weights + weights - sizes[0]),
+        elementwise=tokens * weights * (4 if momentum else 2),
+        exps=2 * tokens * hidden * (depth - 1),
+        activation_bytes=4 * moved,
+        state_bytes=4 * batch * heads * weights * (3 if momentum else 2),
+        moved_bytes=4 * moved,
+    )
 
 
 @formula("gated_rms_norm")

@@ -126,9 +126,13 @@ def plain(text: Any, longest: int = 0) -> str:
     return shown
 
 
+#: Parts of metrics' names that are words; other parts of up to five letters are abbreviations.
+WORDS = {"at", "bits", "byte", "exact", "found", "macro", "nats", "per", "token", "width"}
+
+
 def metric_name(metric: str) -> str:
-    """A metric as a heading: short ones are abbreviations, longer ones words."""
-    return metric.upper() if metric.isalnum() and len(metric) <= 5 else metric.replace("_", " ")
+    """A metric as a heading: abbreviations in capitals, words as they are."""
+    return " ".join(p if p in WORDS or len(p) > 5 else p.upper() for p in metric.split("_"))
 
 
 def english_list(items: Sequence[str], most: int = 0) -> str:

@@ -65,7 +65,7 @@ def test_a_comparison_ranks_by_what_was_found(compared):
     assert board["best"]["system"] == best["system"]
     assert board["data"]["test_source"] == "pump_TEST.csv"
     assert board["data"]["anomalies"] == 3
-    assert "AUC_PR" in result.stdout
+    assert "AUC PR" in result.stdout
     assert (folder / "run" / "report.html").stat().st_size > 10_000
 
 

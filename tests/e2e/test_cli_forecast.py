@@ -56,7 +56,7 @@ def compared(tmp_path_factory) -> Path:
     quantiles = ("--quantiles", "0.1,0.9", "--out", "run")
     result = foveate_command(*COMPARE, "shops.csv", *DATA, *RULES, *SYSTEMS, *quantiles, cwd=folder)
     assert result.returncode == 0, result.stderr
-    assert "PINBALL" in result.stdout
+    assert "pinball" in result.stdout
     assert "validation pinball" in result.stderr
     return folder
 

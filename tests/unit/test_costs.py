@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,33 @@ def test_chunked_attention_formula_is_that_counted():
     assert op_cost("chunked_attention", batch=2, length=20, d=4, e=6, chunk=5).flops == counted > 0
     half = op_cost("chunked_attention", batch=2, length=20, d=4, e=6, chunk=5, causal=True).flops
     assert half == counted * 15 // 25
+
+
+@pytest.mark.parametrize(("length", "key_length", "window", "sinks"), [(9, 9, 4, 0), (5, 12, 4, 2), (3, 3, 7, 1)])
+def test_window_attention_formula_counts_visible_pairs(length, key_length, window, sinks):
+    age = np.arange(key_length - length, key_length)[:, None] - np.arange(key_length)
+    pairs = int(((age >= 0) & (age < window)).sum()) + length * sinks
+    sizes = {"length": length, "key_length": key_length, "window": window, "sinks": sinks, "heads": 3, "batch": 2}
+    cost = op_cost("window_attention", d=4, e=6, **sizes)
+    assert (cost.exps, cost.flops) == (6 * pairs, 2 * 6 * pairs * 10)
+
+
+@pytest.mark.parametrize("length", [3, 5, 17])
+def test_landmark_attention_formula_counts_what_is_seen(length):
+    landmark = np.arange(length) % 5 == 4
+    query, key = np.arange(length)[:, None], np.arange(length)
+    seen = (key <= query) & ~(landmark & (query // 5 == key // 5))
+    cost = op_cost("landmark_attention", length=length, block_size=4, d=4, e=6)
+    assert cost.exps == seen.sum()
+    assert cost.flops == 2 * (4 * seen.sum() + 6 * seen[:, ~landmark].sum())
+    assert op_cost("landmark_grouped_softmax", length=3, key_length=5, heads=2).exps == 30
+
+
+def test_neural_memory_formula_counts_the_memory_of_each_token():
+    cost = op_cost("neural_memory", length=7, dim=3, hidden=5, depth=2, heads=2)
+    forward = 2 * (3 * 5 + 5 * 3)
+    assert cost.flops == 14 * (3 * forward + 2 * 5 * 3)  # keys, queries, outer products; back through the second matrix
+    assert op_cost("neural_memory", length=1, dim=3, hidden=5, depth=1).state_bytes == 4 * 9 * 3
 
 
 def test_scan_formula_counts_an_exponential_for_each_state():

@@ -87,3 +87,14 @@ def test_lists_in_english():
     assert figures.english_list(["a", "b"]) == "a and b"
     assert figures.english_list(["a", "b", "c"]) == "a, b and c"
     assert figures.english_list(["a", "b", "c", "d"], most=3) == "a, b and 2 others"
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        *[("mse", "MSE"), ("smape", "SMAPE"), ("auc_pr", "AUC PR"), ("macro_f1", "macro F1"), ("pinball", "pinball")],
+        *[("bits_per_byte", "bits per byte"), ("accuracy_at_512", "accuracy at 512"), ("exact", "exact")],
+    ],
+)
+def test_metrics_are_headings(metric, shown):
+    assert figures.metric_name(metric) == shown

@@ -511,13 +511,13 @@ def test_the_model_says_what_is_wrong(tmp_path):
     with pytest.raises(InvalidType, match="cannot be built for the task 'forecast'"):
         LandmarkGPT.for_task(SimpleNamespace(task="forecast"))
     with pytest.raises(UnknownName, match="PG19"):
-        LandmarkGPT.published("PG18")
+        LandmarkGPT.of_size("PG18")
     with pytest.raises(InvalidValue, match="a folder that exists"):
         model_of(storage="memory-mapped").init_state(1, folder=tmp_path / "none")
 
 
 def test_published_size_and_start():
-    model = LandmarkGPT.published("PG19", depth=1, dim=64)
+    model = LandmarkGPT.of_size("PG19", depth=1, dim=64)
     assert (model.vocabulary, model.landmark_id, model.block_size) == (50_304, 50_260, 50)
     assert float(model.embed.weight.std()) == pytest.approx(0.02, rel=0.05)
     last = model.get_parameter("blocks.0.mixer.out_proj.weight")

@@ -280,15 +280,15 @@ def test_options_of_the_two_releases() -> None:
 
 def test_published_sizes() -> None:
     with torch.device("meta"):
-        lm = TransNormerLLM.published("TNL-385M")
-        nano = TransNormerLLM.published("nanoTransNormer", depth=2, lrpe_layers=(1,))
+        lm = TransNormerLLM.of_size("TNL-385M")
+        nano = TransNormerLLM.of_size("nanoTransNormer", depth=2, lrpe_layers=(1,))
     blocks = sum(p.numel() for p in lm.blocks.parameters())
     assert blocks == 24 * (5 * 1024**2 + 3 * 1024 * 2816) + 1024
     assert lm.embed.weight.numel() == lm.lm_head.weight.numel() == 65_536_000
     assert nano.lm_head is None
     assert nano.blocks[1].token_mixer.lrpe is not None
     with pytest.raises(UnknownName, match="unknown published size 'TNL-7': did you mean 'TNL-7B'"):
-        TransNormerLLM.published("TNL-7")
+        TransNormerLLM.of_size("TNL-7")
 
 
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:

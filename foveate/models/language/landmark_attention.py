@@ -246,7 +246,7 @@ class LandmarkGPT(Model):
         return cls(**{"vocabulary": info.vocabulary, **options})
 
     @classmethod
-    def published(cls, name: str, **options: Any) -> LandmarkGPT:
+    def of_size(cls, name: str, **options: Any) -> LandmarkGPT:
         """A published size, a key of :data:`PUBLISHED`, with random weights; options replace its own."""
         if name not in PUBLISHED:
             raise unknown_name("published size", name, PUBLISHED)

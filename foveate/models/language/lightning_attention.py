@@ -169,7 +169,7 @@ class TransNormerLLM(Model):
         return cls(**{"vocabulary": info.vocabulary, **options})
 
     @classmethod
-    def published(cls, name: str, **options: Any) -> TransNormerLLM:
+    def of_size(cls, name: str, **options: Any) -> TransNormerLLM:
         """A published size, a key of :data:`PUBLISHED`, with random weights; options replace its own."""
         if name not in PUBLISHED:
             raise unknown_name("published size", name, PUBLISHED)
