@@ -15,6 +15,10 @@ STATUSES = ("planned", "working", "verified")
 _HERE = Path(__file__).parent
 
 
+#: A file of claims is read once.
+_scanned = functools.cache(scan_claims)
+
+
 @functools.cache
 def _results() -> dict[str, SystemResults]:
     return read_results()
@@ -43,9 +47,7 @@ class System(Record):
     @property
     def _claim_files(self) -> list[Path]:
         """``claims/<slug>.py``, and where that would be too long, ``claims/_<slug>_<part>.py`` that it imports."""
-        folder = _HERE / "claims"
-        parts = [f for f in sorted(folder.glob(f"_{self.slug}_*.py")) if self.slug in {c.slug for c in scan_claims(f)}]
-        return [folder / f"{self.slug}.py", *parts]
+        return [_HERE / "claims" / f"{self.slug}.py", *_claim_parts().get(self.slug, ())]
 
     @property
     def planned(self) -> bool:
@@ -56,7 +58,7 @@ class System(Record):
     def checks(self) -> list[Check]:
         """The checks of its claims, as their file describes them."""
         own = self.files
-        return [check for file in self._claim_files if file in own for check in scan_claims(file)]
+        return [check for file in self._claim_files if file in own for check in _scanned(file)]
 
     @property
     def measured(self) -> tuple[Measured, ...]:
@@ -90,3 +92,13 @@ class System(Record):
             return "working"
         needed = {c.name for c in self.checks if c.kind in ("exact", "scaling")}
         return "verified" if needed and needed <= held else "working"
+
+
+@functools.cache
+def _claim_parts() -> dict[str, list[Path]]:
+    """Files of claims beside ``claims/<slug>.py``, by slug."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted((_HERE / "claims").glob("_[a-z]*.py")):
+        for slug in {check.slug for check in _scanned(file)}:
+            found.setdefault(slug, []).append(file)
+    return found

@@ -15,7 +15,7 @@ from foveate.claims import KINDS, Claim, Measurement, claim, claims_of
 from foveate.sources import Check, scan_claims
 
 ALL = claims_of()
-FILES = sorted(Path(foveate.claims.__file__).parent.glob("[!_]*.py"))
+FILES = sorted(Path(foveate.claims.__file__).parent.glob("*.py"))
 
 
 def _marks(entry: Claim) -> list[pytest.MarkDecorator]:
