@@ -109,8 +109,8 @@ MARK = DIGITS + NOISE
 @claim(
     "titans",
     kind="learned",
-    says="In a haystack four times as long as in training, MAC finds the needle more often than a sliding window, which "
-    "can only guess, by at least 15 points after a small training.",
+    says="In a haystack four times as long as in training, MAC finds the needle more often than a sliding window, "
+    "which can only guess, by at least 15 points after a small training.",
 )
 def finds_the_needle() -> Measurement:
     """Segments and window of 16 tokens; trained on 64 tokens in 1,200 steps, asked on 256; 3 seeds. Seen failing (-1)
