@@ -105,6 +105,8 @@ def standalone(svg: str) -> str:
     rules = re.findall(r"^((?:\.chart|\.grid|\.line|\.dot|\.leader|\.future|\.tone-|\.heat)[^\n]*)$", css, re.MULTILINE)
     style = f"svg{{{' '.join(light)}}} @media (prefers-color-scheme: dark){{svg{{{' '.join(dark)}}}}} {' '.join(rules)}"
     style += " svg.chart{font-family:system-ui,sans-serif}"
+    # As a file of its own a drawing is cut at its edge, over which a page lets names run.
+    svg = svg.replace('viewBox="0 0 540 ', 'viewBox="0 0 575 ', 1)
     head, _, rest = svg.partition(">")
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n'
 
