@@ -15,7 +15,7 @@ from foveate.claims import KINDS, Claim, Measurement, claim, claims_of
 from foveate.sources import Check, scan_claims
 
 ALL = claims_of()
-FILES = sorted(Path(foveate.claims.__file__).parent.glob("*.py"))
+FILES = sorted(Path(foveate.claims.__file__).parent.glob("*[!_].py"))
 
 
 def _marks(entry: Claim) -> list[pytest.MarkDecorator]:
@@ -82,8 +82,12 @@ def test_what_a_description_lacks_is_named(change, missing):
 
 def test_claims_are_of_the_system_their_file_is_named_after():
     for file in FILES:
+        found = {c.slug for c in scan_claims(file)}
+        if file.name.startswith("_"):  # a part of a system's claims, or what several share
+            assert all(file.stem.startswith(f"_{slug}_") for slug in found), f"{file.name} has claims of others"
+            continue
         foveate.get_system(file.stem)  # a file of claims whose system has no record is named
-        assert {c.slug for c in scan_claims(file)} == {file.stem}, f"{file.name} has claims of others, or none"
+        assert found == {file.stem}, f"{file.name} has claims of others, or none"
 
 
 def test_names_of_checks_are_unique():
