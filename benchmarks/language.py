@@ -37,7 +37,7 @@ SYSTEMS = (
     "normalized_attention",
     "mamba",
     "mamba2",
-    "mamba_mixer",
+    "selective_token_mixer",
     "titans_lmm",
     "titans_mac",
     "aaren",

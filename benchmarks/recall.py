@@ -74,7 +74,7 @@ _EVERYBODY = (
     "lightning_attention",
     "mamba",
     "mamba2",
-    "mamba_mixer",
+    "selective_token_mixer",
     "rg_lru",
     "s4d",
     "gated_conv",
@@ -89,6 +89,8 @@ _EVERYBODY = (
     "titans_mag",
     "titans_mal",
 )
+#: Of the passkey, for time.
+_LEFT_OUT = ("sigmoid_attention", "selective_token_mixer", "rg_lru", "s4d", "lstm")
 _DSF = "Sieber et al., 2024 (dsf)"
 
 PROBES = {
@@ -116,7 +118,11 @@ PROBES = {
         {"length": 64, "digits": 1, "vocabulary": 32, "depths": 5, "test_lengths": "128,256,1024"},
         600,
         f"One digit in 64 tokens, tested up to 1,024; windows of {WINDOW} tokens.",
-        tuple(name for name in _EVERYBODY if name not in ("sigmoid_attention", "mamba_mixer", "rg_lru", "s4d", "lstm")),
+        tuple(
+            name
+            for name in _EVERYBODY
+            if name not in ("sigmoid_attention", "selective_token_mixer", "rg_lru", "s4d", "lstm")
+        ),
         (
             ("landmark_attention", "window_attention", "Mohtashami and Jaggi, 2023 (landmark_attention)", 0.0),
             ("titans_mac", "window_attention", "Behrouz et al., 2025 (titans)", 0.0),

@@ -178,6 +178,13 @@ def test_every_task_of_a_model_exists() -> None:
         assert not unknown, f"{entry.name} says it does {', '.join(sorted(unknown))}, which is no registered task"
 
 
+def test_contestants_of_a_task_by_default_can_do_it() -> None:
+    for task in entries("task"):
+        able = {*list_names("model", task=task.name), *list_names("mixer", task=task.name)}
+        unable = set(task.spec.shortlist) - able
+        assert not unable, f"{task.name}: {', '.join(sorted(unable))} of the shortlist cannot do it"
+
+
 def test_a_task_that_borrows_models_says_from_whom() -> None:
     own = {e.name for e in entries("task") if not e.spec.models_of}
     for task in entries("task"):

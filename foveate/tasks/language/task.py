@@ -71,7 +71,7 @@ class LanguageTask(PreparedTask):
             "transnormer_llm",
             "mamba",
             "mamba2",
-            "mamba_mixer",
+            "selective_token_mixer",
             "window_attention",
             "tcnca",
             "landmark_attention",
