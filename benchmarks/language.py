@@ -13,15 +13,15 @@ on.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from marked import told, write_section
 
 from foveate.compare import Settings, run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "language.md"
-BEGIN, END = "<!-- language -->", "<!-- end of language -->"
 #: Of every decoder in the comparison at equal tokens.
 SIZES = {"dim": 128, "depth": 4, "num_heads": 4}
 SYSTEMS = (
@@ -119,18 +119,6 @@ def section(boards: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Replace the section between the marks of the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
-def told(event: dict[str, Any]) -> None:
-    """One line for each trial that ended, on the error stream."""
-    if event["type"] in ("trial_done", "trial_failed", "trial_skipped"):
-        print(event["type"], event["system"], event["seed"], event.get("reason") or "", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
@@ -147,7 +135,7 @@ def main() -> None:
     text = section(boards)
     print(text)
     if options.write:
-        write(text)
+        write_section(PAGE, "language", text)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ command goes on. The orderings that papers claim are checked and told, whether t
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from marked import told, write_section
 
 from foveate.compare import Settings, run
 from foveate.registry import list_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "recall.md"
-BEGIN, END = "<!-- recall -->", "<!-- end of recall -->"
 SEEDS = 3
 RATES, SWEEP = (1e-3, 3e-3), 0.5  # before half of the steps nobody has left the plateau of MQAR
 #: Of every decoder.
@@ -219,12 +219,6 @@ def section(boards: dict[str, dict[str, Any]], absent: dict[str, list[str]]) -> 
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Replace the section between the marks of the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*PROBES], default=[*PROBES])
@@ -246,13 +240,7 @@ def main() -> None:
     text = section(boards, absent)
     print(text)
     if options.write:
-        write(text)
-
-
-def told(event: dict[str, Any]) -> None:
-    """One line for each trial that ended, on the error stream."""
-    if event["type"] in ("trial_done", "trial_failed", "trial_skipped"):
-        print(event["type"], event["system"], event["seed"], event.get("reason") or "", file=sys.stderr, flush=True)
+        write_section(PAGE, "recall", text)
 
 
 if __name__ == "__main__":
