@@ -59,10 +59,10 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "long": {
         "systems": ("softmax_attention",),
-        "options": {"softmax_attention": {"dim": 256, "depth": 6, "num_heads": 8, "dropout": 0.1}},
+        "options": {"softmax_attention": {"dim": 192, "depth": 6, "num_heads": 6, "dropout": 0.1}},
         "tokens": 18_000_000,
         "batch_size": 16,
-        "learning_rates": (1e-3,),
+        "learning_rates": (2e-3,),
         "seeds": 1,
         "threads": 2,
         "workers": 1,
