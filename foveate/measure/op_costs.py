@@ -108,6 +108,23 @@ def sigmoid_attention(
     return _attention(pairs, many * length, many * m, d, width, -many * length * width)
 
 
+@formula("block_sparse_attention")
+def block_sparse_attention(
+    *,
+    pairs: int,
+    length: int,
+    d: int,
+    batch: int = 1,
+    heads: int = 1,
+    key_heads: int | None = None,
+    key_length: int | None = None,
+    e: int | None = None,
+) -> Cost:
+    """``pairs``: that see each other, of all samples and heads (``foveate.ops.block_sparse_gather.visible_pairs``)."""
+    rows, keys = batch * heads * length, batch * (key_heads or heads) * (key_length or length)
+    return _attention(pairs, rows, keys, d, d if e is None else e, rows)
+
+
 @formula("neighborhood_attention")
 def neighborhood_attention(
     *,
