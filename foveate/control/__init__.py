@@ -2,6 +2,18 @@
 
 from .attachment import Attachment, attachments
 from .base import Adapter, Control, Editor
+from .decoder_call import DecoderCall
+from .decoders import DecoderAttention, attention_paths
 from .dinat import enable_dinat
 
-__all__ = ["Adapter", "Attachment", "Control", "Editor", "attachments", "enable_dinat"]
+__all__ = [
+    "Adapter",
+    "Attachment",
+    "Control",
+    "DecoderAttention",
+    "DecoderCall",
+    "Editor",
+    "attachments",
+    "attention_paths",
+    "enable_dinat",
+]

@@ -7,7 +7,7 @@ changed or listens inside of, it is refused, since removing one of them would th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -192,6 +192,17 @@ class Attachment:
         self._undo.append(handle.remove)
         self._touch(module, "")
         self.changes.append(f"{path or type(module).__name__}: {'input' if before else 'output'} passes through a hook")
+
+    def claim(self, path: str, what: Iterable[str]) -> None:
+        """Keep ``what`` of the module at ``path`` (some of its heads) for this attachment: whoever else claims it is
+        refused. For changes that several controls make to one module, each to its own share.
+        """
+        self._must_be_active()
+        owner = self.part(path)
+        self._refuse_held(owner, path)
+        for name in what:
+            self._refuse_touched(owner, f"{name} of {path}", name)
+            self._touch(owner, name)
 
     def freeze(self) -> None:
         """Stop gradients into the model's own parameters, as adapters want it while they train."""
