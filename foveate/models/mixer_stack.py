@@ -141,8 +141,8 @@ class MixerStack(nn.Module):
 
         Args:
             x: the tokens.
-            mask: bool ``(batch, *grid)``, True = a real token. Special tokens stand where the whole grid has them, and are
-                real: for them masked tokens take places, though they have no influence.
+            mask: bool ``(batch, *grid)``, True = a real token. Special tokens stand where the whole grid has them, and
+                are real: for them masked tokens take places, though they have no influence.
             segments: int64 ``(batch, *grid)``: packed documents, which do not see each other.
 
         Raises:

@@ -170,8 +170,8 @@ class LanguageModel(Model):
 
         Args:
             tokens: int64 ``(batch, length)``.
-            mask: bool ``(batch, length)``, True = a real token; masked ones influence no other and take no position, but
-                special tokens of the mixer stand where they would if all were real.
+            mask: bool ``(batch, length)``, True = a real token; masked ones influence no other and take no position,
+                but special tokens of the mixer stand where they would if all were real.
             segments: int64 ``(batch, length)``: documents that share a sample; neighbours with different numbers do not
                 see each other.
 
