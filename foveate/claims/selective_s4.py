@@ -148,6 +148,6 @@ def beats_the_dense_model_on_long_video() -> Measurement:
     """Nothing is measured, so it cannot pass."""
     need = (
         "not measured: no weights were released; it needs the videos of LVU, COIN and Breakfast, features of ViT-L/16 "
-        "and Video-Swin, and the whole video model, which is not built"
+        "and Video-Swin, and the selective video model, which is not built"
     )
     return Measurement(math.nan, 0.0, False, f"points of accuracy above ViS4mer (at least); {need}.")

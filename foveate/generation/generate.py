@@ -1,8 +1,8 @@
 """Generation: prompts are read in chunks, then one token follows the other, with the state that the model carries.
 
-Prompts of different lengths share a batch: where the model takes a mask they are padded in front, otherwise those of
-one length go together. Either way each comes out as it would alone: to float rounding in the logits, by random numbers
-of its own. A sample that ends leaves the batch.
+Prompts of different lengths share a batch: where the model takes a mask they are padded in front, otherwise, or where
+padding would move what the model puts between the tokens, those of one length go together. Either way each comes out as
+it would alone: to float rounding in the logits, by random numbers of its own. A sample that ends leaves the batch.
 """
 
 from __future__ import annotations
@@ -224,8 +224,8 @@ class Generation:
             self._model.train(training)
 
     def _together(self, numbers: list[int]) -> list[list[int]]:
-        """Prompts that are read as one batch: all, if the model takes a mask, else those of one length."""
-        if getattr(self._model, "masks", False):
+        """Prompts that are read as one batch: all, if padding is nothing to the model, else those of one length."""
+        if getattr(self._model, "pads", getattr(self._model, "masks", False)):
             return [numbers]
         groups: dict[int, list[int]] = {}
         for number in numbers:

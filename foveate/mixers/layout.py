@@ -86,6 +86,26 @@ class TokenLayout:
         order = torch.argsort(last, stable=True)[: math.prod(self.grid)]
         return x.index_select(1, order.to(x.device)).unflatten(1, self.grid)
 
+    def widen_mask(self, mask: Tensor | None) -> Tensor | None:
+        """A mask of the grid's tokens for all slots: special tokens are real wherever they stand.
+
+        Args:
+            mask: bool ``(batch, *grid)``, True = a real token; None: all are.
+
+        Returns:
+            bool ``(batch, length)``, or the mask itself where the sequence is the grid.
+
+        Raises:
+            InvalidValue: a mask of another shape.
+        """
+        if mask is None or self.source is None:
+            return mask
+        if mask.shape[1:] != self.grid:
+            legal = ", ".join(map(str, ("batch", *self.grid)))
+            raise InvalidValue(f"mask has shape {tuple(mask.shape)}; it must be ({legal}).")
+        source = self.source.to(mask.device)
+        return mask.flatten(1).index_select(1, source.clamp(min=0)) | (source < 0)
+
     def with_segments(self, segments: Tensor) -> Self:
         """The same layout of packed documents: a special token belongs to the document of the token before it.
 

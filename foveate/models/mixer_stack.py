@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidType, InvalidValue
+from ..errors import InvalidValue
 from ..mixers.base import Mixer
 from ..mixers.layout import TokenLayout
 from ..mixers.parts import Linear
@@ -129,7 +129,7 @@ class MixerStack(nn.Module):
     @property
     def masks(self) -> bool:
         """Whether the stack takes a mask."""
-        return not self.special and self.layers[0].mixer.spec.masks
+        return self.layers[0].mixer.spec.masks
 
     @property
     def layers(self) -> list[MixerBlock]:
@@ -141,21 +141,20 @@ class MixerStack(nn.Module):
 
         Args:
             x: the tokens.
-            mask: bool ``(batch, *grid)``, True = a real token.
+            mask: bool ``(batch, *grid)``, True = a real token. Special tokens stand where the whole grid has them, and
+                are real: for them masked tokens take places, though they have no influence.
             segments: int64 ``(batch, *grid)``: packed documents, which do not see each other.
 
         Raises:
-            InvalidType: a mask and special tokens.
             InvalidValue: the mixer takes no mask, or cannot keep segments apart.
         """
         grid = tuple(x.shape[1:-1])
         if self.flatten:
             x, mask = x.flatten(1, -2), None if mask is None else mask.flatten(1)
         layout = self.layers[0].mixer.plan_tokens(tuple(x.shape[1:-1]))
-        self._check_mask(mask)
         if segments is not None:
             layout = layout.with_segments(segments)
-        x = layout.insert(x, dict(self.special.items()))
+        x, mask = layout.insert(x, dict(self.special.items())), layout.widen_mask(mask)
         for block in self.layers:
             x = block(x, mask, layout)
         return layout.extract(self.norm(x)).unflatten(1, grid) if self.flatten else layout.extract(self.norm(x))
@@ -167,12 +166,15 @@ class MixerStack(nn.Module):
         return StackState(tuple(b.mixer.init_state(batch_size, device, dtype) for b in self.layers))
 
     def prefill(self, x: Tensor, state: StackState, mask: Tensor | None = None) -> tuple[Tensor, StackState]:
-        """Read ``(batch, length, dim)`` after ``state``; special tokens that are due are fed in between."""
-        self._check_mask(mask)
+        """Read ``(batch, length, dim)`` after ``state``; special tokens that are due are fed in between.
+
+        Of a mask see :meth:`forward`.
+        """
         plan, read = None, state.read
         if self.special:
             plan = self.layers[0].mixer.plan_next(read, x.shape[1])
-            x, read = plan.insert(x, dict(self.special.items())), read + x.shape[1]
+            read, mask = read + x.shape[1], plan.widen_mask(mask)
+            x = plan.insert(x, dict(self.special.items()))
         layers = []
         for block, layer in zip(self.layers, state.layers, strict=True):
             x, layer = block.prefill(x, layer, mask)
@@ -193,7 +195,3 @@ class MixerStack(nn.Module):
             x_t, layer = block.step(x_t, layer)
             layers.append(layer)
         return self.norm(x_t), StackState(tuple(layers), read)
-
-    def _check_mask(self, mask: Tensor | None) -> None:
-        if self.special and mask is not None:
-            raise InvalidType("a mask cannot be combined with a mixer that places special tokens between the others.")

@@ -53,13 +53,13 @@ def s4_kernel(w: Tensor, B: Tensor, C: Tensor, dt: Tensor, length: int, *, relea
     turn = torch.arange(length // 2 + 1, device=dt.device, dtype=torch.float64) * (-2 * math.pi / length)
     omega = torch.polar(torch.ones_like(turn), turn)
     products = B.unsqueeze(1) * C.unsqueeze(2).conj()  # (channels, of C, of B, N)
-    poles = (step.unsqueeze(-1) * w)[:, None, None]
+    poles = step.unsqueeze(-1) * w
     r = sum(
-        (2 * v.unsqueeze(-1) / (2 * (1 - omega) - pole.unsqueeze(-1) * (1 + omega))).sum(-2)
+        v.flatten(1, 2) @ (2 / (2 * (1 - omega) - pole.unsqueeze(-1) * (1 + omega)))
         for v, pole in ((products, poles), (products.conj(), poles.conj()))
     )
     assert isinstance(r, Tensor)
-    r = r * step[:, None, None, None]
+    r = r.unflatten(1, products.shape[1:3]) * step[:, None, None, None]
     half = (1 + omega) / 2
     rest = r[:, 1:, 1:].movedim(-1, 1) * half[:, None, None]
     rest = rest + torch.eye(rest.shape[-1], device=dt.device)

@@ -21,6 +21,7 @@ from foveate.generation.open import Tokens, open_writer
 from foveate.generation.sampling import Draws, draw, heat, keep_min_p, keep_top_k, keep_top_p, penalise
 from foveate.generation.telling import Screen, Telling
 from foveate.generation.text import StopTexts, harmless
+from foveate.models.language.landmark_attention import LandmarkGPT
 from foveate.models.language.language_model import LanguageModel
 from foveate.models.language.lightning_attention import TransNormerLLM
 from foveate.registry import entries
@@ -232,6 +233,24 @@ def test_any_streaming_mixer_writes_alike_in_a_batch(mixer: str) -> None:
     alone = [texts(model, [p], sampling=sampling, seed=i)[0] for i, p in enumerate(prompts)]
     assert texts(model, prompts, sampling=sampling, prefill_chunk=4) == alone
     assert texts(model, prompts, sampling=sampling, recompute=True) == alone
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_landmarks_are_where_they_are_without_padding(special: bool) -> None:
+    torch.manual_seed(0)
+    model: Any
+    if special:
+        options = {"block_size": 3, "chunk": 4, "top_k": 9}  # all: old landmarks of a first layer look alike
+        sizes = {"vocabulary": 23, "dim": 16, "depth": 2, "num_heads": 2}
+        model = LanguageModel("landmark_attention", **sizes, mixer_options=options).double()
+    else:
+        model = LandmarkGPT(vocabulary=23, dim=16, depth=2, num_heads=2, block_size=3, top_k=9).double()
+    for weight in model.parameters():  # answers that depend on where landmarks stand
+        torch.nn.init.normal_(weight, std=0.5)
+    assert model.masks
+    prompts = prompts_of(1, 11, 3, 11)
+    alone = [texts(model, [p], seed=i)[0] for i, p in enumerate(prompts)]
+    assert texts(model, prompts) == alone
 
 
 def test_greedy_text_is_what_forward_says() -> None:

@@ -73,9 +73,9 @@ def test_padding_has_no_influence(positions):
 
 
 class Counting(Mixer):
-    """Causal, with a landmark after every four tokens; the output is the mean of the slots so far."""
+    """Causal, with a landmark after every four tokens; the output is the mean of the real slots so far."""
 
-    spec = MixerSpec(causal="strict", streaming="own", layout=True, masks=False)
+    spec = MixerSpec(causal="strict", streaming="own", layout=True)
 
     def __init__(self, dim, *, causal=True):
         super().__init__(dim, causal=causal)
@@ -86,15 +86,16 @@ class Counting(Mixer):
 
     def forward(self, x, *, mask=None, context=None, layout=None):
         self.check_input(x, mask, context, layout)
-        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        return self.prefill(x, self.init_state(x.shape[0]), mask)[0]
 
     def init_state(self, batch_size, device=None, dtype=None):
-        return (torch.zeros(batch_size, self.dim), 0)
+        return (torch.zeros(batch_size, self.dim), torch.zeros(batch_size, 1))
 
     def prefill(self, x, state, mask=None):
+        mask = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
         total, slots = state
-        sums = total[:, None] + x.cumsum(1)
-        return sums / torch.arange(slots + 1, slots + x.shape[1] + 1)[:, None], (sums[:, -1], slots + x.shape[1])
+        sums, counts = total[:, None] + (x * mask[..., None]).cumsum(1), slots[:, None] + mask[..., None].cumsum(1)
+        return sums / counts.clamp(min=1) * mask[..., None], (sums[:, -1], counts[:, -1])
 
     def step(self, x_t, state):
         y, state = self.prefill(x_t[:, None], state)
@@ -113,7 +114,35 @@ def test_special_tokens_are_fed_to_a_stream():
     for t in range(12, 17):
         logits, state = model.step(ids[:, t], state)
         torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-5)
-    assert state.stack.layers[0][1] == 17 + 4
+    assert state.stack.layers[0][1].tolist() == [[17 + 4], [17 + 4]]
+
+
+@pytest.mark.parametrize("positions", ["none", "learned"])
+@pytest.mark.parametrize("mixer", [Counting, "landmark_attention"])
+def test_a_mask_and_special_tokens_go_together(mixer, positions):
+    options = {} if mixer is Counting else {"mixer_options": {"block_size": 4, "chunk": 5, "top_k": 9}}
+    model = model_of(mixer, positions=positions, **options)
+    assert model.masks
+    assert not model.pads
+    with torch.no_grad():
+        model.stack.special["landmark"].normal_()
+    ids, mask = torch.randint(11, (3, 21)), torch.ones(3, 21, dtype=torch.bool)
+    mask[0, :6], mask[1, 13:], mask[2] = False, False, False
+    expected = model(ids, mask=mask)
+    torch.testing.assert_close(expected[1, :13], model(ids[1:2, :13])[0], rtol=1e-4, atol=1e-5)
+    other = torch.where(mask, ids, (ids + 1) % 11)
+    torch.testing.assert_close(model(other, mask=mask)[mask], expected[mask], rtol=0, atol=0)
+    state = model.init_state(3)
+    for begin, end in ((0, 1), (1, 9), (9, 21)):
+        logits, state = model.prefill(ids[:, begin:end], state, mask[:, begin:end])
+        torch.testing.assert_close(logits[:2], expected[:2, begin:end], rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(expected).all()
+    longer = model(torch.cat([ids, ids[:, :1]], 1), mask=torch.cat([mask, mask[:, :1] | True], 1))
+    torch.testing.assert_close(model.step(ids[:, 0], state)[0][:2], longer[:2, -1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidValue, match=r"mask has shape \(3, 20\); the tokens have \(3, 21\)"):
+        model(ids, mask=mask[:, 1:])
+    with pytest.raises(InvalidType, match="mask must be bool"):
+        model.prefill(ids, model.init_state(3), mask.long())
 
 
 def test_is_built_for_a_task_and_saved(tmp_path):

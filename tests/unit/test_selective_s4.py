@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers.s4 import S4
 from foveate.mixers.selective_s4 import SelectiveS4
+from foveate.models.series.selective_s4 import ViS4mer
 from foveate.ops.s4_kernel import hippo_legs, s4_kernel, s4_matrices
 
 
@@ -207,3 +208,64 @@ def test_the_layer_and_its_kernel_refuse() -> None:
         s4_kernel(w, B, C, dt[:2], 8)
     with pytest.raises(InvalidValue, match="length=0 is not possible"):
         s4_kernel(w, B, C, dt, 0)
+
+
+# ViS4mer -------------------------------------------------------------------------------------------------------------
+
+
+def vis4mer(**options: Any) -> ViS4mer:
+    return ViS4mer(**{"d_input": 3, "l_max": 21, "d_output": 4, "d_model": 16, "n_layers": 2, **options}).eval()
+
+
+@pytest.mark.parametrize("prenorm", [True, False])
+def test_every_layer_halves_length_and_width(prenorm: bool) -> None:
+    model, x = vis4mer(prenorm=prenorm), torch.randn(2, 21, 3)
+    found = model.encoder(x)
+    for layer in model.layers:
+        mixed = found + layer.s4(layer.norm(found) if prenorm else found)
+        mixed = mixed if prenorm else layer.norm(mixed)
+        count = mixed.shape[1] // 2
+        found = torch.nn.functional.gelu(layer.linear((mixed[:, 0 : 2 * count : 2] + mixed[:, 1 : 2 * count : 2]) / 2))
+    assert found.shape == (2, 5, 4)
+    torch.testing.assert_close(model(x), model.decoder(found.mean(1)))
+
+
+@pytest.mark.parametrize("prenorm", [True, False])
+def test_steps_behind_the_end_have_no_influence(prenorm: bool) -> None:
+    model, x = vis4mer(l_max=24, prenorm=prenorm), torch.randn(3, 24, 3)
+    mask = torch.arange(24) < torch.tensor([[24], [12], [0]])
+    y = model(x.masked_fill(~mask[..., None], torch.nan), mask=mask)
+    torch.testing.assert_close(y[:1], model(x[:1]))
+    torch.testing.assert_close(y[1:2], model.decoder(model.forward_features(x[1:2, :12])))
+    torch.testing.assert_close(y[2], model.decoder.bias)
+
+
+def test_a_network_of_the_input_s_width_has_no_encoder() -> None:
+    model = vis4mer(d_input=16)
+    assert model.encoder is None
+    assert not any(name.startswith("encoder") for name in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"l_max": 3}, "l_max=3 is not possible: 2 layers halve it, so it must be at least 4"),
+        ({"d_model": 2}, "d_model=2 is not possible: 2 layers halve it"),
+        ({"n_layers": 0}, "n_layers=0 is not possible"),
+        ({"d_output": 0}, "d_output=0 is not possible"),
+        ({"d_state": 3}, "d_state=3 is not possible"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidValue, match=re.escape(says)):
+        vis4mer(**options)
+
+
+def test_a_network_refuses_what_it_cannot_read() -> None:
+    model, x = vis4mer(), torch.randn(2, 21, 3)
+    with pytest.raises(InvalidValue, match=re.escape("(batch, length, 3) of 4 to 21 tokens is needed")):
+        model.forward_features(x[:, :3])
+    with pytest.raises(InvalidType, match="mask must be bool"):
+        model(x, mask=torch.ones(2, 21))
+    with pytest.raises(InvalidValue, match=r"mask has shape \(2, 20\); it must be \(2, 21\)"):
+        model(x, mask=torch.ones(2, 20, dtype=torch.bool))

@@ -156,6 +156,8 @@ class LandmarkGPT(Model):
     )
     #: It takes a padding mask.
     masks: ClassVar[bool] = True
+    #: Padding in front of a sample moves its landmarks.
+    pads: ClassVar[bool] = False
     official_keys = {
         "lm_benchmark": {
             r"transformer\.wte\.weight": "",  # the same tensor as the head's
@@ -356,7 +358,7 @@ class LandmarkGPT(Model):
         assert layout.source is not None
         source = layout.source.to(tokens.device)
         ids = tokens.index_select(1, source.clamp(min=0)).masked_fill(source < 0, self.landmark_id)
-        return ids, None if mask is None else mask.index_select(1, source.clamp(min=0)) | (source < 0)
+        return ids, layout.widen_mask(mask)
 
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embed.weight[: self.vocabulary])

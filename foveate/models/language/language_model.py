@@ -31,7 +31,7 @@ from ...spec import ModelSpec
 from ..base import Model
 from ..mixer_stack import MixerStack, StackState
 from ..readers import learned_positions
-from .tokens import check_size, check_tokens
+from .tokens import check_mask, check_size, check_tokens
 
 Positions = Literal["none", "learned"]
 
@@ -156,6 +156,11 @@ class LanguageModel(Model):
         return self.stack.masks
 
     @property
+    def pads(self) -> bool:
+        """Whether padding in front of a sample leaves everything as it is without: not with special tokens."""
+        return self.masks and not self.stack.special
+
+    @property
     def longest(self) -> int | None:
         """Most tokens that it reads; None: any number."""
         return None if self.positions is None else self.context
@@ -165,7 +170,8 @@ class LanguageModel(Model):
 
         Args:
             tokens: int64 ``(batch, length)``.
-            mask: bool ``(batch, length)``, True = a real token; masked ones influence no other and take no position.
+            mask: bool ``(batch, length)``, True = a real token; masked ones influence no other and take no position,
+                but special tokens of the mixer stand where they would if all were real.
             segments: int64 ``(batch, length)``: documents that share a sample; neighbours with different numbers do not
                 see each other.
 
@@ -173,7 +179,7 @@ class LanguageModel(Model):
             ``(batch, length, vocabulary)``.
 
         Raises:
-            InvalidType: fractions as tokens, or a mask where the mixer places tokens of its own.
+            InvalidType: fractions as tokens, or a mask that is not bool.
             InvalidValue: another shape; a mask or segments that the mixer does not take; more tokens than there are
                 learned positions.
         """
@@ -182,6 +188,7 @@ class LanguageModel(Model):
     def forward_features(self, tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """What the output layer reads: ``(batch, length, dim)``."""
         check_tokens(type(self).__name__, tokens, 2)
+        check_mask(type(self).__name__, mask, tokens)
         segments, places = None if segments is None else document_numbers(segments), None
         if self.positions is not None:
             places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -208,6 +215,7 @@ class LanguageModel(Model):
     def prefill(self, x: Tensor, state: LanguageState, mask: Tensor | None = None) -> tuple[Tensor, LanguageState]:
         """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state."""
         check_tokens(type(self).__name__, x, 2)
+        check_mask(type(self).__name__, mask, x)
         places, position = None, state.position
         if position is not None:
             new = torch.arange(x.shape[1], device=x.device) if mask is None else token_positions(mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...errors import InvalidType, InvalidValue, invalid
@@ -24,6 +25,24 @@ def check_tokens(name: str, tokens: Tensor, axes: int) -> None:
         raise InvalidValue(f"{name}: tokens have shape {tuple(tokens.shape)}; they must be {legal}.")
     if axes == 2 and not tokens.shape[1]:
         raise InvalidValue(f"{name}: there are no tokens, shape {tuple(tokens.shape)}: at least one is needed.")
+
+
+def check_mask(name: str, mask: Tensor | None, tokens: Tensor) -> None:
+    """Refuse anything but a bool mask of the tokens ``(batch, length)``.
+
+    Args:
+        name: of the model, for the message.
+        mask: None: nothing to look at.
+        tokens: what it is of.
+
+    Raises:
+        InvalidType: it is not bool.
+        InvalidValue: another shape.
+    """
+    if mask is not None and mask.dtype != torch.bool:
+        raise InvalidType(f"{name}: mask must be bool (True = a real token), not {mask.dtype}.")
+    if mask is not None and mask.shape != tokens.shape:
+        raise InvalidValue(f"{name}: mask has shape {tuple(mask.shape)}; the tokens have {tuple(tokens.shape)}.")
 
 
 def check_size(option: str, size: int) -> None:

@@ -1,12 +1,14 @@
-"""The layer below Selective S4 against ``S4`` of md-mohaiminul/ViS4mer; the paper itself has no public code."""
+"""What Selective S4 stands on, against ``S4`` and ``ViS4mer`` of md-mohaiminul/ViS4mer; it has no code of its own."""
 
 from __future__ import annotations
 
 import pytest
 from cases import Answer, Case
+from torch import Tensor
 
 from foveate.mixers.s4 import S4
 from foveate.models.official import load_official
+from foveate.models.series.selective_s4 import ViS4mer
 
 #: Options of the official constructor that change nothing once weights are given, without training.
 WITHOUT_EFFECT = {
@@ -28,7 +30,10 @@ BUILT = {
 
 
 def run(case: Case) -> Answer:
-    if case.official_class.rpartition(".")[2] != "S4":
+    kind = case.official_class.rpartition(".")[2]
+    if kind == "ViS4mer":
+        return _network(case)
+    if kind != "S4":
         pytest.skip(f"{case.official_class} is not built")
     config = {key: value for key, value in case.config.items() if key not in WITHOUT_EFFECT}
     for name, legal in BUILT.items():
@@ -53,3 +58,34 @@ def run(case: Case) -> Answer:
     if "output_linear.bias" in grads:
         grads["output_linear.bias"] = grads["output_linear.bias"].reshape(case.grads["output_linear.bias"].shape)
     return {"y": y, "kernel": layer.kernel()}, grads
+
+
+def _network(case: Case) -> Answer:
+    config = case.config
+    names = ("d_input", "l_max", "d_output", "d_model", "n_layers", "dropout", "prenorm")
+    model = ViS4mer(**{name: config.pop(name) for name in names if name in config}).eval()
+    assert not config, f"unknown in the configuration: {config}"
+    load_official(model, case.params, source="ViS4mer")
+    x = case.inputs["x"].requires_grad_()
+    features = model.forward_features(x)
+    y = model.decoder(features)
+    official: dict[str, Tensor] = {"x": x, "decoder.weight": model.decoder.weight, "decoder.bias": model.decoder.bias}
+    if model.encoder is not None:
+        official |= {"encoder.weight": model.encoder.weight, "encoder.bias": model.encoder.bias}
+    for i, layer in enumerate(model.layers):
+        own = dict(layer.named_parameters())
+        for theirs, ours in (("s4_layers", "s4"), ("norms", "norm"), ("linears", "linear")):
+            for name, value in own.items():
+                part, _, rest = name.partition(".")
+                if part == ours:
+                    official[f"{theirs}.{i}.{_released(rest) if part == 's4' else rest}"] = value
+    grads = case.gradients(y.square().mean(), official)
+    columns = {name: grad.reshape(case.grads[name].shape) for name, grad in grads.items()}
+    return {"y": y, "logits": y, "out": y, "features": features}, columns
+
+
+def _released(name: str) -> str:
+    """The released name of a parameter of an S4 layer."""
+    if name == "D":
+        return name
+    return name.replace("out.", "output_linear.") if name.startswith("out.") else f"kernel.krylov.{name}"
