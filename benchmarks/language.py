@@ -60,7 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "long": {
         "systems": ("softmax_attention",),
         "options": {"softmax_attention": {"dim": 192, "depth": 6, "num_heads": 6, "dropout": 0.1}},
-        "tokens": 18_000_000,
+        "tokens": 6_000_000,
         "batch_size": 16,
         "learning_rates": (2e-3,),
         "seeds": 1,

@@ -165,16 +165,14 @@ def table(name: str, board: dict[str, Any]) -> list[str]:
     probe, metrics = PROBES[name], board["metrics"]
     lines = [f"## {name}", "", probe.about, ""]
     heads = [m.replace("accuracy_at_", "at ").replace("_", " ") for m in metrics]
-    lines += ["| # | system | " + " | ".join(heads) + " | parameters | samples/s |"]
-    lines += ["|" + "---|" * (len(heads) + 4)]
+    lines += ["| # | system | " + " | ".join(heads) + " | parameters |"]
+    lines += ["|" + "---|" * (len(heads) + 3)]
     for row in board["rows"]:
         if row["status"] != "done":
-            lines.append(f"| - | {row['system']} | {row['reason']} |" + " |" * (len(heads) + 1))
+            lines.append(f"| - | {row['system']} | {row['reason']} |" + " |" * len(heads))
             continue
         scores = " | ".join(cell(row["test"][m]) for m in metrics)
-        rate = row["train_samples_per_second"]
-        told = "-" if rate is None else f"{rate:.0f}"
-        lines.append(f"| {row['rank']} | {row['system']} | {scores} | {row['parameters']:,} | {told} |")
+        lines.append(f"| {row['rank']} | {row['system']} | {scores} | {row['parameters']:,} |")
     return [*lines, "", *orders(name, board), ""]
 
 
