@@ -46,7 +46,7 @@ class HipSearch:
         rows: which queries of a block decide by the largest of their scores: all of the "block", as for a prompt, which
             lets later queries decide for earlier ones; or the "first" alone, as for decoding that searches anew every
             ``block_size_q`` steps, which is strictly causal.
-        query_stride: of a block's queries every so manieth decides, the last of each stride.
+        query_stride: of a block's queries one in so many decides, the last of each stride.
         nodes: how long the first nodes are: "even" covers every block of keys; "draft" is the code of version 1.1, in
             which all have the length of the shortest, so that a few blocks may lie between them.
         head_group: so many neighbouring heads share what they keep: ``head_group * mask_k`` keys, wherever scores are
@@ -121,12 +121,14 @@ class Ranges(NamedTuple):
         blocks: how many are.
         limit: keys (or key groups) from this one on must not be looked at.
         rounds: for each block of queries, how often nodes have to be halved, at most.
+        widest: the most blocks that any may search.
     """
 
     first: Tensor
     blocks: Tensor
     limit: Tensor
     rounds: list[int]
+    widest: int
 
 
 def rounds_for(blocks: int, nodes: int) -> int:
@@ -153,24 +155,28 @@ def in_blocks(search: HipSearch, end: int) -> int:
     return -(-(end // search.key_group) // search.block_size_k)
 
 
-def plan(search: HipSearch, length: int, keys: int, first_real: Tensor | None, device: torch.device) -> Ranges:
+def plan(search: HipSearch, length: int, keys: int, mask: Tensor | None, device: torch.device) -> Ranges:
     """The ranges of the last ``length`` of ``keys`` keys as queries.
 
     Args:
-        first_real: int64 ``(batch,)``, the first key of each sample that is not padding; None: 0.
+        mask: bool ``(batch, keys)``, True = a real token: padding in front is not searched, and a block of queries
+            ends with its last real one. None: all are.
     """
-    limits, counts = [], []
-    for start in range(0, length, search.block_size_q):
-        rows = min(search.block_size_q, length - start)
-        limit, end = ends(search, keys - length + start, rows)
-        limits.append(limit // search.key_group)
-        counts.append(in_blocks(search, end))
+    starts = range(0, length, search.block_size_q)
+    found = [ends(search, keys - length + at, min(search.block_size_q, length - at)) for at in starts]
+    counts = [in_blocks(search, end) for _, end in found]
     rounds = [rounds_for(count, search.nodes_kept) for count in counts]
-    limit, blocks = (torch.tensor(x, dtype=torch.int64, device=device)[None] for x in (limits, counts))
-    if first_real is None:
-        return Ranges(torch.zeros_like(blocks), blocks, limit, rounds)
-    first = (first_real // search.block)[:, None].expand(-1, len(counts))
-    return Ranges(first, (blocks - first).clamp(min=0), limit, rounds)
+    limit, end = (torch.tensor(x, dtype=torch.int64, device=device)[None] for x in zip(*found, strict=True))
+    first = torch.zeros_like(limit)
+    if mask is not None:
+        if search.rows == "block":
+            place = torch.arange(keys - length + 1, keys + 1, device=device) * mask[:, keys - length :]
+            place = F.pad(place, (0, -length % search.block_size_q))
+            limit = place.unflatten(1, (-1, search.block_size_q)).amax(2)
+            end = (limit - search.window).clamp(min=0)
+        first = (mask.long().argmax(1) // search.block)[:, None].expand(-1, len(counts))
+    blocks = (end // search.key_group + search.block_size_k - 1) // search.block_size_k
+    return Ranges(first, (blocks - first).clamp(min=0), limit // search.key_group, rounds, max(counts))
 
 
 def deciding_rows(search: HipSearch, length: int, device: torch.device) -> Tensor:
@@ -244,7 +250,7 @@ def find(
         first counts), and counts, int32 ``(batch, heads, query_blocks)``.
     """
     batch, heads = q.shape[:2]
-    width = min(search.most, k.shape[2])
+    width = max(1, min(search.most, ranges.widest))
     held = batch * heads * 2 * search.most * k.shape[3] * (q.shape[4] + q.shape[3])
     indices, counts = [], []
     for stretch, rounds in _stretches(ranges.rounds, held):
