@@ -1,13 +1,13 @@
-"""HiP attention as a layer: softmax attention to the keys that a tree search finds, to a window and to the first ones.
+"""HiP attention as a layer: softmax attention to keys that a tree search finds, to a window and to the first ones.
 
 "HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning" (arXiv 2406.09827). The layer has the
 parameters of softmax attention and nothing else: what is trained with one can be run with the other. The search is in
 :mod:`foveate.ops.hip_search`.
 
-Two forms differ in who decides what a block of queries keeps. :class:`HipPromptAttention` takes the largest score of all
-its queries, as the paper does for prompts: later queries decide for earlier ones. :class:`HipAttention` lets the first
-query of each block decide for those after it, as the paper does in decoding, where what was found serves the next steps;
-so a text is read alike at once, in pieces and token by token.
+Two forms differ in who decides what a block of queries keeps. :class:`HipPromptAttention` takes the largest score of
+all its queries, as the paper does for prompts: later queries decide for earlier ones. :class:`HipAttention` lets the
+first query of each block decide for those after it, as the paper does in decoding, where what was found serves the next
+steps; so a text is read alike at once, in pieces and token by token.
 """
 
 from __future__ import annotations
@@ -226,7 +226,12 @@ class HipAttention(Mixer):
         if dense < n:
             flops += hip_flops(self.search, n - dense, n, heads, self.head_dim, batch)
             flops += attention_flops(self.search, n - dense, n, self.num_sinks, heads, self.head_dim, batch)
-            kept = batch * -(-(n - dense) // self.search.block_size_q) * heads * (listed_blocks(self.search, n - dense, n) + 1)
+            kept = (
+                batch
+                * -(-(n - dense) // self.search.block_size_q)
+                * heads
+                * (listed_blocks(self.search, n - dense, n) + 1)
+            )
         # Saved: x, q, k, v, the heads' outputs and a copy of them to be merged, one number per row, and what is kept.
         saved = batch * n * (4 * dim + 2 * kv + heads) + kept
         saved += n * self.head_dim if self.position == "rope" else 0
@@ -330,7 +335,11 @@ class HipAttention(Mixer):
         for sample in range(len(q)):
             new = slice(None) if mask is None else mask[sample]
             there = slots[sample] >= 0
-            some_q, some_k, some_v = q[sample : sample + 1, :, new], k[sample, :, there][None], v[sample, :, there][None]
+            some_q, some_k, some_v = (
+                q[sample : sample + 1, :, new],
+                k[sample, :, there][None],
+                v[sample, :, there][None],
+            )
             one = slice(sample, sample + 1)
             o, kept = torch.zeros_like(q[one]), (state.kept[one], state.counts[one])
             if some_q.shape[2]:
@@ -354,8 +363,8 @@ class HipAttention(Mixer):
 class HipPromptAttention(HipAttention):
     """HiP attention as the paper reads prompts: all queries of a block decide together what it keeps.
 
-    Later tokens decide for earlier ones, though their values never reach them: it is for prompts that are there, not to
-    train language models. A stream reads a piece so, and steps read what the last block keeps until the next one begins.
+    Later tokens decide for earlier ones, though their values never reach them: it is for prompts that are there, not
+    to train language models. A stream reads a piece so, and steps read what the last block keeps until the next one begins.
 
     Args:
         dim: channels of a token.

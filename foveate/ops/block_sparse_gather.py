@@ -128,8 +128,7 @@ def _tiles(plan: _Plan, width: int) -> list[slice]:
 def _tile(plan: _Plan, blocks: slice) -> _Tile:
     device, keys = plan.indices.device, plan.keys
     counts = plan.counts[:, :, blocks, None]
-    unknown = torch.compiler.is_compiling() or counts.is_meta
-    most = plan.indices.shape[3] if unknown else max(1, int(counts.max()))
+    most = plan.indices.shape[3] if torch.compiler.is_compiling() or counts.is_meta else max(1, int(counts.max()))
     read = torch.arange(most, device=device) < counts
     numbers = plan.indices[:, :, blocks, :most].long()
     sorted_numbers = torch.where(read, numbers, 2**62).contiguous()

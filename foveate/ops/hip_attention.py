@@ -8,8 +8,6 @@ attention to these, to a window and to sinks follows: O(T log T) time, O(T) memo
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 

@@ -1,9 +1,9 @@
 """The tree search of HiP attention: for each block of queries, the blocks of keys that are likely to score highest.
 
 "HiP Attention" (arXiv 2406.09827, section 3): the keys that a block of queries may see are cut into m nodes. In every
-round each node is split in two halves, each half is scored by one representative block of keys, and the m best halves of
-all 2m are the next nodes, until a node is a block. A halving takes log2(T / k) rounds of O(k) products, and every key
-is in a node at first.
+round each node is split in two halves, each half is scored by one representative block of keys, and the m best of all
+2m halves are the next nodes, until a node is a block: log2(T / k) rounds of O(k) products. Every key is in a node at
+first.
 
 All query blocks that need as many rounds are searched together, some at a time: what is held at once does not grow with
 the sequence.
@@ -82,7 +82,7 @@ class HipSearch:
             if getattr(self, name) not in legal:
                 raise invalid(name, getattr(self, name), f"legal are {', '.join(legal)}")
         if self.mask_k % self.block or self.mask_k < 2 * self.block:
-            raise invalid("mask_k", self.mask_k, f"it must hold two or more blocks of {self.block} keys, all of them whole")
+            raise invalid("mask_k", self.mask_k, f"a multiple of a block's {self.block} keys, two or more, is needed")
         if self.query_stride > self.block_size_q:
             raise invalid("query_stride", self.query_stride, f"a block has {self.block_size_q} queries")
 
@@ -192,7 +192,7 @@ def deciding_rows(search: HipSearch, length: int, device: torch.device) -> Tenso
 
 
 def units(search: HipSearch, k: Tensor) -> Tensor:
-    """What is scored of each block of keys: ``(batch, key_heads, blocks, keys or extremes, d)``, zeros behind the end."""
+    """What is scored of each block of keys: ``(batch, key_heads, blocks, keys or extremes, d)``, zeros at the end."""
     if search.key_group > 1:
         whole = k.shape[2] // search.key_group * search.key_group
         groups = k[:, :, :whole].unflatten(2, (-1, search.key_group))
@@ -246,8 +246,8 @@ def find(
         generator: for "random" representatives.
 
     Returns:
-        int32 ``(batch, heads, query_blocks, most)``, ascending numbers of blocks (a number that is no block's behind the
-        first counts), and counts, int32 ``(batch, heads, query_blocks)``.
+        int32 ``(batch, heads, query_blocks, most)``, ascending numbers of blocks, and counts, int32 ``(batch, heads,
+        query_blocks)``; behind the first counts stands the number of all blocks.
     """
     batch, heads = q.shape[:2]
     width = max(1, min(search.most, ranges.widest))
@@ -274,7 +274,7 @@ def find(
 
 
 def _first_nodes(search: HipSearch, first: Tensor, blocks: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """First block and length of every node, int64 ``(1 or batch, 1 or heads, query_blocks, most)``; length 0: no node."""
+    """First block and length of each node, int64 ``(1 or batch, 1 or heads, query_blocks, most)``; 0: there is none."""
     m, blocks = search.nodes_kept, blocks[:, None, :, None]
     number = torch.arange(m, device=blocks.device)
     if search.nodes == "even":
