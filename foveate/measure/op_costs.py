@@ -289,6 +289,55 @@ def window_attention(
     return _attention(batch * heads * pairs, batch * heads * length, batch * heads * keys, d, e, batch * heads * length)
 
 
+@formula("hip_mask")
+def hip_mask(
+    *, length: int, d: int, mask_k: int, block_size_q: int, block_size_k: int, heads: int = 1, batch: int = 1
+) -> Cost:
+    """Of each half of m nodes one block of keys against one block of queries, until a node is one block."""
+    nodes, products = mask_k // block_size_k, 0
+    for end in range(block_size_q, length + block_size_q, block_size_q):
+        blocks = -(-min(end, length) // block_size_k)
+        rounds = math.ceil(math.log2(-(-blocks // nodes))) if blocks > nodes else 0
+        products += rounds * 2 * nodes * block_size_k * block_size_q
+    products *= heads * batch
+    moved = 2 * length * d * heads * batch
+    return Cost(flops=2 * products * d, activation_bytes=4 * moved, elementwise=products, moved_bytes=4 * moved)
+
+
+@formula("hip_attention")
+def hip_attention(
+    *,
+    length: int,
+    d: int,
+    mask_k: int,
+    block_size_q: int,
+    block_size_k: int,
+    window: int,
+    sinks: int = 0,
+    heads: int = 1,
+    batch: int = 1,
+) -> Cost:
+    """The search, and for each query what it may keep, its window and the sinks, as far as there are such keys."""
+    found = hip_mask(
+        length=length,
+        d=d,
+        mask_k=mask_k,
+        block_size_q=block_size_q,
+        block_size_k=block_size_k,
+        heads=heads,
+        batch=batch,
+    )
+    most = min(length, mask_k + window + sinks)
+    pairs = batch * heads * (most * (most + 1) // 2 + (length - most) * most)
+    rows = batch * heads * length
+    read = _attention(pairs, rows, rows, d, d, kept=rows)
+    return replace(
+        read,
+        flops=read.flops + found.flops,
+        elementwise=read.elementwise + found.elementwise,
+    )
+
+
 @formula("landmark_attention")
 def landmark_attention(*, length: int, block_size: int, d: int, e: int, heads: int = 1, batch: int = 1) -> Cost:
     """Causal attention to tokens, and to the landmarks of closed blocks, whose values are not read.

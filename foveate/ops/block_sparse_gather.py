@@ -25,7 +25,7 @@ def listed(blocks: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Ascending numbers of kept blocks, int32 ``(..., rows, most)``, and how many there are, int32 ``(..., rows)``."""
     counts = blocks.sum(-1, dtype=torch.int32)
     if most is None:
-        most = blocks.shape[-1] if torch.compiler.is_compiling() else max(1, int(counts.max()))
+        most = blocks.shape[-1] if torch.compiler.is_compiling() or blocks.is_meta else max(1, int(counts.max()))
     order = torch.argsort((~blocks).to(torch.uint8), stable=True, dim=-1)[..., :most]
     return order.to(torch.int32), counts.clamp(max=most)
 
@@ -107,7 +107,7 @@ def _plan(
 def _tiles(plan: _Plan, width: int) -> list[slice]:
     """Stretches of query blocks; ``width``: of keys and values together."""
     blocks = plan.indices.shape[2]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or plan.counts.is_meta:
         return [slice(0, blocks)]
     more = plan.sinks + (plan.block_q + plan.window if plan.window else 0)
     gathered = plan.counts.amax((0, 1)).mul(plan.block_k).add(more).tolist()
@@ -128,7 +128,7 @@ def _tiles(plan: _Plan, width: int) -> list[slice]:
 def _tile(plan: _Plan, blocks: slice) -> _Tile:
     device, keys = plan.indices.device, plan.keys
     counts = plan.counts[:, :, blocks, None]
-    most = plan.indices.shape[3] if torch.compiler.is_compiling() else max(1, int(counts.max()))
+    most = plan.indices.shape[3] if torch.compiler.is_compiling() or counts.is_meta else max(1, int(counts.max()))
     read = torch.arange(most, device=device) < counts
     numbers = plan.indices[:, :, blocks, :most].long()
     sorted_numbers = torch.where(read, numbers, 2**62).contiguous()

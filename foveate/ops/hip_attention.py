@@ -8,8 +8,6 @@ attention to these, to a window and to sinks follows: O(T log T) time, O(T) memo
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -54,10 +52,9 @@ def hip_mask(
     _check(q, k, k, search, mask, generator)
     (batch, heads, length), keys = q.shape[:3], k.shape[2]
     q, k = q.detach(), k.detach()
-    first_real = None if mask is None else mask.long().argmax(1)
-    ranges = hip_search.plan(search, length, keys, first_real, q.device)
-    if not any(ranges.rounds) and first_real is None:
-        return _all_blocks(search, ranges.blocks, batch, heads)
+    ranges = hip_search.plan(search, length, keys, mask, q.device)
+    if not any(ranges.rounds) and mask is None:
+        return _all_blocks(ranges, batch, heads)
     rows = hip_search.deciding_rows(search, length, q.device)
     shown_rows = shown_keys = None
     if mask is not None:
@@ -191,11 +188,25 @@ def hip_flops(search: HipSearch, length: int, keys: int, heads: int, d: int, bat
     return 2 * batch * heads * rounds * candidates * search.deciding * d
 
 
-def _all_blocks(search: HipSearch, counts: Tensor, batch: int, heads: int) -> BlockIndices:
+def listed_blocks(search: HipSearch, length: int, keys: int) -> int:
+    """Width of the lists that :func:`hip_mask` gives."""
+    rows = length - (length - 1) // search.block_size_q * search.block_size_q
+    _, end = hip_search.ends(search, keys - rows, rows)
+    return max(1, min(search.most, hip_search.in_blocks(search, end)))
+
+
+def attention_flops(search: HipSearch, length: int, keys: int, sinks: int, heads: int, d: int, batch: int = 1) -> int:
+    """Multiply-adds of the attention, times two, with all keys that are gathered for a block of queries."""
+    gathered = listed_blocks(search, length, keys) * search.block + min(sinks, keys)
+    gathered += search.block_size_q + search.reach - 1
+    return 4 * batch * heads * -(-length // search.block_size_q) * search.block_size_q * gathered * d
+
+
+def _all_blocks(ranges: hip_search.Ranges, batch: int, heads: int) -> BlockIndices:
     """Every block that may be searched, where the budget holds them all."""
-    most = max(1, search.nodes_kept) if counts.is_meta or torch.compiler.is_compiling() else max(1, int(counts.max()))
-    counts = counts.to(torch.int32).clamp(max=most)[:, None].expand(batch, heads, -1)
-    return BlockIndices(torch.arange(most, dtype=torch.int32, device=counts.device).expand(*counts.shape, -1), counts)
+    counts = ranges.blocks.to(torch.int32)[:, None].expand(batch, heads, -1)
+    numbers = torch.arange(max(1, ranges.widest), dtype=torch.int32, device=counts.device)
+    return BlockIndices(numbers.expand(*counts.shape, -1), counts)
 
 
 def _check(

@@ -1,9 +1,9 @@
 """The tree search of HiP attention: for each block of queries, the blocks of keys that are likely to score highest.
 
 "HiP Attention" (arXiv 2406.09827, section 3): the keys that a block of queries may see are cut into m nodes. In every
-round each node is split in two halves, each half is scored by one representative block of keys, and the m best halves of
-all 2m are the next nodes, until a node is a block. A halving takes log2(T / k) rounds of O(k) products, and every key
-is in a node at first.
+round each node is split in two halves, each half is scored by one representative block of keys, and the m best of all
+2m halves are the next nodes, until a node is a block: log2(T / k) rounds of O(k) products. Every key is in a node at
+first.
 
 All query blocks that need as many rounds are searched together, some at a time: what is held at once does not grow with
 the sequence.
@@ -46,7 +46,7 @@ class HipSearch:
         rows: which queries of a block decide by the largest of their scores: all of the "block", as for a prompt, which
             lets later queries decide for earlier ones; or the "first" alone, as for decoding that searches anew every
             ``block_size_q`` steps, which is strictly causal.
-        query_stride: of a block's queries every so manieth decides, the last of each stride.
+        query_stride: of a block's queries one in so many decides, the last of each stride.
         nodes: how long the first nodes are: "even" covers every block of keys; "draft" is the code of version 1.1, in
             which all have the length of the shortest, so that a few blocks may lie between them.
         head_group: so many neighbouring heads share what they keep: ``head_group * mask_k`` keys, wherever scores are
@@ -82,7 +82,7 @@ class HipSearch:
             if getattr(self, name) not in legal:
                 raise invalid(name, getattr(self, name), f"legal are {', '.join(legal)}")
         if self.mask_k % self.block or self.mask_k < 2 * self.block:
-            raise invalid("mask_k", self.mask_k, f"it must hold two or more blocks of {self.block} keys, all of them whole")
+            raise invalid("mask_k", self.mask_k, f"a multiple of a block's {self.block} keys, two or more, is needed")
         if self.query_stride > self.block_size_q:
             raise invalid("query_stride", self.query_stride, f"a block has {self.block_size_q} queries")
 
@@ -121,12 +121,14 @@ class Ranges(NamedTuple):
         blocks: how many are.
         limit: keys (or key groups) from this one on must not be looked at.
         rounds: for each block of queries, how often nodes have to be halved, at most.
+        widest: the most blocks that any may search.
     """
 
     first: Tensor
     blocks: Tensor
     limit: Tensor
     rounds: list[int]
+    widest: int
 
 
 def rounds_for(blocks: int, nodes: int) -> int:
@@ -153,24 +155,28 @@ def in_blocks(search: HipSearch, end: int) -> int:
     return -(-(end // search.key_group) // search.block_size_k)
 
 
-def plan(search: HipSearch, length: int, keys: int, first_real: Tensor | None, device: torch.device) -> Ranges:
+def plan(search: HipSearch, length: int, keys: int, mask: Tensor | None, device: torch.device) -> Ranges:
     """The ranges of the last ``length`` of ``keys`` keys as queries.
 
     Args:
-        first_real: int64 ``(batch,)``, the first key of each sample that is not padding; None: 0.
+        mask: bool ``(batch, keys)``, True = a real token: padding in front is not searched, and a block of queries
+            ends with its last real one. None: all are.
     """
-    limits, counts = [], []
-    for start in range(0, length, search.block_size_q):
-        rows = min(search.block_size_q, length - start)
-        limit, end = ends(search, keys - length + start, rows)
-        limits.append(limit // search.key_group)
-        counts.append(in_blocks(search, end))
+    starts = range(0, length, search.block_size_q)
+    found = [ends(search, keys - length + at, min(search.block_size_q, length - at)) for at in starts]
+    counts = [in_blocks(search, end) for _, end in found]
     rounds = [rounds_for(count, search.nodes_kept) for count in counts]
-    limit, blocks = (torch.tensor(x, dtype=torch.int64, device=device)[None] for x in (limits, counts))
-    if first_real is None:
-        return Ranges(torch.zeros_like(blocks), blocks, limit, rounds)
-    first = (first_real // search.block)[:, None].expand(-1, len(counts))
-    return Ranges(first, (blocks - first).clamp(min=0), limit, rounds)
+    limit, end = (torch.tensor(x, dtype=torch.int64, device=device)[None] for x in zip(*found, strict=True))
+    first = torch.zeros_like(limit)
+    if mask is not None:
+        if search.rows == "block":
+            place = torch.arange(keys - length + 1, keys + 1, device=device) * mask[:, keys - length :]
+            place = F.pad(place, (0, -length % search.block_size_q))
+            limit = place.unflatten(1, (-1, search.block_size_q)).amax(2)
+            end = (limit - search.window).clamp(min=0)
+        first = (mask.long().argmax(1) // search.block)[:, None].expand(-1, len(counts))
+    blocks = (end // search.key_group + search.block_size_k - 1) // search.block_size_k
+    return Ranges(first, (blocks - first).clamp(min=0), limit // search.key_group, rounds, max(counts))
 
 
 def deciding_rows(search: HipSearch, length: int, device: torch.device) -> Tensor:
@@ -186,7 +192,7 @@ def deciding_rows(search: HipSearch, length: int, device: torch.device) -> Tenso
 
 
 def units(search: HipSearch, k: Tensor) -> Tensor:
-    """What is scored of each block of keys: ``(batch, key_heads, blocks, keys or extremes, d)``, zeros behind the end."""
+    """What is scored of each block of keys: ``(batch, key_heads, blocks, keys or extremes, d)``, zeros at the end."""
     if search.key_group > 1:
         whole = k.shape[2] // search.key_group * search.key_group
         groups = k[:, :, :whole].unflatten(2, (-1, search.key_group))
@@ -240,11 +246,11 @@ def find(
         generator: for "random" representatives.
 
     Returns:
-        int32 ``(batch, heads, query_blocks, most)``, ascending numbers of blocks (a number that is no block's behind the
-        first counts), and counts, int32 ``(batch, heads, query_blocks)``.
+        int32 ``(batch, heads, query_blocks, most)``, ascending numbers of blocks, and counts, int32 ``(batch, heads,
+        query_blocks)``; behind the first counts stands the number of all blocks.
     """
     batch, heads = q.shape[:2]
-    width = min(search.most, k.shape[2])
+    width = max(1, min(search.most, ranges.widest))
     held = batch * heads * 2 * search.most * k.shape[3] * (q.shape[4] + q.shape[3])
     indices, counts = [], []
     for stretch, rounds in _stretches(ranges.rounds, held):
@@ -268,7 +274,7 @@ def find(
 
 
 def _first_nodes(search: HipSearch, first: Tensor, blocks: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """First block and length of every node, int64 ``(1 or batch, 1 or heads, query_blocks, most)``; length 0: no node."""
+    """First block and length of each node, int64 ``(1 or batch, 1 or heads, query_blocks, most)``; 0: there is none."""
     m, blocks = search.nodes_kept, blocks[:, None, :, None]
     number = torch.arange(m, device=blocks.device)
     if search.nodes == "even":
