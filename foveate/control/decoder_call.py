@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,22 @@ class ModelPass:
 
 
 @dataclass(frozen=True)
+class OwnAttention:
+    """A module's attention as the model has it: by its own configuration, at the time of the call."""
+
+    config: Any
+    functions: Any
+    eager: Callable[..., tuple[Tensor, Any]]
+
+    def __call__(self, module: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``(batch, queries, heads, head_dim)``."""
+        name = self.config._attn_implementation
+        if name == "eager" and getattr(module, "reorder_and_upcast_attn", False):
+            return module._upcast_and_reordered_attn(*args)[0]
+        return self.functions.get_interface(name, self.eager)(module, *args, **kwargs)[0]
+
+
+@dataclass(frozen=True)
 class LayerPass:
     """What is known of a call of one layer's attention."""
 
@@ -46,7 +63,7 @@ class LayerPass:
     cache: Any
     angles: tuple[Tensor, Tensor] | None
     rotary: nn.Module | None
-    config: Any
+    own: OwnAttention
 
     def with_part(self, part: Part) -> LayerPass:
         """The same, with one more control in it."""
@@ -185,11 +202,11 @@ class CacheStates:
     """The states of controls that live with one layer of a user's cache, and follow what is done to its batch."""
 
     def __init__(self, layer: Any) -> None:
-        self.layer = layer
         self.kept: dict[int, tuple[int, int, dict[str, Any]]] = {}
-        for name in ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset"):
+        for name in (*_BATCH, *_BACK):
             if hasattr(layer, name):
-                setattr(layer, name, getattr(self, name))
+                # On this one object, in front of the method of its class; it is copied and goes away with it.
+                setattr(layer, name, partial(_and_states, self, name, layer))
 
     def of(self, token: int, before: int, after: int, batch: int) -> dict[str, Any]:
         """The state of an attachment that has seen ``before`` tokens, else a new one; ``after`` will be seen."""
@@ -199,32 +216,8 @@ class CacheStates:
         self.kept[token] = (after, batch, state)
         return state
 
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        """The last tokens are taken back: no state is true any more."""
-        type(self.layer).crop(self.layer, *args, **kwargs)
-        self.kept.clear()
-
-    def reset(self) -> None:
-        """All tokens are forgotten."""
-        type(self.layer).reset(self.layer)
-        self.kept.clear()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search: see transformers' cache layers."""
-        type(self.layer).reorder_cache(self.layer, beam_idx)
-        self._move(lambda size: beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sample becomes several."""
-        type(self.layer).batch_repeat_interleave(self.layer, repeats)
-        self._move(lambda size: torch.arange(size).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Some samples go on."""
-        type(self.layer).batch_select_indices(self.layer, indices)
-        self._move(lambda size: torch.arange(size)[indices.cpu()])
-
-    def _move(self, index_of: Callable[[int], Tensor]) -> None:
+    def select(self, index_of: Callable[[int], Tensor]) -> None:
+        """Row ``i`` of the batch becomes what row ``index_of(batch)[i]`` was."""
         for token, (seen, size, state) in self.kept.items():
             index = index_of(size)
 
@@ -237,6 +230,26 @@ class CacheStates:
 
             moved = tree_map(move, state, is_leaf=lambda value: hasattr(value, "reorder"))
             self.kept[token] = (seen, index.numel(), moved)
+
+
+#: What transformers' cache layers do to their batch, as the rows that are taken.
+_BATCH: dict[str, Callable[[int, Any], Tensor]] = {
+    "reorder_cache": lambda size, index: index,
+    "batch_repeat_interleave": lambda size, repeats: torch.arange(size).repeat_interleave(repeats),
+    "batch_select_indices": lambda size, indices: torch.arange(size)[indices.cpu()],
+}
+#: What takes tokens back: no state is true any more.
+_BACK = ("crop", "reset")
+
+
+def _and_states(states: CacheStates, name: str, layer: Any, *args: Any, **kwargs: Any) -> None:
+    """The method of a cache layer, then the same for the states that live with it."""
+    getattr(type(layer), name)(layer, *args, **kwargs)
+    if name in _BACK:
+        states.kept.clear()
+    else:
+        (given,) = (*args, *kwargs.values())
+        states.select(lambda size: _BATCH[name](size, given))
 
 
 def cache_of(kwargs: dict[str, Any]) -> Any:

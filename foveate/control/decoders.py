@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ..errors import InvalidValue, invalid, missing_extra
 from .attachment import Attachment
 from .base import Control
-from .decoder_call import DecoderCall, LayerPass, ModelPass, Part, cache_of, padding_of
+from .decoder_call import DecoderCall, LayerPass, ModelPass, OwnAttention, Part, cache_of, padding_of
 
 #: The name under which transformers knows our attention.
 NAME = "foveate_control"
@@ -124,7 +124,7 @@ class DecoderAttention(Control):
             part = Part(self, index, None if everything else self.heads, token)
             rotary = getattr(decoder, "rotary_emb", None)
             attachment.hook(
-                paths[index], _Enter(part, _configured_of(attachment.part(paths[index])), rotary), before=True
+                paths[index], _Enter(part, _own_attention(attachment.part(paths[index])), rotary), before=True
             )
         which = "all layers" if self.layers is None else f"layers {', '.join(map(str, chosen))}"
         heads = "" if everything else f", heads {', '.join(map(str, self.heads or ()))}"
@@ -167,8 +167,10 @@ def _decoder(model: Any) -> tuple[str, Any]:
     return (prefix, getattr(model, prefix)) if prefix in model._modules else ("", model)
 
 
-def _configured_of(module: nn.Module) -> Any:
-    return _configured[module][0]
+def _own_attention(module: nn.Module) -> OwnAttention:
+    modeling: Any = importlib.import_module(type(module).__module__)
+    functions: Any = importlib.import_module("transformers.modeling_utils")
+    return OwnAttention(_configured[module][0], functions.ALL_ATTENTION_FUNCTIONS, modeling.eager_attention_forward)
 
 
 def _numbers(option: str, given: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -228,8 +230,8 @@ class _Begin:
 class _Enter:
     """Before a layer's attention runs: its part, its cache and its rotary angles join ``foveate``."""
 
-    def __init__(self, part: Part, config: Any, rotary: nn.Module | None) -> None:
-        self.part, self.config, self.rotary = part, config, rotary
+    def __init__(self, part: Part, own: OwnAttention, rotary: nn.Module | None) -> None:
+        self.part, self.own, self.rotary = part, own, rotary
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         passed = kwargs.get("foveate")
@@ -238,7 +240,7 @@ class _Enter:
         cache = cache_of(kwargs)
         keys = cache.layers[module.layer_idx].keys if cache and len(cache.layers) > module.layer_idx else None
         if keys is not None and keys.ndim == 4:
-            heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+            heads = getattr(self.own.config, "num_key_value_heads", None) or self.own.config.num_attention_heads
             width = getattr(module, "head_dim", None) or module.head_size
             if (keys.shape[1], keys.shape[3]) != (heads, width):
                 raise InvalidValue(
@@ -246,18 +248,8 @@ class _Enter:
                     f"{keys.shape[3]}, this model has {heads} of {width}."
                 )
         angles = kwargs.get("position_embeddings")
-        layer = LayerPass(passed or ModelPass(None, False), (self.part,), cache, angles, self.rotary, self.config)
+        layer = LayerPass(passed or ModelPass(None, False), (self.part,), cache, angles, self.rotary, self.own)
         return args, {**kwargs, "foveate": layer}
-
-
-def _own_attention(module: Any, config: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """What the model itself would do: ``(batch, queries, heads, head_dim)``."""
-    name = config._attn_implementation
-    if name == "eager" and getattr(module, "reorder_and_upcast_attn", False):
-        return module._upcast_and_reordered_attn(*args)[0]
-    eager = importlib.import_module(type(module).__module__).eager_attention_forward
-    function = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS.get(name, eager)
-    return function(module, *args, **kwargs)[0]
 
 
 def _attention(
@@ -276,7 +268,7 @@ def _attention(
     if len(chosen) == count:
         out = query.new_empty(query.shape[0], query.shape[2], count, value.shape[-1])
     else:
-        out = _own_attention(module, foveate.config, query, key, value, attention_mask, **kwargs)
+        out = foveate.own(module, query, key, value, attention_mask, **kwargs)
     for part in foveate.parts:
         call = foveate.call(part, module, query, key, value, attention_mask, kwargs)
         result = part.control.attend(call).transpose(1, 2)
