@@ -230,16 +230,16 @@ def train(out: Path) -> None:
         if not math.isfinite(recent[-1]):
             raise RuntimeError(f"the loss of step {step} is {recent[-1]}: nothing is written")
         if (step + 1) % EVERY == 0 or step + 1 == STEPS:
-            seconds = time.perf_counter() - begun
-            keep(checkpoint, model, optimizer, step + 1, seconds)
             log(
                 history,
                 step=step + 1,
                 length=stage_of(step).length,
                 loss=round(sum(recent) / len(recent), 4),
                 validation=round(evaluate(model, kept["validation"], 2048, 8), 4),
-                seconds=round(seconds),
+                seconds=round(time.perf_counter() - begun),
             )
+            # After the line: what a kill in between leaves twice is dropped when it is done again.
+            keep(checkpoint, model, optimizer, step + 1, time.perf_counter() - begun)
             recent.clear()
     lengths = (2048, 8192, LONGEST)
     scores = {length: round(evaluate(model, kept["test"], length, 4 * LONGEST // length), 4) for length in lengths}
