@@ -1,0 +1,285 @@
+"""A Llama that reads more: what other attentions of the same weights cost in perplexity, and save in time.
+
+    python benchmarks/long_context.py                    # everything, then print the section of the page
+    python benchmarks/long_context.py --only perplexity  # or prefill: one half of it
+    python benchmarks/long_context.py --contexts 2048    # a look at one length
+    python benchmarks/long_context.py --write            # put the section into benchmarks/long_context.md
+
+The model is the small Llama of `benchmarks/small_llama`; the texts are documents of Python's standard library that it
+was not trained on, whole packages in a fixed order. All systems read the same tokens with the same weights; only the
+attention differs. Prefill is timed with all systems in turns, on one thread. What was measured is kept and not measured
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from library_text import documents
+from marked import write_section
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from foveate.files import read_json, write_json
+from foveate.measure.machine import cpu_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "benchmarks" / "long_context.md"
+FOLDER = ROOT / "benchmarks" / "small_llama"
+OUT = ROOT / "foveate-runs" / "long_context"
+CONTEXTS = (2048, 8192, 16384)
+#: The documents that are read; each in pieces of the longest context, cut further for the shorter ones.
+READ = ("_pydecimal.py", "email", "inspect.py", "tarfile.py", "typing.py")
+#: Keys that a query may read: this share of the context.
+SHARE = 4
+SINKS = 16
+#: Blocks of Seer's gate, and the share of causal blocks that is left out.
+BLOCK, SPARSITY = 32, 0.8
+#: What is allowed: perplexity over dense attention's, and the speed of prefill.
+ALLOWED, FASTER = 1.02, 2.0
+
+Attach = Callable[[LlamaForCausalLM], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class System:
+    """One attention.
+
+    Attributes:
+        about: for the page.
+        make: from a context to what attaches it to the model.
+    """
+
+    about: str
+    make: Callable[[LlamaForCausalLM, int], Attach]
+
+
+def dense(model: LlamaForCausalLM, context: int) -> Attach:
+    """The model as it is."""
+    return lambda _: nullcontext()
+
+
+def sliding_window(model: LlamaForCausalLM, context: int) -> Attach:
+    """The nearest quarter of the context, the first tokens among it."""
+    from foveate.control.sliding_window import SlidingWindow
+
+    return SlidingWindow(window=context // SHARE - SINKS, sinks=SINKS).attached
+
+
+def hip_attention(model: LlamaForCausalLM, context: int) -> Attach:
+    """A quarter of the context: searched keys, a window and sinks together."""
+    from foveate.control.hip_attention import HipAttention
+
+    window = context // SHARE // 4
+    searched = context // SHARE - window - SINKS
+    return HipAttention(mask_k=searched, sliding_window=window, num_sink=SINKS).attached
+
+
+def seer_attention(model: LlamaForCausalLM, context: int) -> Attach:
+    """A gate that was taught on training texts, and leaves out most blocks."""
+    from foveate.control.seer_attention import SeerAttention
+
+    raise NotImplementedError(SeerAttention)
+
+
+def s2_attention(model: LlamaForCausalLM, context: int) -> Attach:
+    """Local blocks and every 8th one, other ones in other heads, on a model that was not trained so."""
+    from foveate.control.s2_attention import S2Attention
+
+    raise NotImplementedError(S2Attention)
+
+
+SYSTEMS = {
+    "dense": System("all keys, by SDPA", dense),
+    "sliding_window": System(f"a window, with the first {SINKS} tokens", sliding_window),
+    "hip_attention": System("keys found by a search in a tree", hip_attention),
+    "seer_attention": System(f"{SPARSITY:.0%} of causal blocks left out by a distilled gate", seer_attention),
+    "s2_attention": System("strided shards, without training", s2_attention),
+}
+
+
+def load() -> tuple[LlamaForCausalLM, Any]:
+    """The model, which does not learn, and its tokenizer."""
+    model = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    return model.requires_grad_(False), AutoTokenizer.from_pretrained(FOLDER)
+
+
+def pieces(tokenizer: Any, length: int, most: int) -> Tensor:
+    """At most so many pieces of each document, from its beginning: ``(pieces, length + 1)`` int64."""
+    kept, rows = documents("test"), []
+    for name in READ:
+        tokens = torch.tensor(tokenizer(kept[name])["input_ids"])
+        count = min(most, (len(tokens) - 1) // length)
+        rows += [tokens[i * length : (i + 1) * length + 1] for i in range(count)]
+    return torch.stack(rows)
+
+
+@torch.inference_mode()
+def nats(model: LlamaForCausalLM, rows: Tensor, context: int) -> Tensor:
+    """Of every token, read in samples of ``context`` tokens: ``(samples, context)``."""
+    found = []
+    for row in rows:
+        x, y = row[:-1].view(-1, context), row[1:].view(-1, context)
+        logits = model(input_ids=x, use_cache=False).logits
+        found.append(cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(x))
+    return torch.cat(found)
+
+
+def perplexities(model: LlamaForCausalLM, rows: Tensor, context: int, name: str) -> list[float]:
+    """Of a system: over all tokens, and over those of the second half of each sample."""
+    with SYSTEMS[name].make(model, context)(model):
+        each = nats(model, rows, context)
+    found = [math.exp(float(part.mean())) for part in (each, each[:, context // 2 :])]
+    print(f"{context} {name}", *(f"{value:.4f}" for value in found), flush=True)
+    return found
+
+
+@torch.inference_mode()
+def prefills(model: LlamaForCausalLM, tokens: Tensor, systems: list[str], rounds: int) -> dict[str, list[float]]:
+    """The processor's seconds that reading the tokens into a cache took each time, all systems in turns."""
+    attaches = {name: SYSTEMS[name].make(model, len(tokens)) for name in systems}
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for turn in range(rounds + 1):
+        for name, attach in attaches.items():
+            with attach(model):
+                started = time.process_time()
+                model(input_ids=tokens[None], use_cache=True, logits_to_keep=1)
+                took = time.process_time() - started
+            if turn:  # the first grows buffers
+                times[name].append(took)
+        print(f"round {turn}", *(f"{name} {t[-1]:.2f}" for name, t in times.items() if t), flush=True)
+    return times
+
+
+class Kept:
+    """What was measured, in a file: it is not measured again."""
+
+    def __init__(self, path: Path, again: bool) -> None:
+        self.path = path
+        self.found: dict[str, list[float]] = {}
+        if path.exists() and not again:
+            self.found = read_json(path)
+
+    def add(self, values: dict[str, list[float]]) -> None:
+        self.found |= values
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.found)
+
+
+def verdict(what: str, holds: bool, detail: str) -> str:
+    """A line about something that should be so."""
+    return f"- {what}: {'holds' if holds else '**does not hold**'} ({detail})."
+
+
+def perplexity_section(found: dict[str, list[float]], contexts: list[int], systems: list[str]) -> list[str]:
+    """Markdown: a table of perplexities over dense attention's, and what should hold."""
+    lines = ["| attention | " + " | ".join(f"{c:,} tokens | second half" for c in contexts) + " |"]
+    lines += ["|---|" + "---:|" * (2 * len(contexts))]
+    for name in systems:
+        cells = []
+        for context in contexts:
+            for value, whole in zip(found[f"{context} {name}"], found[f"{context} dense"], strict=True):
+                cells.append(f"{value:.3f}" if name == "dense" else f"{value:.3f} ({value / whole - 1:+.1%})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("")
+    for context in contexts:
+        whole, scores = found[f"{context} dense"][0], {s: found[f"{context} {s}"][0] for s in systems}
+        for name in ("hip_attention", "seer_attention"):
+            if name in scores:
+                more = scores[name] / whole
+                what = f"{name} within {ALLOWED - 1:.0%} of dense at {context:,} tokens"
+                lines.append(verdict(what, more <= ALLOWED, f"{more - 1:+.2%}"))
+        if {"hip_attention", "sliding_window"} <= scores.keys():
+            ours, theirs = scores["hip_attention"], scores["sliding_window"]
+            what = f"hip_attention better than a window of as many keys at {context:,} tokens"
+            lines.append(verdict(what, ours < theirs, f"{ours:.3f} against {theirs:.3f}"))
+    return lines
+
+
+def prefill_section(found: dict[str, list[float]], systems: list[str]) -> list[str]:
+    """Markdown: seconds of reading the longest context, and what should hold."""
+    seconds = {name: statistics.median(found[f"prefill {name}"]) for name in systems}
+    lines = ["| attention | seconds | times as fast as SDPA |", "|---|---:|---:|"]
+    lines += [f"| {name} | {s:.2f} | {seconds['dense'] / s:.2f} |" for name, s in seconds.items()]
+    lines.append("")
+    for name in ("hip_attention", "seer_attention"):
+        if name in seconds:
+            faster = seconds["dense"] / seconds[name]
+            what = f"{name} reads {CONTEXTS[-1]:,} tokens at least {FASTER:g} times as fast as SDPA"
+            lines.append(verdict(what, faster >= FASTER, f"{faster:.2f} times"))
+    return lines
+
+
+def section(found: dict[str, list[float]], contexts: list[int], systems: list[str]) -> str:
+    """The Markdown of everything that was found."""
+    return "\n".join(
+        [
+            "## Perplexity",
+            "",
+            *perplexity_section(found, contexts, systems),
+            "",
+            f"## Reading {CONTEXTS[-1]:,} tokens",
+            "",
+            *prefill_section(found, systems),
+            "",
+            f"Made with torch {torch.__version__} and transformers {transformers.__version__} on {cpu_name()}, one "
+            f"thread, processor time, by:",
+            "",
+            "    python benchmarks/long_context.py --write",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("perplexity", "prefill"), help="one half, for a look")
+    parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="numbers of tokens, by commas")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, by commas, dense among them")
+    parser.add_argument("--pieces", type=int, default=2, help="of each document, at most")
+    parser.add_argument("--rounds", type=int, default=5, help="of prefill, behind one that does not count")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of what was measured, and of trained gates")
+    parser.add_argument("--again", action="store_true", help="measure again what was measured")
+    parser.add_argument("--write", action="store_true", help=f"put the section into {PAGE.relative_to(ROOT)}")
+    options = parser.parse_args()
+    systems, contexts = options.systems.split(","), [int(n) for n in options.contexts.split(",")]
+    everything = not options.only and set(systems) == set(SYSTEMS) and tuple(contexts) == CONTEXTS
+    if options.write and not everything:
+        parser.error("--write needs everything: leave out --only, --contexts and --systems")
+    if "dense" not in systems:
+        parser.error("dense has to be among --systems: the others are told by it")
+    torch.set_num_threads(1)
+    model, tokenizer = load()
+    rows = pieces(tokenizer, CONTEXTS[-1], options.pieces)
+    kept = Kept(options.out / f"pieces_{options.pieces}.json", options.again)
+    if options.only != "prefill":
+        for context in contexts:
+            for name in systems:
+                if f"{context} {name}" not in kept.found:
+                    kept.add({f"{context} {name}": perplexities(model, rows, context, name)})
+    if options.only != "perplexity" and any(f"prefill {name}" not in kept.found for name in systems):
+        times = prefills(model, rows[0, :-1], systems, options.rounds)
+        kept.add({f"prefill {name}": seconds for name, seconds in times.items()})
+    if options.only == "perplexity":
+        print("\n".join(perplexity_section(kept.found, contexts, systems)))
+    elif options.only == "prefill":
+        print("\n".join(prefill_section(kept.found, systems)))
+    else:
+        text = section(kept.found, contexts, systems)
+        print(text)
+        if options.write:
+            write_section(PAGE, "long context", text)
+
+
+if __name__ == "__main__":
+    main()
