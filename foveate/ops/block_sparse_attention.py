@@ -7,8 +7,8 @@ which ones are kept, those who select them say (SeerAttention, HiP, S2-Attention
     and  it is no later than the query (causal)  and  the mask shows it
 
 Time and memory are those of the pairs that are kept, forward and backward: nothing is as large as queries times keys.
-The torch form (:mod:`foveate.ops.block_sparse_gather`) gathers the kept keys of a few query blocks at a time; on GPUs
-PyTorch's flex attention does it, where PyTorch has it (never timed, tested on CPUs).
+The CPU kernel reads kept keys where they are. The torch form (:mod:`foveate.ops.block_sparse_gather`) gathers those of a
+few query blocks at a time; on GPUs PyTorch's flex attention does it (never timed, tested on CPUs).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch import Tensor
 from ..errors import InvalidType, InvalidValue, invalid
 from ..registry import register
 from . import block_sparse_gather as gather
-from .backend import choose
+from .backend import choose, current_backend
 from .handwritten import sum_dtype
+from .native import block_sparse_attention as native
 
 Weights = Literal["softmax", "sigmoid"]
 
@@ -125,7 +126,10 @@ def block_sparse_attention(
     if not isinstance(bias, Tensor):
         bias = torch.full((), bias, dtype=sum_dtype(q.dtype), device=q.device)
     sigmoid = weights == "sigmoid"
-    run = choose(reference, _flexed if _for_flex(q, sigmoid, return_block_max) else gather.gathered)
+    form = _flexed if _for_flex(q, sigmoid, return_block_max) else gather.gathered
+    tensors = (q, k, v, given, counts, mask)
+    asked = {"native": native.fits(*tensors), "auto": native.pays(*tensors, size[1])}.get(current_backend())
+    run = choose(reference, form, native.block_sparse_attention_native if asked else None)
     rest = (size[0], size[1], causal, window, sinks, scale, sigmoid, return_block_max)
     o, lse, largest = run(q, k, v, given, counts, mask, bias, *rest)
     results = (o, *([lse] if return_lse else []), *([largest.detach()] if return_block_max else []))

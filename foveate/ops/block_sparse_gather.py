@@ -168,7 +168,7 @@ def _tile(plan: _Plan, blocks: slice) -> _Tile:
     if near:
         age = here[..., None] - ahead[..., -near:]
         far = (age < 0) | (age >= plan.window)
-        seen = seen.expand(torch.broadcast_shapes(seen.shape, (*far.shape[:-1], 1))).clone()
+        seen = seen.expand(torch.broadcastshapes(seen.shape, (*far.shape[:-1], 1))).clone()
         seen[..., -near:] &= ~far
     samples = torch.arange(plan.batch, device=device).view(-1, 1, 1, 1)
     base = (samples * plan.key_heads + plan.heads.view(-1, 1, 1)) * keys
@@ -205,7 +205,7 @@ def _scores(q: Tensor, k: Tensor, plan: _Plan, tile: _Tile) -> Tensor:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     plan, real = _plan(q, k, *given), sum_dtype(q.dtype)
-    out, lse, largest = (torch.zeros_like(m) for m in _shapes(q, k, v, *given))
+    out, lse, largest = (torch.zeros_like(m) for m in shapes(q, k, v, *given))
     flat_k, flat_v = (x.reshape(-1, x.shape[-1]) for x in (k, v))
     for blocks in _tiles(plan, q.shape[3] + v.shape[3]):
         tile = _tile(plan, blocks)
@@ -233,7 +233,7 @@ def _backward(
 ) -> Results:
     *given, out, lse, _ = more
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
-        return _through_definition(grad, grad_lse, q, k, v, *given)
+        return through_definition(grad, grad_lse, q, k, v, *given)
     plan, real = _plan(q, k, *given), sum_dtype(q.dtype)
     flat_k, flat_v = (x.reshape(-1, x.shape[-1]) for x in (k, v))
     grad_q = torch.zeros_like(q, dtype=real)
@@ -262,7 +262,8 @@ def _backward(
     return grad_q * plan.scale, (grad_k * plan.scale).view(k.shape), grad_v.view(v.shape), None, None, None, grad_bias
 
 
-def _through_definition(grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *given: Any) -> Results:
+def through_definition(grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *given: Any) -> Results:
+    """Gradients that can be differentiated once more; arguments as ``reference`` has them, behind two gradients."""
     from .block_sparse_attention import reference  # which imports this file
 
     blocks, counts, mask, bias, *rest = given
@@ -277,7 +278,8 @@ def _through_definition(grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v:
     return *found, None, None, None, of_bias
 
 
-def _shapes(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+def shapes(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the results; arguments as ``reference`` has them."""
     real, (blocks, *_) = sum_dtype(q.dtype), given
     *_, block_k, _, _, _, _, sigmoid, block_max = given
     lse = torch.empty(q.shape[:3] if not sigmoid else (0,), dtype=real, device=q.device)
@@ -321,6 +323,6 @@ gathered = handwritten(
     extras=0,
     forward=_forward,
     backward=_backward,
-    shapes=_shapes,
+    shapes=shapes,
     reads_outputs=True,
 )

@@ -9,6 +9,8 @@ queries times keys (FlashSigmoid, section 4 and algorithm 1) and never holds mor
 pass, by hand, computes the weights P again tile by tile and keeps nothing but the inputs::
 
     dV = P^T dO,    dS = P (1 - P) dO V^T,    dQ = dS K scale,    dK = dS^T Q scale
+
+The CPU kernel does the same for what has no slopes, documents and masks of pairs.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
-from .backend import choose
+from .backend import choose, current_backend
 from .handwritten import Results, handwritten, sample_groups, sum_dtype
+from .native import sigmoid_attention as native
 
 #: Edge of a tile unless told: on CPU, 128 to 512 were equally fast, 64 and 1024 slower.
 BLOCK = 256
@@ -101,7 +104,9 @@ def sigmoid_attention(
     positions = (here if positions is None else positions).view(-1, q.shape[2])
     key_positions = (there if key_positions is None else key_positions).view(-1, k.shape[2])
     left, right = window[0], 0 if causal else window[1]
-    run = choose(_reference, _tiled)
+    asked = {"native": native.fits, "auto": native.pays}.get(current_backend())
+    kernel = native.sigmoid_attention_native if asked and asked(q, k, v, alibi_slopes, mask, segments) else None
+    run = choose(_reference, _tiled, kernel)
     rest = (positions, key_positions, left, right, block, learned)
     return run(q, k, v, bias, scale, alibi_slopes, mask, segments, *rest)[0]
 

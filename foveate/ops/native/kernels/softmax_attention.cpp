@@ -24,65 +24,6 @@ int check(const SoftmaxArguments& a, bool backward) {
   return OK;
 }
 
-// C = C times factors of its columns, plus A^T B.
-template <class R, int M, int N>
-void weigh_tile(Block<R> c, const R* factor, View<R> a, View<R> b, int64_t inner) {
-  vec<R> sums[M][N];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sums[m][n] = read<R>(c.at(m, n * LANES)) * read(factor + n * LANES);
-  accumulate<true, M, N, R>(sums, a, b, 0, inner);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) write(c.at(m, n * LANES), sums[m][n]);
-}
-template <class R, int... I>
-constexpr auto weigh_tiles(std::integer_sequence<int, I...>) {
-  return std::array{&weigh_tile<R, I / VECTORS<R> + 1, I % VECTORS<R> + 1>...};
-}
-template <class R>
-void weigh(Block<R> c, const R* factor, Factor<R> a, Factor<R> b, int64_t rows, int64_t inner, int64_t columns) {
-  static constexpr auto table = weigh_tiles<R>(Sizes<R>{});
-  over_tiles<R>(rows, columns, false, [&](int64_t m, int64_t, int64_t n, int64_t which) {
-    table[which]({c.at(m, n), c.row}, factor + n, {a.at(0, m), a.row}, {b.at(0, n), b.row}, inner);
-  });
-}
-
-// Vectors of queries whose softmax is made together, so that nothing waits; a double's exponential is a call anyway.
-template <class R>
-constexpr int TOGETHER = sizeof(R) == 4 ? 4 : 1;
-
-// The softmax of N vectors of queries over the keys of one more tile: their weights in place of scores, the running
-// maxima and sums, and what earlier sums shrink by.
-template <class R, int N>
-void soften(Block<R> scores, int64_t many, bool guarded, R* top, R* total, R* factor) {
-  vec<R> most[N], base[N], sums[N] = {};
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) most[n] = read(top + n * LANES);
-  for (int64_t r = 0; r < many; ++r)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      const vec<R> score = read(scores.at(r, n * LANES));
-      most[n] = select<R>(score > most[n], score, most[n]);
-    }
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-    base[n] = select<R>(most[n] == NEVER<R>, vec<R>{}, most[n]);  // nothing seen yet: no difference of infinities
-    write(factor + n * LANES, foveate::exp2(read(top + n * LANES) - base[n])), write(top + n * LANES, most[n]);
-  }
-  for (int64_t r = 0; r < many; ++r)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      const vec<R> power = weight<R>(read(scores.at(r, n * LANES)), base[n], guarded);
-      sums[n] += power, write(scores.at(r, n * LANES), power);
-    }
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n)
-    write(total + n * LANES, read(total + n * LANES) * read(factor + n * LANES) + sums[n]);
-}
-
 template <class T>
 struct Forward : Reader<T> {
   using typename Reader<T>::R;

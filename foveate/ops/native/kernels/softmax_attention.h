@@ -1,17 +1,9 @@
 // The arguments of softmax attention, and what both of its passes do: read a tile of queries, walk through the tiles of
 // keys that it sees, and make their scores.
-//
-// Scores lie with keys in rows and queries in lanes. So keys and values are read where they are, number by number;
-// the softmax's maxima and sums stay in lanes; and only the queries of a tile are ever transposed.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-#include <limits>
-#include <memory>
-#include <new>
-
-#include "products.h"
+#include "attention_tiles.h"
 
 namespace foveate {
 
@@ -36,25 +28,7 @@ struct SoftmaxArguments {
 
 namespace {
 
-constexpr int64_t QUERIES = 64;  // of a tile
-constexpr int64_t KEYS = 96;     // of a tile
-constexpr int64_t CORNER = 16;   // keys of a tile where causality cuts through it
-constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
-
-static_assert(QUERIES % LANES == 0 && CORNER % LANES == 0 && KEYS % CORNER == 0);
-
-template <class R>
-constexpr R NEVER = -std::numeric_limits<R>::infinity();
-
-inline int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
-inline int64_t divided(int64_t numbers, int64_t by) { return (numbers + by - 1) / by; }
 inline int64_t tiles_of(const SoftmaxArguments& a) { return divided(a.length, QUERIES); }
-
-// Not inlined: compilers take long over it where a vector of doubles has several registers.
-template <class R>
-__attribute__((noinline)) void turn(Block<R> to, Factor<R> from, int64_t rows, int64_t columns) {
-  transpose<R>(to, from, rows, columns);
-}
 
 // What one thread reads with: the arguments, the sample, head and queries it is at, and room for tiles.
 template <class T>
@@ -158,21 +132,12 @@ struct Reader {
     }
     return room;
   }
-  static void pack_rows(Block<R> to, const T* from, int64_t row, int64_t many, int64_t numbers) {
-    for (int64_t i = 0; i < many; ++i)
-      for (int64_t c = 0; c < numbers; c += LANES)
-        write(to.at(i, c), load(from + i * row + c, static_cast<int>(least(LANES, numbers - c))));
-  }
   View<R> keys(int64_t place, int64_t many) const { return rows(k, k_at(0), a.k_time, place, many, a.width); }
   View<R> values(int64_t place, int64_t many) const { return rows(v, v_at(0), a.v_time, place, many, a.value_width); }
 
   // Whether scores of a tile may be -infinity.
   bool guarded(int64_t place, int64_t many) const {
     return a.bias || a.pairs || (a.causal && key_at(place + many - 1) > a.keys - a.length + first);
-  }
-
-  static void line(const T* row, int64_t numbers) {
-    for (int64_t c = 0; c < numbers; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
   }
 
   // The scores of a tile, in lanes from `column` on: with bias, -infinity where nothing is to be seen.
@@ -233,13 +198,6 @@ struct Reader {
     }
   }
 };
-
-// 2^scores of a row of a tile, 0 where there is nothing to see.
-template <class R>
-FOVEATE_INLINE vec<R> weight(vec<R> score, vec<R> base, bool guarded) {
-  const vec<R> power = foveate::exp2(score - base);
-  return guarded ? select<R>(score == NEVER<R>, vec<R>{}, power) : power;
-}
 
 }  // namespace
 }  // namespace foveate
