@@ -330,6 +330,9 @@ class Generation:
 
 def _stream(model: nn.Module, recompute: bool) -> Any:
     """What carries the text: the model itself, or what calls it again and again."""
+    barred: str = getattr(model, "cannot_write", "")
+    if barred:
+        raise InvalidType(f"{type(model).__name__} cannot write text: {barred}.")
     init_state: Callable[[int], Any] | None = getattr(model, "init_state", None)
     try:
         if init_state is None:

@@ -194,4 +194,4 @@ class RoutedMixer(Mixer):
         saved = rows * width * (2 + 2 * around)
         if self.position == "relative":
             return saved + 2 * rows * pairs + 2 * block * around * block * self.head_dim
-        return saved + rows * blocks * block + (pairs if n > block else 0)
+        return saved + rows * blocks * block + (pairs if n > block and self.causal else 0)

@@ -21,7 +21,58 @@ from ...spec import MixerSpec, Order
 from ..layout import TokenLayout
 from ..ssm import Packing
 from .frame import Position, RoutedMixer, Turn
-from .online_kmeans import Centroids, Norm
+from .online_kmeans import Centroids, Norm, OnlineKMeans
+
+
+def route(
+    kmeans: OnlineKMeans,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    share_qk: bool,
+    window: int,
+    causal: bool,
+    mask: Tensor | None,
+    count_eps: float,
+    turn: Turn | None = None,
+    memory_k: Tensor | None = None,
+    memory_v: Tensor | None = None,
+    rel_k: Tensor | None = None,
+    rel_v: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Bring queries and keys to the sphere, let the centroids take theirs, and attend inside their sets.
+
+    Args:
+        kmeans: the centroids; its ``norm`` says which rule is followed, see :class:`RoutingAttention`.
+        q: ``(batch, heads, length, head_dim)``, float32 or float64.
+        k: likewise; None: the queries.
+        v: likewise, in the dtype of the answer.
+        share_qk: one list of tokens serves queries and keys, that of the queries.
+        window: tokens that a centroid takes.
+        turn: done to queries and keys after routing; None: nothing.
+        causal, mask, count_eps, memory_k, memory_v, rel_k, rel_v: as
+            :func:`~foveate.ops.routing_attention.routing_attention` takes them.
+
+    Returns:
+        the outputs, like ``v``; what was brought to the sphere, queries first; and its products with the centroids.
+    """
+    released = kmeans.norm == "layernorm"
+    spheres = [kmeans.on_sphere(q)] if k is None else [kmeans.on_sphere(q), kmeans.on_sphere(k)]
+    asked = spheres[0] if released else q
+    read = k if k is not None and not (released or share_qk) else spheres[-1]
+    on = spheres[:1] if share_qk else spheres
+    scores = [kmeans.scores(x) for x in on]
+    sets = [top_members(s, window, mask) for s in scores]
+    turn = turn or (lambda x: x)
+    queries = turn(asked.to(v.dtype))
+    keys = queries if read is asked else turn(read.to(v.dtype))
+    o = routing_attention(
+        queries, keys, v, sets[0], None if share_qk else sets[-1],
+        causal=causal, mask=mask, scale=1.0 if released else q.shape[-1] ** -0.5, count_eps=count_eps,
+        avoid_self=share_qk and not released, memory_k=memory_k, memory_v=memory_v, rel_k=rel_k, rel_v=rel_v,
+    )  # fmt: skip
+    return o, on, scores
 
 
 @register("mixer", "routing_attention", system="routing_transformer")
@@ -128,23 +179,14 @@ class RoutingAttention(RoutedMixer):
         assert self.kmeans is not None
         assert self.route_q is not None
         q = self._routed(self.route_q, x)
-        k = q if self.route_k is None else self._routed(self.route_k, x)
-        on = [self.kmeans.on_sphere(q)] if self.route_k is None else [self.kmeans.on_sphere(t) for t in (q, k)]
-        scores = [self.kmeans.scores(t) for t in on]
-        self._learn(on, [s.argmax(-1) for s in scores] if self.training else [], real)
-        sets = [top_members(s, self.window, real) for s in scores]
-        scale = 1.0
-        if self.norm == "layernorm":
-            q, k = on[0], on[-1]
-        else:
-            scale, k = self.head_dim**-0.5, on[0] if self.route_k is None else k
-        q, k = turn(q.to(v.dtype)), turn(k.to(v.dtype))
-        return routing_attention(
-            q, k, v, sets[0], None if self.share_qk else sets[1],
-            causal=self.causal, mask=real, scale=scale, count_eps=self.count_eps,
-            avoid_self=self.norm == "l2" and self.share_qk, memory_k=self.mem_key, memory_v=self.mem_value,
+        k = None if self.route_k is None else self._routed(self.route_k, x)
+        o, on, scores = route(
+            self.kmeans, q, k, v, share_qk=self.share_qk, window=self.window, causal=self.causal, mask=real, turn=turn,
+            count_eps=self.count_eps, memory_k=self.mem_key, memory_v=self.mem_value,
             rel_k=self.routed_rel_k, rel_v=self.routed_rel_v,
         )  # fmt: skip
+        self._learn(on, [s.argmax(-1) for s in scores] if self.training else [], real)
+        return o
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections, products with the centroids, and the products inside sets and blocks."""
@@ -153,17 +195,28 @@ class RoutingAttention(RoutedMixer):
         relative, keys = self.position == "relative", members + self.num_mem_kv
         flops = self._projection_flops(batch * n) + self._score_flops(batch * n) * (1 if self.share_qk else 2)
         flops += attend_flops(rows * self.num_clusters, members, keys, width, width, relative)
-        # x, the outputs of all heads before and after they are put together; of routed heads, normalised queries and
-        # keys, sets of queries, keys, values and outputs, and their places.
-        held, places = rows * self.num_clusters * members, 1 if self.share_qk else 2
-        saved = 2 * batch * n * dim + rows * n * width * (places if self.norm == "layernorm" else places + 1)
-        saved += held * (4 * width + 2 * places)
-        if relative:
-            saved += 2 * held * members + 2 * members * members * width
-        elif not self.causal and not self.num_mem_kv and self.norm == "layernorm":
-            saved += held
+        # x, and the outputs of all heads put together.
+        saved = 2 * batch * n * dim + (2 * bool(self.local_heads) * n * width if self.position == "rope" else 0)
+        if rows:
+            saved += self._routed_saved(n, rows, members)
         return Cost(
             flops=flops + self._local_flops(n, batch),
             parameters=sum(p.numel() for p in self.parameters()),
             activation_bytes=4 * (saved + self._local_saved(n, batch)),
         )
+
+    def _routed_saved(self, n: int, rows: int, members: int) -> int:
+        """Numbers that the routed heads keep for the backward pass."""
+        width, lists, keys = self.head_dim, 1 if self.share_qk else 2, members + self.num_mem_kv
+        held = rows * self.num_clusters * members
+        # What is brought to the sphere, before and after, and its statistics; values; how many sets a token has.
+        once = self.norm == "layernorm" and self.share_qk
+        copies = (3 * lists if self.norm == "layernorm" else 3) + 1
+        saved = rows * n * (copies * width + 2 * lists + 1)
+        saved += n * width * (1 if once else 2) if self.position == "rope" else 0
+        # Queries, keys, values and outputs of the sets, their places, and what the softmax keeps.
+        saved += held * (2 * width + 2 * lists) + 2 * rows * self.num_clusters * keys * width
+        if self.position == "relative":
+            return saved + 2 * held * members + 2 * members * members * width
+        pairs = (self.causal and (lists == 2 or self.num_mem_kv)) or (self.norm == "l2" and self.share_qk)
+        return saved + held * (1 + (keys if pairs else 0))

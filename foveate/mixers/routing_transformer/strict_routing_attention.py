@@ -291,13 +291,14 @@ class StrictRoutingAttention(RoutedMixer):
         n, dim, width, clusters = grid[0], self.dim, self.head_dim, self.num_clusters
         rows, relative = batch * self.routed_heads, self.position == "relative"
         flops = self._projection_flops(batch * n) + self._score_flops(batch * n) + self._local_flops(n, batch)
-        saved = 2 * batch * n * dim
+        turns = (self.norm == "l2") + bool(rows) + 2 * bool(self.local_heads)
+        saved = 2 * batch * n * dim + (turns * n * width if self.position == "rope" else 0)
         if rows:
             flops += cluster_window_flops(n, clusters, self.window, self.routed_heads, width, width, batch, relative)
             window = min(self.window, n)
             places = block_count(n, clusters, window) * window
-            # Normalised keys; queries, outputs, keys and values of two blocks; places; what the softmax keeps.
-            saved += rows * (n * width + places * (6 * width + 3) + n * 2)
+            # What is brought to the sphere and values; queries, keys and values of two blocks, outputs; places.
+            saved += rows * (n * (5 * width + 4) + places * (7 * width + 3))
             saved += rows * places * 2 * window * (2 if relative else 1)
             saved += 4 * window * window * width if relative else 0
         room = (self.look_back + 1) * self.block - 1
