@@ -190,8 +190,9 @@ class LocalStride:
                 (start - stripes)[..., None] + slot,
             )
         elif not self.absolute:
-            away = torch.arange(1 - blocks, 1 if self.causal else blocks, device=rows.device)
-            away = away[self.keeps(torch.zeros(1, dtype=torch.int64, device=rows.device), away)[0, 0]]
+            far = range(1 - blocks, 1 if self.causal else blocks)
+            near = [j for j in far if (max(0, 1 - j - left) + max(0, j - right + 1)) % self.vert_stride == 0]
+            away = torch.tensor(near, dtype=torch.int64, device=rows.device)
             first = torch.searchsorted(away, -rows.contiguous())
             counts = torch.searchsorted(away, blocks - rows.contiguous()) - first
             most = min(blocks, len(away))
@@ -321,7 +322,7 @@ def to_csr(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """
     begins = torch.nn.functional.pad(blocks.sum(2).cumsum(1), (1, 0))
     columns = torch.full((len(blocks), int(begins.max())), -1, dtype=torch.int32, device=blocks.device)
-    head, _, column = blocks.nonzero().unbind(1)
+    column = blocks.nonzero()[:, 2]
     place = torch.arange(columns.shape[1], device=blocks.device) < begins[:, -1:]
     columns[place] = column.to(torch.int32)
     return begins.to(torch.int32), columns
