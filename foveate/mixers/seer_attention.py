@@ -3,8 +3,8 @@
 Gao et al., "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs" (2024, arXiv 2410.13276). Beside the
 attention stands a gate (:mod:`foveate.mixers.seer_gate`) that scores pairs of blocks from pooled queries and keys. In
 training attention is dense and the gate learns to predict its map, pooled by blocks
-(:mod:`foveate.ops.pooled_attention_target`); afterwards only the pairs that the gate chooses are computed. The choice is
-hard, so the gate learns from the map alone. Single tokens of a stream read everything, as in the paper.
+(:mod:`foveate.ops.pooled_attention_target`); afterwards only the pairs that the gate chooses are computed. The choice
+is hard, so the gate learns from the map alone. Single tokens of a stream read everything, as in the paper.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class SeerAttention(Mixer):
     which ones they are depends on all tokens of the block, later ones included.
 
     Masked tokens are taken out of the sequence: blocks count real tokens. Of a layout, segments begin blocks of their
-    own, and each is what it would be alone; positions go to the rotary embeddings. A stream counts blocks from its first
-    token: pieces that end where a block does give what one piece gives, but for ``last_block_dense``, which speaks of
-    each piece's end; a single token reads everything.
+    own, and each is what it would be alone; positions go to the rotary embeddings. A stream counts blocks from its
+    first token: pieces that end where a block does give what one piece gives, but for ``last_block_dense``, which
+    speaks of each piece's end, and for the budget, which follows what has been read; a single token reads everything.
 
     Args:
         dim: channels of a token.
@@ -134,7 +134,7 @@ class SeerAttention(Mixer):
 
     @classmethod
     def options_for(cls, grid: tuple[int, ...]) -> dict[str, int]:
-        """Blocks of 64 tokens from 1,024 on, as published; shorter sequences have about sixteen, of 2 tokens or more."""
+        """Blocks of 64 tokens from 1,024 on, as published; shorter sequences have about sixteen, of at least 2."""
         tokens = max(1, math.prod(grid))
         return {"block_size": min(64, max(2, 1 << max(0, tokens.bit_length() - 5)))}
 
@@ -232,7 +232,7 @@ class SeerAttention(Mixer):
         )
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Heads of queries and keys, in float32 at least: a choice should not depend on the precision; and of values."""
+        """Heads of queries and keys, in float32 at least, for a choice should not hang on roundings; and of values."""
         precise, found = sum_dtype(x.dtype), []
         for layer in (self.q_proj, self.k_proj):
             bias = None if layer.bias is None else layer.bias.to(precise)

@@ -1,7 +1,7 @@
 """The gate of SeerAttention: which blocks of a causal attention are worth computing.
 
-Gao et al. 2024 (arXiv 2410.13276, section 3.1). Queries and keys before their rotary embedding are pooled over blocks of
-tokens, each head's pools go through a matrix of its own, and the products of what comes out, turned by the blocks'
+Gao et al. 2024 (arXiv 2410.13276, section 3.1). Queries and keys before their rotary embedding are pooled over blocks
+of tokens, each head's pools go through a matrix of its own, and the products of what comes out, turned by the blocks'
 positions, score every pair of blocks. With one pool of queries and a gate as wide as a head, queries are not projected,
 and every head of queries has a matrix for the keys. The names of the parameters are those of the release.
 
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidValue, invalid
@@ -133,6 +132,10 @@ class AttnGate(nn.Module):
 
     Raises:
         InvalidValue: heads that do not divide, unknown pools, a block without tokens, an odd width.
+
+    Attributes:
+        aux_losses: the last loss of whoever trains it.
+        kept: how many pairs of blocks were kept when it was last asked, and how many there were, if that was counted.
     """
 
     official_keys: ClassVar[dict[str, dict[str, str]]] = {"seerattention": {r"(mask_linear_[qk]\.weight)": r"\1"}}
@@ -165,6 +168,8 @@ class AttnGate(nn.Module):
         channels = head_dim * len(self.k_pool)
         self.mask_linear_q = HeadLinear(num_q_heads, head_dim * len(self.q_pool), gate_dim) if self.double else None
         self.mask_linear_k = HeadLinear(num_k_heads if self.double else num_q_heads, channels, gate_dim)
+        self.aux_losses: dict[str, Tensor] = {}
+        self.kept: tuple[Tensor, Tensor] | None = None
 
     def forward(
         self,
@@ -217,6 +222,10 @@ class AttnGate(nn.Module):
             )
         logits = gate_logits(pooled_q, pooled_k, block_mask)
         return logits.softmax(-1) if softmax else logits
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loss hangs on its graph, which cannot be copied.
+        return {**self.__dict__, "aux_losses": {}, "kept": None}
 
     def pooled_queries(self, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pooled and projected, not turned: ``(batch, q_heads, rows, gate_dim)``."""

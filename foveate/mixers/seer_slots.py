@@ -1,4 +1,4 @@
-"""Where the tokens of masked and packed sequences lie in blocks: padding behind everything, documents in their own blocks.
+"""Where the tokens of masked and packed sequences lie in blocks: padding behind, documents in blocks of their own.
 
 A block that held tokens of two documents would let the choice for one depend on the other. So every document begins a
 block of its own, and what masks hide is taken out: a document is then treated as if it stood alone.

@@ -2,8 +2,8 @@
 
 SeerAttention (Gao et al. 2024, arXiv 2410.13276, sections 3.1 and 3.2). Queries and keys, as they are before the rotary
 embedding, are pooled over blocks of B tokens and projected; turned by the position of their block's first token they
-give a score for each pair of blocks. Attention then reads the pairs of blocks that pass a threshold, or the best ones of
-every row. A gate learns by the divergence of its scores from the map that attention really has, pooled by blocks
+give a score for each pair of blocks. Attention then reads the pairs of blocks that pass a threshold, or the best ones
+of every row. A gate learns by the divergence of its scores from the map that attention really has, pooled by blocks
 (:mod:`foveate.ops.pooled_attention_target`).
 
 Which block a row may keep is causal: its own, the "diagonal", and earlier ones. A rule can leave a row without any
@@ -52,7 +52,7 @@ def pool_blocks(x: Tensor, block_size: int, pools: Sequence[Pool], mask: Tensor 
     Returns:
         ``(batch, heads, ceil(length / block_size), d * len(pools))``; zeros for a block without real tokens.
     """
-    batch, _, length, _ = x.shape
+    length = x.shape[2]
     blocks = -(-length // block_size)
     spare = blocks * block_size - length
     real = None

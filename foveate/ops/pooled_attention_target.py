@@ -1,9 +1,9 @@
 """The map of causal attention, max-pooled by blocks: what a block gate is to predict.
 
 SeerAttention (Gao et al. 2024, arXiv 2410.13276, section 3.2): of the probabilities ``softmax(q k^T scale)`` of every
-block of queries and block of keys the largest is taken, and each row of the result is divided by its sum. The map itself
-has length times length numbers for each head; here a tile of queries is looked at at a time, so that memory grows with
-the length and with the square of the number of blocks.
+block of queries and block of keys the largest is taken, and each row of the result is divided by its sum. The map
+itself has length times length numbers for each head; here a tile of queries is looked at at a time, so that memory
+grows with the length and with the square of the number of blocks.
 """
 
 from __future__ import annotations
@@ -136,5 +136,6 @@ def _check(q: Tensor, k: Tensor, block_size: int, mask: Tensor | None, visible: 
             continue
         if given.dtype != torch.bool:
             raise InvalidType(f"{name} must be bool, not {given.dtype}.")
-        if given.ndim != len(wanted) or any(a != b and (a != 1 or name == "mask") for a, b in zip(given.shape, wanted)):
+        fits = [a == b or (a == 1 and given is visible) for a, b in zip(given.shape, wanted, strict=False)]
+        if given.ndim != len(wanted) or not all(fits):
             raise InvalidValue(f"{name} has shape {tuple(given.shape)}; {wanted} is needed.")
