@@ -112,7 +112,7 @@ class Adapter(Control, nn.Module, PyTorchModelHubMixin, library_name="foveate"):
     """
 
     #: Whether the model's own parameters get no gradients while the adapter is attached.
-    freeze_model: ClassVar[bool] = True
+    freeze_model: bool = True
 
     def __init__(self) -> None:
         nn.Module.__init__(self)

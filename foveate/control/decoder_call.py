@@ -65,6 +65,19 @@ class LayerPass:
     rotary: nn.Module | None
     own: OwnAttention
 
+    def angles_at(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the model's rotary angles at int64 ``(batch or 1, tokens)`` positions.
+
+        Raises:
+            InvalidValue: the angles of this model change with the length of the text, or it keeps them elsewhere.
+        """
+        kind = getattr(self.rotary, "rope_type", None)
+        if self.rotary is None or kind in ("dynamic", "longrope"):
+            where = f"of kind {kind!r} change with the length of the text" if self.rotary else "are not in rotary_emb"
+            names = " and ".join(sorted({type(part.control).__name__ for part in self.parts}))
+            raise InvalidValue(f"{names} cannot turn keys to other positions: this model's rotary angles {where}.")
+        return self.rotary(x, positions)
+
     def with_part(self, part: Part) -> LayerPass:
         """The same, with one more control in it."""
         return replace(self, parts=(*self.parts, part))
@@ -175,15 +188,31 @@ class DecoderCall:
         cos, sin = self._pass.angles
         q = _turned_back(self.q, cos, sin)
         if self.cached:
-            if self._pass.rotary is None:
-                raise InvalidValue(f"layer {self.layer} has rotary positions, but its model has no rotary_emb.")
-            before = self._pass.rotary(self.k, self._cached_positions())
+            before = self._pass.angles_at(self.k, self._cached_positions())
             size = max(before[0].shape[0], cos.shape[0])
-            cos, sin = (
-                torch.cat([b.expand(size, -1, -1), a.expand(size, -1, -1)], 1)
-                for b, a in zip(before, (cos, sin), strict=True)
-            )
+            earlier, later = (tuple(t.expand(size, -1, -1) for t in pair) for pair in (before, (cos, sin)))
+            cos, sin = (torch.cat([e, n], 1) for e, n in zip(earlier, later, strict=True))
         return q, _turned_back(self.k, cos, sin)
+
+    def turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        """``x``, not rotated, as the model would rotate it to ``positions``; ``x`` itself where it has no rotation.
+
+        Args:
+            x: ``(batch, any, tokens, head_dim)``.
+            positions: int64 ``(batch or 1, tokens)``.
+        """
+        if self._pass.angles is None:
+            return x
+        cos, sin = self._pass.angles_at(x, positions)
+        return turned(x, cos, sin)
+
+    def turned_by(self, x: Tensor, steps: Tensor) -> Tensor:
+        """``x``, rotated, moved on by ``steps`` positions, int64 ``(batch or 1, tokens)``."""
+        if self._pass.angles is None:
+            return x
+        cos, sin = self._pass.angles_at(x, steps)
+        size = (cos.square() + sin.square()).sqrt()  # some rotary kinds scale by more than 1, which x has had already
+        return turned(x, cos / size, sin / size)
 
     def _cached_positions(self) -> Tensor:
         """Position ids of the cached keys, int64 ``(batch or 1, cached)``."""
@@ -314,6 +343,14 @@ def _key_heads(heads: tuple[int, ...], groups: int) -> list[int]:
     kept = sorted(set(each))
     whole = tuple(g * groups + i for g in kept for i in range(groups)) == heads
     return kept if whole else each
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first ``cos.shape[-1]`` channels by ``(batch or 1, tokens, channels)`` angles, halves as pairs."""
+    size = cos.shape[-1]
+    first, second = x[..., : size // 2], x[..., size // 2 : size]
+    out = x[..., :size] * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+    return torch.cat([out.to(x.dtype), x[..., size:]], -1)
 
 
 def _turned_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class DecoderAttention(Control):
             MissingExtra: transformers is not installed.
         """
         _transformers(type(self).__name__)
-        kind, config = type(model).__name__, _decoder(model)[1].config
+        kind, config = type(model).__name__, decoder_of(model)[1].config
         for what, given, count in (
             ("layers", self.layers, len(attention_paths(model))),
             ("heads", self.heads, config.num_attention_heads),
@@ -112,7 +112,8 @@ class DecoderAttention(Control):
 
     def install(self, attachment: Attachment) -> None:
         """Put :meth:`attend` into the chosen layers."""
-        prefix, decoder = _decoder(attachment.model)
+        prefix, decoder = decoder_of(attachment.model)
+        start = len(attachment.changes)
         paths, token = attention_paths(attachment.model), next(_tokens)
         attachment.hook(prefix, _Begin(type(self).__name__, decoder, len(paths)), before=True)
         count = decoder.config.num_attention_heads
@@ -128,7 +129,7 @@ class DecoderAttention(Control):
             )
         which = "all layers" if self.layers is None else f"layers {', '.join(map(str, chosen))}"
         heads = "" if everything else f", heads {', '.join(map(str, self.heads or ()))}"
-        attachment.changes[:] = [f"attention of {which}{heads} is {type(self).__name__}"]
+        attachment.changes[start:] = [f"attention of {which}{heads} is {type(self).__name__}"]
 
     def _switch(self, attachment: Attachment, module: Any) -> None:
         """Have the module ask for our attention, until the last control is off it."""
@@ -156,12 +157,12 @@ def attention_paths(model: nn.Module) -> list[str]:
         model: a decoder of a family that :class:`DecoderAttention` knows, or one of its heads.
     """
     layers, attention = next(FAMILIES[k.__name__] for k in type(model).__mro__ if k.__name__ in FAMILIES)
-    prefix, decoder = _decoder(model)
+    prefix, decoder = decoder_of(model)
     start = f"{prefix}." if prefix else ""
     return [f"{start}{layers}.{i}.{attention}" for i in range(len(getattr(decoder, layers)))]
 
 
-def _decoder(model: Any) -> tuple[str, Any]:
+def decoder_of(model: Any) -> tuple[str, Any]:
     """The part that has the layers, and its path ("" where it is the model itself)."""
     prefix = model.base_model_prefix
     return (prefix, getattr(model, prefix)) if prefix in model._modules else ("", model)
