@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 import transformers
+from foveate.control.s2_attention import S2Attention
+from foveate.control.seer_attention import SeerAttention, calibrate, distill
 from foveate.control.sliding_window import SlidingWindow
 from library_text import documents
 from marked import write_section
@@ -49,6 +51,8 @@ SHARE = 4
 SINKS = 16
 #: Blocks of Seer's gate, and the share of causal blocks that is left out.
 BLOCK, SPARSITY = 32, 0.8
+#: Longest samples that its gate is taught on, and steps of so many tokens.
+TAUGHT, STEPS = 4096, 150
 #: What is allowed: perplexity over dense attention's, and the speed of prefill.
 ALLOWED, FASTER = 1.02, 2.0
 
@@ -73,11 +77,32 @@ def hip_attention_published(model: LlamaForCausalLM, context: int) -> Control:
     return HipAttention(mask_k=512, window=128, num_sinks=SINKS)
 
 
+def seer_attention(model: LlamaForCausalLM, context: int) -> Control:
+    """Blocks chosen by a gate that was taught on training texts; the threshold is set on validation texts."""
+    taught = min(context, TAUGHT)
+    gates, folder = SeerAttention.for_model(model, block_size=BLOCK), OUT / f"gates_{taught}"
+    if folder.exists():
+        gates = SeerAttention.from_pretrained(folder)
+    else:
+        losses = distill(gates, model, text_of("train", taught, STEPS).split(TAUGHT // taught), steps=STEPS)
+        print(f"gates, {taught} tokens: loss {losses[0]:.3f} to {losses[-1]:.3f}", flush=True)
+        gates.save_pretrained(folder)
+    calibrate(gates, model, text_of("validation", context, 1), SPARSITY)
+    return gates
+
+
+def s2_attention(model: LlamaForCausalLM, context: int) -> Control:
+    """A window of an eighth of the context and every 8th block before it, others for other heads: a quarter or less."""
+    return S2Attention(block_size=64, local_blocks=context // 8 // 64, vert_stride=8)
+
+
 SYSTEMS: dict[str, Callable[[LlamaForCausalLM, int], Control | None]] = {
     "dense": dense,
     "sliding_window": sliding_window,
     "hip_attention": hip_attention,
     "hip_attention_published": hip_attention_published,
+    "seer_attention": seer_attention,
+    "s2_attention": s2_attention,
 }
 
 
@@ -95,6 +120,15 @@ def pieces(tokenizer: Any, length: int, most: int) -> Tensor:
         count = min(most, (len(tokens) - 1) // length)
         rows += [tokens[i * length : (i + 1) * length + 1] for i in range(count)]
     return torch.stack(rows)
+
+
+def text_of(split: str, length: int, count: int) -> Tensor:
+    """Samples from all over a split's documents, always the same: ``(count, length)`` int64."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    texts = [text for text in documents(split).values() if len(text) > 6 * length]
+    chosen = [texts[i * len(texts) // count] for i in range(count)]
+    rows = [tokenizer(text[: 6 * length])["input_ids"][:length] for text in chosen]
+    return torch.tensor(rows)
 
 
 @torch.inference_mode()

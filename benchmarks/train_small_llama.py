@@ -71,7 +71,7 @@ class Stage:
     spread: float = 0.0
 
 
-STAGES = (Stage(1640, 512), Stage(400, 2048), Stage(360, 2048, spread=0.5), Stage(24, 8192, spread=0.5))
+STAGES = (Stage(600, 512), Stage(320, 2048), Stage(330, 2048, spread=0.5), Stage(10, 8192, spread=0.5))
 TOKENS = 4096
 STEPS = sum(stage.steps for stage in STAGES)
 
