@@ -18,24 +18,29 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from foveate.control.s2_attention import S2Attention
+from foveate.control.seer_attention import SeerAttention, calibrate, distill
+from foveate.control.sliding_window import SlidingWindow
 from library_text import documents
 from marked import write_section
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from foveate.control import Control
+from foveate.control.hip_attention import HipAttention
 from foveate.files import read_json, write_json
 from foveate.measure.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "long_context.md"
+GUIDE = ROOT / "docs" / "guides" / "longer-context.md"
 FOLDER = ROOT / "benchmarks" / "small_llama"
 OUT = ROOT / "foveate-runs" / "long_context"
 CONTEXTS = (2048, 8192, 16384)
@@ -46,66 +51,58 @@ SHARE = 4
 SINKS = 16
 #: Blocks of Seer's gate, and the share of causal blocks that is left out.
 BLOCK, SPARSITY = 32, 0.8
+#: Longest samples that its gate is taught on, and steps of so many tokens.
+TAUGHT, STEPS = 4096, 150
 #: What is allowed: perplexity over dense attention's, and the speed of prefill.
 ALLOWED, FASTER = 1.02, 2.0
 
-Attach = Callable[[LlamaForCausalLM], AbstractContextManager[Any]]
+
+def dense(model: LlamaForCausalLM, context: int) -> None:
+    """All keys, by SDPA."""
 
 
-@dataclass(frozen=True)
-class System:
-    """One attention.
-
-    Attributes:
-        about: for the page.
-        make: from a context to what attaches it to the model.
-    """
-
-    about: str
-    make: Callable[[LlamaForCausalLM, int], Attach]
+def sliding_window(model: LlamaForCausalLM, context: int) -> Control:
+    """The nearest keys and the first ones, a quarter of the context."""
+    return SlidingWindow(window=context // SHARE - SINKS, sinks=SINKS)
 
 
-def dense(model: LlamaForCausalLM, context: int) -> Attach:
-    """The model as it is."""
-    return lambda _: nullcontext()
-
-
-def sliding_window(model: LlamaForCausalLM, context: int) -> Attach:
-    """The nearest quarter of the context, the first tokens among it."""
-    from foveate.control.sliding_window import SlidingWindow
-
-    return SlidingWindow(window=context // SHARE - SINKS, sinks=SINKS).attached
-
-
-def hip_attention(model: LlamaForCausalLM, context: int) -> Attach:
-    """A quarter of the context: searched keys, a window and sinks together."""
-    from foveate.control.hip_attention import HipAttention
-
+def hip_attention(model: LlamaForCausalLM, context: int) -> Control:
+    """Keys found by a search in a tree, a window and the first keys, together a quarter of the context."""
     window = context // SHARE // 4
-    searched = context // SHARE - window - SINKS
-    return HipAttention(mask_k=searched, sliding_window=window, num_sink=SINKS).attached
+    return HipAttention(mask_k=context // SHARE - window - SINKS, window=window, num_sinks=SINKS)
 
 
-def seer_attention(model: LlamaForCausalLM, context: int) -> Attach:
-    """A gate that was taught on training texts, and leaves out most blocks."""
-    from foveate.control.seer_attention import SeerAttention
-
-    raise NotImplementedError(SeerAttention)
+def hip_attention_published(model: LlamaForCausalLM, context: int) -> Control:
+    """As published: 512 searched keys, a window of 128, whatever the context."""
+    return HipAttention(mask_k=512, window=128, num_sinks=SINKS)
 
 
-def s2_attention(model: LlamaForCausalLM, context: int) -> Attach:
-    """Local blocks and every 8th one, other ones in other heads, on a model that was not trained so."""
-    from foveate.control.s2_attention import S2Attention
+def seer_attention(model: LlamaForCausalLM, context: int) -> Control:
+    """Blocks chosen by a gate that was taught on training texts; the threshold is set on validation texts."""
+    taught = min(context, TAUGHT)
+    gates, folder = SeerAttention.for_model(model, block_size=BLOCK), OUT / f"gates_{taught}"
+    if folder.exists():
+        gates = SeerAttention.from_pretrained(folder)
+    else:
+        losses = distill(gates, model, text_of("train", taught, STEPS).split(TAUGHT // taught), steps=STEPS)
+        print(f"gates, {taught} tokens: loss {losses[0]:.3f} to {losses[-1]:.3f}", flush=True)
+        gates.save_pretrained(folder)
+    calibrate(gates, model, text_of("validation", context, 1), SPARSITY)
+    return gates
 
-    raise NotImplementedError(S2Attention)
+
+def s2_attention(model: LlamaForCausalLM, context: int) -> Control:
+    """A window of an eighth of the context and every 8th block before it, others for other heads: a quarter or less."""
+    return S2Attention(block_size=64, local_blocks=context // 8 // 64, vert_stride=8)
 
 
-SYSTEMS = {
-    "dense": System("all keys, by SDPA", dense),
-    "sliding_window": System(f"a window, with the first {SINKS} tokens", sliding_window),
-    "hip_attention": System("keys found by a search in a tree", hip_attention),
-    "seer_attention": System(f"{SPARSITY:.0%} of causal blocks left out by a distilled gate", seer_attention),
-    "s2_attention": System("strided shards, without training", s2_attention),
+SYSTEMS: dict[str, Callable[[LlamaForCausalLM, int], Control | None]] = {
+    "dense": dense,
+    "sliding_window": sliding_window,
+    "hip_attention": hip_attention,
+    "hip_attention_published": hip_attention_published,
+    "seer_attention": seer_attention,
+    "s2_attention": s2_attention,
 }
 
 
@@ -125,6 +122,15 @@ def pieces(tokenizer: Any, length: int, most: int) -> Tensor:
     return torch.stack(rows)
 
 
+def text_of(split: str, length: int, count: int) -> Tensor:
+    """Samples from all over a split's documents, always the same: ``(count, length)`` int64."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    texts = [text for text in documents(split).values() if len(text) > 6 * length]
+    chosen = [texts[i * len(texts) // count] for i in range(count)]
+    rows = [tokenizer(text[: 6 * length])["input_ids"][:length] for text in chosen]
+    return torch.tensor(rows)
+
+
 @torch.inference_mode()
 def nats(model: LlamaForCausalLM, rows: Tensor, context: int) -> Tensor:
     """Of every token, read in samples of ``context`` tokens: ``(samples, context)``."""
@@ -138,7 +144,8 @@ def nats(model: LlamaForCausalLM, rows: Tensor, context: int) -> Tensor:
 
 def perplexities(model: LlamaForCausalLM, rows: Tensor, context: int, name: str) -> list[float]:
     """Of a system: over all tokens, and over those of the second half of each sample."""
-    with SYSTEMS[name].make(model, context)(model):
+    control = SYSTEMS[name](model, context)
+    with control.attached(model) if control else nullcontext():
         each = nats(model, rows, context)
     found = [math.exp(float(part.mean())) for part in (each, each[:, context // 2 :])]
     print(f"{context} {name}", *(f"{value:.4f}" for value in found), flush=True)
@@ -148,11 +155,11 @@ def perplexities(model: LlamaForCausalLM, rows: Tensor, context: int, name: str)
 @torch.inference_mode()
 def prefills(model: LlamaForCausalLM, tokens: Tensor, systems: list[str], rounds: int) -> dict[str, list[float]]:
     """The processor's seconds that reading the tokens into a cache took each time, all systems in turns."""
-    attaches = {name: SYSTEMS[name].make(model, len(tokens)) for name in systems}
+    controls = {name: SYSTEMS[name](model, len(tokens)) for name in systems}
     times: dict[str, list[float]] = {name: [] for name in systems}
     for turn in range(rounds + 1):
-        for name, attach in attaches.items():
-            with attach(model):
+        for name, control in controls.items():
+            with control.attached(model) if control else nullcontext():
                 started = time.process_time()
                 model(input_ids=tokens[None], use_cache=True, logits_to_keep=1)
                 took = time.process_time() - started
@@ -221,6 +228,17 @@ def prefill_section(found: dict[str, list[float]], systems: list[str]) -> list[s
     return lines
 
 
+def summary(found: dict[str, list[float]], systems: list[str]) -> str:
+    """The table of the guide: what each costs and saves at the longest context."""
+    longest, rows = CONTEXTS[-1], []
+    whole, slow = found[f"{longest} dense"][1], statistics.median(found["prefill dense"])
+    for name in systems:
+        value, seconds = found[f"{longest} {name}"][1], statistics.median(found[f"prefill {name}"])
+        rows.append(f"| {name} | {value:.3f} | {value / whole - 1:+.1%} | {slow / seconds:.2f} |")
+    head = f"| attention | perplexity, last {longest // 2:,} of {longest:,} tokens | against dense | speed of reading |"
+    return "\n".join([head, "|---|---:|---:|---:|", *rows])
+
+
 def section(found: dict[str, list[float]], contexts: list[int], systems: list[str]) -> str:
     """The Markdown of everything that was found."""
     return "\n".join(
@@ -250,7 +268,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of prefill, behind one that does not count")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of what was measured, and of trained gates")
     parser.add_argument("--again", action="store_true", help="measure again what was measured")
-    parser.add_argument("--write", action="store_true", help=f"put the section into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)} and the guide")
     options = parser.parse_args()
     systems, contexts = options.systems.split(","), [int(n) for n in options.contexts.split(",")]
     everything = not options.only and set(systems) == set(SYSTEMS) and tuple(contexts) == CONTEXTS
@@ -279,6 +297,7 @@ def main() -> None:
         print(text)
         if options.write:
             write_section(PAGE, "long context", text)
+            write_section(GUIDE, "long context", summary(kept.found, systems))
 
 
 if __name__ == "__main__":

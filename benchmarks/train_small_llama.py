@@ -49,14 +49,16 @@ CONFIG = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-RATE, WARM_UP, DECAY = 3e-3, 50, 0.35
+#: Of Muon for the layers' matrices, and of AdamW for the embedding and the norms.
+RATES = {"muon": 1e-2, "adamw": 3e-3}
+WARM_UP, DECAY = 40, 0.4
 SEED = 0
 EVERY = 50  # steps between checkpoints
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of one kind; each reads 8,192 tokens.
+    """Steps of one kind; each reads ``TOKENS`` tokens, or one sample if that is longer.
 
     Attributes:
         steps: how many.
@@ -69,8 +71,8 @@ class Stage:
     spread: float = 0.0
 
 
-STAGES = (Stage(820, 512), Stage(200, 2048), Stage(180, 2048, spread=0.5), Stage(24, 8192, spread=0.5))
-TOKENS = 8192
+STAGES = (Stage(600, 512), Stage(320, 2048), Stage(330, 2048, spread=0.5), Stage(10, 8192, spread=0.5))
+TOKENS = 4096
 STEPS = sum(stage.steps for stage in STAGES)
 
 
@@ -83,8 +85,8 @@ def stage_of(step: int) -> Stage:
 
 
 def rate_of(step: int) -> float:
-    """Warm-up, constant, and a line down to zero at the end."""
-    return RATE * min((step + 1) / WARM_UP, 1.0, (STEPS - step) / (DECAY * STEPS))
+    """The part of the full rate: warm-up, constant, and a line down to zero at the end."""
+    return min((step + 1) / WARM_UP, 1.0, (STEPS - step) / (DECAY * STEPS))
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -115,7 +117,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
 def batch(tokens: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
     """What a step reads: ``x``, ``y`` and positions, each ``(B, L)`` int64."""
     stage, generator = stage_of(step), torch.Generator().manual_seed(SEED + step)
-    size, length = TOKENS // stage.length, stage.length
+    size, length = max(1, TOKENS // stage.length), stage.length
     starts = torch.randint(len(tokens) - length - 1, (size, 1), generator=generator)
     rows = tokens[starts + torch.arange(length + 1)]
     # Gaps in the positions show the model distances that a sample is too short for (Zhu et al., 2023, PoSE).
@@ -145,32 +147,47 @@ def evaluate(model: LlamaForCausalLM, tokens: Tensor, length: int, samples: int)
     return float(torch.stack(losses).mean())
 
 
-def groups(model: LlamaForCausalLM) -> list[dict]:
-    """Matrices decay, norms do not."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
+def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the others; norms do not decay."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim == 1]
-    return [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    others = [
+        {"params": [model.get_input_embeddings().weight], "weight_decay": 0.1},
+        {"params": norms, "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(matrices, lr=RATES["muon"], weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=RATES["adamw"], betas=(0.9, 0.95), fused=True),
+    ]
 
 
-def keep(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, step: int, seconds: float) -> None:
-    """A checkpoint: weights, AdamW's averages and the step, in one file that replaces the one before."""
+def keep(
+    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int, seconds: float
+) -> None:
+    """A checkpoint: weights, the optimizers' averages and the step, in one file that replaces the one before."""
     tensors = {f"weight/{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = value
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value
     about = {"step": str(step), "seconds": str(seconds)}
     replace(path, lambda temporary: save_file(tensors, temporary, metadata=about))
 
 
-def restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> tuple[int, float]:
+def restore(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
     """Read a checkpoint back; 0 steps where there is none."""
     if not path.exists():
         return 0, 0.0
+    parameters = dict(model.named_parameters())
     with safe_open(path, "pt") as file, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(file.get_tensor(f"weight/{name}"))
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[parameter] = {key: file.get_tensor(f"{key}/{name}") for key in keys}
+        for entry in file.keys():  # noqa: SIM118 (it is no dictionary)
+            key, _, name = entry.partition("/")
+            if key == "weight":
+                parameters[name].copy_(file.get_tensor(entry))
+                continue
+            for optimizer in optimizers:
+                if any(parameters[name] is p for group in optimizer.param_groups for p in group["params"]):
+                    optimizer.state[parameters[name]][key] = file.get_tensor(entry)
         about = file.metadata()
     return int(about["step"]), float(about["seconds"])
 
@@ -192,17 +209,17 @@ def rewind(path: Path, step: int) -> None:
 
 def train(out: Path) -> None:
     """Train to the end, and write weights, tokenizer and log."""
-    torch.manual_seed(SEED)
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     texts = list(documents("train").values())
     tokenizer = make_tokenizer(texts)
     tokens = encode(tokenizer, texts)
     kept = {split: encode(tokenizer, list(documents(split).values())) for split in ("validation", "test")}
+    torch.manual_seed(SEED)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG))
-    optimizer = torch.optim.AdamW(groups(model), lr=RATE, betas=(0.9, 0.95), fused=True)
+    optimizers = optimizers_of(model)
     history, checkpoint = out / "training.jsonl", out / "checkpoint.safetensors"
-    first, before = restore(checkpoint, model, optimizer)
+    first, before = restore(checkpoint, model, optimizers)
     begun = time.perf_counter() - before
     rewind(history, first)
     if first == 0:
@@ -219,13 +236,15 @@ def train(out: Path) -> None:
     recent: list[float] = []
     for step in range(first, STEPS):
         x, y, positions = batch(tokens, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_of(step)
+        for rate, optimizer in zip(RATES.values(), optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_of(step)
         loss = loss_of(model, x, y, positions)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         recent.append(loss.item())
         if not math.isfinite(recent[-1]):
             raise RuntimeError(f"the loss of step {step} is {recent[-1]}: nothing is written")
@@ -239,7 +258,7 @@ def train(out: Path) -> None:
                 seconds=round(time.perf_counter() - begun),
             )
             # After the line: what a kill in between leaves twice is dropped when it is done again.
-            keep(checkpoint, model, optimizer, step + 1, time.perf_counter() - begun)
+            keep(checkpoint, model, optimizers, step + 1, time.perf_counter() - begun)
             recent.clear()
     lengths = (2048, 8192, LONGEST)
     scores = {length: round(evaluate(model, kept["test"], length, 4 * LONGEST // length), 4) for length in lengths}

@@ -117,7 +117,7 @@ def test_steps_read_the_same_whenever_they_are_done(scripts: tuple[ModuleType, M
     seen = 0
     for stage in script.STAGES:
         x, y, positions = script.batch(tokens, seen)
-        assert x.shape == (script.TOKENS // stage.length, stage.length)
+        assert x.shape == (max(1, script.TOKENS // stage.length), stage.length)
         assert torch.equal(y[:, :-1], x[:, 1:])
         for again, once in zip(script.batch(tokens, seen), (x, y, positions), strict=True):
             assert torch.equal(again, once)
@@ -126,8 +126,8 @@ def test_steps_read_the_same_whenever_they_are_done(scripts: tuple[ModuleType, M
         assert any((p.diff() != 1).any() for p in drawn) is (stage.spread > 0)
         seen += stage.steps
     assert seen == script.STEPS
-    assert script.rate_of(0) < script.rate_of(script.WARM_UP) == script.RATE
-    assert 0 < script.rate_of(script.STEPS - 1) < 0.01 * script.RATE
+    assert script.rate_of(0) < script.rate_of(script.WARM_UP) == 1
+    assert 0 < script.rate_of(script.STEPS - 1) < 0.01
 
 
 def test_a_gap_in_positions_is_no_border(scripts: tuple[ModuleType, ModuleType], model: LlamaForCausalLM) -> None:
