@@ -24,18 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InvalidType, InvalidValue, invalid, unknown_name
-from ...mixers.landmark_attention import LandmarkAttention, StreamPositions, jumped_positions
-from ...mixers.landmark_cache import LandmarkState, Storage
-from ...mixers.landmark_stream import Selection
-from ...mixers.layout import TokenLayout
-from ...mixers.parts import Linear
-from ...mixers.state import State, state
-from ...ops.landmark_tiles import Softmax
-from ...registry import register
-from ...spec import ModelSpec
-from ..base import Model
-from .tokens import check_size, check_tokens
+from ....errors import InvalidType, InvalidValue, invalid, unknown_name
+from ....mixers.landmark_attention import LandmarkAttention, StreamPositions, jumped_positions
+from ....mixers.landmark_cache import LandmarkState, Storage
+from ....mixers.landmark_stream import Selection
+from ....mixers.layout import TokenLayout
+from ....mixers.parts import Linear
+from ....mixers.state import State, state
+from ....ops.landmark_tiles import Softmax
+from ....registry import register
+from ....spec import ModelSpec
+from ...base import Model
+from ..tokens import check_size, check_tokens
 
 #: Published sizes.
 PUBLISHED: dict[str, dict[str, Any]] = {
