@@ -177,8 +177,14 @@ class WindowGPT(LandmarkGPT):
         layers = tuple(KVCache.empty(batch_size, m.num_heads, m.head_dim, device, dtype) for m in mixers)
         return WindowGPTState(layers, torch.zeros(batch_size, 0, dtype=torch.bool, device=device))
 
-    def prefill(self, x: Tensor, state: WindowGPTState, mask: Tensor | None = None) -> tuple[Tensor, WindowGPTState]:  # type: ignore[override]
-        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state."""
+    def prefill(  # type: ignore[override]
+        self, x: Tensor, state: WindowGPTState, mask: Tensor | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, WindowGPTState]:
+        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state.
+
+        Args:
+            last_only: make the logits of the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
+        """
         name = type(self).__name__
         check_tokens(name, x, 2)
         check_mask(name, mask, x)
@@ -194,9 +200,9 @@ class WindowGPT(LandmarkGPT):
             h, state = self._read_on(x[:, here], state, None if mask is None else mask[:, here])
             if self.chunk is None or state.read % self.chunk == 0:
                 state = self._close(state)
-            outputs.append(h)
+            outputs = [h] if last_only else [*outputs, h]
             at += count
-        return self._head(torch.cat(outputs, 1)), state
+        return self._head(outputs[-1][:, -1:] if last_only else torch.cat(outputs, 1)), state
 
     def _read_on(self, tokens: Tensor, state: WindowGPTState, mask: Tensor | None) -> tuple[Tensor, WindowGPTState]:
         """Tokens of one chunk: what the output layer reads, and the state with them."""
