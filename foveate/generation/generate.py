@@ -7,6 +7,7 @@ it would alone: to float rounding in the logits, by random numbers of its own. A
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -108,7 +109,8 @@ def generate(
 
     Args:
         model: of tokens, from int64 ``(batch, length)`` to logits ``(batch, length, vocabulary)``, with the streaming
-            protocol (:mod:`foveate.mixers.state`). It works in eval mode and is given back as it came.
+            protocol (:mod:`foveate.mixers.state`). It works in eval mode and is given back as it came. If its
+            ``prefill`` has an option ``last_only``, logits are made of the last token alone.
         prompts: token numbers, int64 ``(length,)`` each.
         max_tokens: most that are written after each.
         stop: tokens that end a text.
@@ -194,6 +196,9 @@ class Generation:
         self._chunk, self._batch, self._limit = prefill_chunk, batch, limit
         self._before, self._keep_states = state, keep_states
         self._device = device_of(model)
+        # Not asked of a user's own model that has no such option.
+        asked = "last_only" in inspect.signature(stream.prefill).parameters
+        self._last_only: dict[str, bool] = {"last_only": True} if asked else {}
         self._events = self._run()
 
     def __iter__(self) -> Iterator[Event]:
@@ -299,7 +304,7 @@ class Generation:
         for begin in range(0, longest, self._chunk):
             piece = slice(begin, begin + self._chunk)
             real = None if begin >= int(spare.max()) else mask[:, piece]
-            logits, state = self._stream.prefill(tokens[:, piece], state, real)
+            logits, state = self._stream.prefill(tokens[:, piece], state, real, **self._last_only)
         return logits[:, -1], state
 
     @torch.inference_mode()

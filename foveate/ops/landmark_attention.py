@@ -182,13 +182,14 @@ def landmark_weights(
     if softmax == "grouped":
         return landmark_grouped_softmax(scores, is_landmark, visible=visible, group_dropout=group_dropout)
     length = scores.shape[-1]
+    last = torch.arange(length - scores.shape[-2], length, device=scores.device)  # the last that a query sees
     landmark = is_landmark.expand(len(scores), -1)
-    seen = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
+    seen = torch.arange(length, device=scores.device) <= last[:, None]
     if visible is not None:
         seen = seen & visible
     block = landmark.cumsum(-1) - landmark.long()
     hidden = (
-        landmark[:, None, :] & (block[:, None, :] == block[:, :, None]) if softmax == "plain" else landmark[:, None]
+        landmark[:, None, :] & (block[:, None, :] == block[:, last, None]) if softmax == "plain" else landmark[:, None]
     )
     seen = (seen & ~hidden[:, None]).expand_as(scores)
     empty = ~seen.any(-1, keepdim=True)

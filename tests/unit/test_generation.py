@@ -24,7 +24,7 @@ from foveate.generation.text import StopTexts, harmless
 from foveate.models.language.landmark_attention import LandmarkGPT
 from foveate.models.language.language_model import LanguageModel
 from foveate.models.language.lightning_attention import TransNormerLLM
-from foveate.registry import entries
+from foveate.registry import entries, find
 from foveate.tasks.language.tokenise import ByteTokeniser
 
 V = 11
@@ -251,6 +251,42 @@ def test_landmarks_are_where_they_are_without_padding(special: bool) -> None:
     prompts = prompts_of(1, 11, 3, 11)
     alone = [texts(model, [p], seed=i)[0] for i, p in enumerate(prompts)]
     assert texts(model, prompts) == alone
+
+
+LANGUAGE = [e.name for e in entries("model") if "language" in e.spec.tasks and e.spec.streaming != "no"]
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_language_models_answer_for_the_last_token_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model: Any = find(name, "model").load()(vocabulary=23).eval()
+    tokens, mask = torch.randint(23, (2, 9)), torch.ones(2, 9, dtype=torch.bool)
+    mask[0, :3] = False
+    for real in (None, mask) if getattr(model, "masks", False) else (None,):
+        logits, state = model.prefill(tokens, model.init_state(2), real)
+        last, other = model.prefill(tokens, model.init_state(2), real, last_only=True)
+        assert last.shape == (2, 1, 23)
+        torch.testing.assert_close(last, logits[:, -1:], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.step(tokens[:, 0], other)[0], model.step(tokens[:, 0], state)[0])
+
+
+def test_a_generation_asks_for_the_last_token_alone() -> None:
+    model, widths = transnormer(), []
+    head = model._head
+    model._head = lambda x: widths.append(x.shape) or head(x)  # type: ignore[method-assign,func-returns-value]
+    prompts = prompts_of(5, 9)
+    asked = texts(model, prompts, prefill_chunk=4)
+    assert max(shape[1] for shape in widths if len(shape) == 3) == 1
+
+    class Own(nn.Module):
+        """A model of the user's, without the option."""
+
+        masks, vocabulary, init_state, step = True, 23, model.init_state, model.step
+
+        def prefill(self, x: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+            return model.prefill(x, state, mask)
+
+    assert texts(Own(), prompts, prefill_chunk=4) == asked
 
 
 def test_greedy_text_is_what_forward_says() -> None:

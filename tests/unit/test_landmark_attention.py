@@ -18,7 +18,7 @@ from foveate.measure.flops import count_flops
 from foveate.measure.memory import saved_bytes
 from foveate.mixers import TokenLayout, landmark_stream
 from foveate.mixers.landmark_attention import LandmarkAttention, jumped_positions
-from foveate.models.language.landmark_attention import LandmarkGPT, insert_landmarks, remove_landmarks
+from foveate.models.language.landmark_attention import LandmarkGPT, WindowGPT, insert_landmarks, remove_landmarks
 from foveate.ops import backend
 from foveate.ops.landmark_attention import landmark_attention, landmark_grouped_softmax
 
@@ -531,3 +531,86 @@ def test_position_jumps_change_what_training_sees():
     assert not torch.equal(model(tokens), model(tokens))
     wide = insert_landmarks(tokens, 5, model.landmark_id)
     assert not torch.equal(model.forward_slots(wide), model.forward_slots(wide))
+
+
+# The window it is compared with ---------------------------------------------------------------------------------------
+
+
+def window_of(**options) -> WindowGPT:
+    torch.manual_seed(0)
+    given = {"vocabulary": 20, "dim": 16, "depth": 2, "num_heads": 2, "window": 6, "chunk": 5}
+    model = WindowGPT(**{**given, **options}).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    return model
+
+
+@torch.no_grad()
+def window_stream(model, tokens, pieces, mask=None):
+    state, outputs = model.init_state(len(tokens)), []
+    parts = (None,) * len(pieces) if mask is None else mask.split(pieces, 1)
+    for piece, real in zip(tokens.split(pieces, 1), parts, strict=True):
+        logits, state = model.prefill(piece, state, real)
+        outputs.append(logits)
+    return torch.cat(outputs, 1), state
+
+
+@pytest.mark.parametrize("landmark_id", [None, 3])
+def test_a_window_may_be_cut_anywhere(landmark_id):
+    model, tokens = window_of(landmark_id=landmark_id, softmax="grouped"), torch.randint(20, (2, 33))
+    mask = torch.rand(2, 33) < 0.8
+    for real in (None, mask):
+        whole, state = window_stream(model, tokens, [33], real)
+        for pieces in ([1] * 33, [7, 1, 25]):
+            torch.testing.assert_close(window_stream(model, tokens, pieces, real)[0], whole, rtol=1e-5, atol=1e-5)
+    assert state.layers[0].length == 6 + 3
+    other = torch.where(mask, tokens, (tokens + 1) % 20)
+    other = other.where(mask | ((other != 3) & (tokens != 3)), tokens)  # landmarks stay where they are
+    torch.testing.assert_close(window_stream(model, other, [33], mask)[0][mask], whole[mask], rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_that_holds_everything_is_forward():
+    model, tokens = window_of(window=40), torch.randint(20, (2, 33))
+    with torch.no_grad():
+        expected = model(tokens)
+    torch.testing.assert_close(window_stream(model, tokens, [33])[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.forward_slots(tokens), expected)
+
+
+def test_what_passed_out_of_the_window_is_forgotten():
+    model, tokens = window_of(depth=1, window=6, chunk=5), torch.randint(20, (1, 20))
+    whole = window_stream(model, tokens, [20])[0]
+    for at in range(15):
+        other = tokens.clone()
+        other[:, at] = (tokens[:, at] + 1) % 20
+        changed = (window_stream(model, other, [20])[0] - whole).abs().amax((0, 2)) > 1e-5
+        assert changed[15:].any() == (at >= 15 - 6), at
+    short = window_of(depth=1, window=0, chunk=5)
+    torch.testing.assert_close(
+        window_stream(short, tokens, [20])[0][:, 15:], short(tokens[:, 15:]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_every_call_is_a_chunk_as_released():
+    model, tokens = window_of(chunk=None), torch.randint(20, (1, 30))
+    torch.testing.assert_close(
+        window_stream(model, tokens, [10] * 3)[0], window_stream(window_of(chunk=10), tokens, [30])[0]
+    )
+    assert not torch.allclose(window_stream(model, tokens, [30])[0], window_stream(model, tokens, [10] * 3)[0])
+
+
+def test_the_window_says_what_is_wrong(tmp_path):
+    with pytest.raises(InvalidValue, match="window=-1 is not possible"):
+        window_of(window=-1)
+    model, tokens = window_of(max_groups=3, landmark_id=3), torch.randint(4, 20, (1, 6))
+    with pytest.raises(InvalidValue, match="max_groups must be at least 4, not 3"):
+        model(torch.tensor([[5, 3, 5, 3]]))
+    with pytest.raises(InvalidValue, match="the state is of another model"):
+        model.prefill(tokens, window_of(depth=3).init_state(1))
+    with pytest.raises(InvalidValue, match="the state has 2 samples, and the tokens 1"):
+        model.prefill(tokens, model.init_state(2))
+    with pytest.raises(InvalidValue, match="a window is kept in memory"):
+        model.init_state(1, folder=tmp_path)
+    with pytest.raises(UnknownName, match="PG19"):
+        WindowGPT.of_size("PG18")
+    assert WindowGPT.of_size("PG19", depth=1, dim=64, vocabulary=9).embed.num_embeddings == 9

@@ -212,8 +212,14 @@ class LanguageModel(Model):
             return LanguageState(stack, None)
         return LanguageState(stack, torch.zeros(batch_size, dtype=torch.int64, device=device or self.positions.device))
 
-    def prefill(self, x: Tensor, state: LanguageState, mask: Tensor | None = None) -> tuple[Tensor, LanguageState]:
-        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state."""
+    def prefill(
+        self, x: Tensor, state: LanguageState, mask: Tensor | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, LanguageState]:
+        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state.
+
+        Args:
+            last_only: make the logits of the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
+        """
         check_tokens(type(self).__name__, x, 2)
         check_mask(type(self).__name__, mask, x)
         places, position = None, state.position
@@ -222,7 +228,7 @@ class LanguageModel(Model):
             places = position[:, None] + new
             position = position + (x.shape[1] if mask is None else mask.sum(1))
         features, stack = self.stack.prefill(self._read(x, places), state.stack, mask)
-        return self._head(features), LanguageState(stack, position)
+        return self._head(features[:, -1:] if last_only else features), LanguageState(stack, position)
 
     def step(self, x_t: Tensor, state: LanguageState) -> tuple[Tensor, LanguageState]:
         """Read one token number per sample ``(batch,)``; returns logits ``(batch, vocabulary)`` and the new state."""

@@ -204,14 +204,18 @@ class TransNormerLLM(Model):
         return TransNormerState(tuple(b.token_mixer.init_state(batch_size, device, dtype) for b in self._blocks()))
 
     def prefill(
-        self, x: Tensor, state: TransNormerState, mask: Tensor | None = None
+        self, x: Tensor, state: TransNormerState, mask: Tensor | None = None, *, last_only: bool = False
     ) -> tuple[Tensor, TransNormerState]:
-        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state."""
+        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state.
+
+        Args:
+            last_only: make the logits of the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
+        """
         h, layers = self._read(x, 2), []
         for block, past in zip(self._blocks(), state.layers, strict=True):
             h, past = block.prefill(h, past, mask)
             layers.append(past)
-        return self._head(self.norm(h)), TransNormerState(tuple(layers))
+        return self._head(self.norm(h[:, -1:] if last_only else h)), TransNormerState(tuple(layers))
 
     def step(self, x_t: Tensor, state: TransNormerState) -> tuple[Tensor, TransNormerState]:
         """Read one token number per sample ``(batch,)``; returns logits ``(batch, vocabulary)`` and the new state."""

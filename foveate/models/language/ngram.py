@@ -149,10 +149,16 @@ class NGram(Model):
         device = self.edges.device if device is None else device
         return HistoryState(torch.full((batch_size, self.order - 1), _NOWHERE, device=device))
 
-    def prefill(self, x: Tensor, state: HistoryState, mask: Tensor | None = None) -> tuple[Tensor, HistoryState]:
-        """Read token numbers ``(batch, length)``; returns ``(batch, length, vocabulary)`` and the new state."""
+    def prefill(
+        self, x: Tensor, state: HistoryState, mask: Tensor | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, HistoryState]:
+        """Read token numbers ``(batch, length)``; returns ``(batch, length, vocabulary)`` and the new state.
+
+        Args:
+            last_only: answer for the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
+        """
         check_tokens(type(self).__name__, x, 2)
-        return self._read(x, state, mask, None)
+        return self._read(x, state, mask, None, last_only)
 
     def step(self, x_t: Tensor, state: HistoryState) -> tuple[Tensor, HistoryState]:
         """Read one token number per sample ``(batch,)``; returns ``(batch, vocabulary)`` and the new state."""
@@ -161,7 +167,12 @@ class NGram(Model):
         return y[:, 0], state
 
     def _read(
-        self, x: Tensor, past: HistoryState, mask: Tensor | None, segments: Tensor | None
+        self,
+        x: Tensor,
+        past: HistoryState,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        last_only: bool = False,
     ) -> tuple[Tensor, HistoryState]:
         deepest, name = self.order - 1, type(self).__name__
         if not isinstance(past, HistoryState):
@@ -180,8 +191,9 @@ class NGram(Model):
             line = line.where(real, _NOWHERE).gather(1, order)
             owner = None if owner is None else owner.gather(1, order)
             place = order.argsort(dim=1).gather(1, place)
-        y = self._chances(line, place, owner).log()
-        y = y if mask is None else y.where(mask[..., None], 0)
+        asked = slice(-1 if last_only else None, None)
+        y = self._chances(line, place[:, asked], owner).log()
+        y = y if mask is None else y.where(mask[:, asked, None], 0)
         return y, HistoryState(line[:, line.shape[1] - deepest :])
 
     def _chances(self, line: Tensor, place: Tensor, owner: Tensor | None) -> Tensor:

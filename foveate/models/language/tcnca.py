@@ -273,14 +273,20 @@ class TCNCALanguageModel(Model):
         """The state before the first token."""
         return TCNCAState(tuple(layer.mixer.init_state(batch_size, device, dtype) for layer, _ in self._blocks()))
 
-    def prefill(self, x: Tensor, state: TCNCAState, mask: Tensor | None = None) -> tuple[Tensor, TCNCAState]:
-        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state."""
+    def prefill(
+        self, x: Tensor, state: TCNCAState, mask: Tensor | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, TCNCAState]:
+        """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state.
+
+        Args:
+            last_only: make the logits of the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
+        """
         h, layers = self._read(x, 2), []
         for (layer, feed_forward), past in zip(self._blocks(), state.layers, strict=True):
             h, past = layer.prefill(h, past, mask)
             h = feed_forward(h)
             layers.append(past)
-        return self._head(self.norm(h)), TCNCAState(tuple(layers))
+        return self._head(self.norm(h[:, -1:] if last_only else h)), TCNCAState(tuple(layers))
 
     def step(self, x_t: Tensor, state: TCNCAState) -> tuple[Tensor, TCNCAState]:
         """Read one token number per sample ``(batch,)``; returns logits ``(batch, vocabulary)`` and the new state."""

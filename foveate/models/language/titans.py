@@ -308,8 +308,13 @@ class TitansTransformer(Model):
             )
         )
 
-    def prefill(self, x: Tensor, state: TitansState, mask: Tensor | None = None) -> tuple[Tensor, TitansState]:
+    def prefill(
+        self, x: Tensor, state: TitansState, mask: Tensor | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, TitansState]:
         """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state.
+
+        Args:
+            last_only: make the logits of the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
 
         Raises:
             InvalidValue: a mask, or a state of another batch.
@@ -324,7 +329,7 @@ class TitansTransformer(Model):
             )
         features, after = self._run(x, state)
         assert after is not None
-        return self.lm_head(features), after
+        return self.lm_head(features[:, -1:] if last_only else features), after
 
     def step(self, x_t: Tensor, state: TitansState) -> tuple[Tensor, TitansState]:
         """Read one token number per sample ``(batch,)``; returns logits ``(batch, vocabulary)`` and the new state."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from cases import Answer, Case
 from torch.func import functional_call, jacfwd
 
-from foveate.models.language.landmark_attention import LandmarkGPT
+from foveate.models.language.landmark_attention import LandmarkGPT, WindowGPT
 from foveate.models.official import load_official
 from foveate.ops import backend
 from foveate.ops.landmark_attention import landmark_grouped_softmax
@@ -42,15 +41,19 @@ def softmax(case: Case) -> Answer:
 
 def build(case: Case) -> LandmarkGPT:
     config: dict[str, Any] = case.config
+    options: dict[str, Any]
     unknown = set(config) - READ
     assert not unknown, f"configuration keys that nothing reads: {sorted(unknown)}"
     assert config["positional_encoder"] in ("rotary", "rotary_mem_jump"), config["positional_encoder"]
     cached = config["lm_cache"]
-    if cached not in ("none", "mem"):
-        pytest.skip(f"the cache {cached!r} (a window, without landmarks) is not built")
-    options: dict[str, Any] = {}
+    assert cached in ("none", "mem", "kv", "kv_train"), cached
+    kind, options = LandmarkGPT, {}
+    if cached in ("kv", "kv_train"):
+        kind, options = WindowGPT, {"window": config["mem_cache_size"], "chunk": None}
+    else:
+        options = {"position_jump": config["pos_jump_on_mem"] or 0}
     if cached == "mem":
-        options = {
+        options |= {
             "block_size": config["mem_cache_freq"],
             "max_blocks": config["mem_cache_size"],
             "top_k": config["cache_topk"],
@@ -58,7 +61,7 @@ def build(case: Case) -> LandmarkGPT:
             "chunk": None,
             "stream_positions": "released",
         }
-    model = LandmarkGPT(
+    model = kind(
         vocabulary=config["vocab_size"],
         landmark_id=config["landmark_id"],
         dim=config["n_embd"],
@@ -68,7 +71,6 @@ def build(case: Case) -> LandmarkGPT:
         max_groups=config["max_groups_for_softmax"],
         bias=config["bias"],
         dropout=config["dropout"],
-        position_jump=config["pos_jump_on_mem"] or 0,
         group_dropout=config["group_dropout"] or 0.0,
         softmax=SOFTMAX[config["softmax_func"]],  # type: ignore[arg-type]
         **options,
@@ -131,7 +133,7 @@ class Slots(torch.nn.Module):
 
 def language_model(case: Case) -> Answer:
     model, inputs = build(case), case.inputs
-    if case.config["lm_cache"] == "mem":
+    if case.config["lm_cache"] != "none":
         return {"logits": in_chunks(model, inputs["idx"], chunk_length(case))}, {}
     logits = model.forward_slots(inputs["idx"])
     outputs = {"logits": logits[:, -case.outputs["logits"].shape[1] :]}  # without targets, the last one alone

@@ -24,18 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InvalidType, InvalidValue, invalid, unknown_name
-from ...mixers.landmark_attention import LandmarkAttention, StreamPositions, jumped_positions
-from ...mixers.landmark_cache import LandmarkState, Storage
-from ...mixers.landmark_stream import Selection
-from ...mixers.layout import TokenLayout
-from ...mixers.parts import Linear
-from ...mixers.state import State, state
-from ...ops.landmark_tiles import Softmax
-from ...registry import register
-from ...spec import ModelSpec
-from ..base import Model
-from .tokens import check_size, check_tokens
+from ....errors import InvalidType, InvalidValue, invalid, unknown_name
+from ....mixers.landmark_attention import LandmarkAttention, StreamPositions, jumped_positions
+from ....mixers.landmark_cache import LandmarkState, Storage
+from ....mixers.landmark_stream import Selection
+from ....mixers.layout import TokenLayout
+from ....mixers.parts import Linear
+from ....mixers.state import State, state
+from ....ops.landmark_tiles import Softmax
+from ....registry import register
+from ....spec import ModelSpec
+from ...base import Model
+from ..tokens import check_size, check_tokens
 
 #: Published sizes.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -326,11 +326,14 @@ class LandmarkGPT(Model):
         return LandmarkGPTState(tuple(mixer.init_state(batch_size, device, dtype, folder) for mixer in mixers))
 
     def prefill(
-        self, x: Tensor, state: LandmarkGPTState, mask: Tensor | None = None
+        self, x: Tensor, state: LandmarkGPTState, mask: Tensor | None = None, *, last_only: bool = False
     ) -> tuple[Tensor, LandmarkGPTState]:
         """Read token numbers ``(batch, length)``; returns logits ``(batch, length, vocabulary)`` and the new state.
 
         Landmarks that are due are read in between.
+
+        Args:
+            last_only: make the logits of the last token alone, ``(batch, 1, vocabulary)``: what a text goes on from.
         """
         self._check(x, 2)
         if not isinstance(state, LandmarkGPTState) or len(state.layers) != len(self.blocks):
@@ -342,7 +345,9 @@ class LandmarkGPT(Model):
             y, past = block.mixer.prefill(block.mixer_norm(h), past, mask)
             h = block.add(h, y)
             layers.append(past)
-        return self._head(layout.extract(self.norm(h))), LandmarkGPTState(tuple(layers), state.read + x.shape[1])
+        h = layout.extract(h)
+        h = self.norm(h[:, -1:] if last_only else h)
+        return self._head(h), LandmarkGPTState(tuple(layers), state.read + x.shape[1])
 
     def step(self, x_t: Tensor, state: LandmarkGPTState) -> tuple[Tensor, LandmarkGPTState]:
         """Read one token number per sample ``(batch,)``; returns logits ``(batch, vocabulary)`` and the new state."""
