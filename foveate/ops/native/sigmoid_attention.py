@@ -75,7 +75,7 @@ def _backward(
     grad_q, grad_k, grad_v, sums = run_backward(q, k, v, mask, bias, float(scale), **options)
     of_scale = torch.zeros_like(scale)
     if learned:  # scores are scale times products, whose gradients with the queries are those of q but for the scale
-        of_scale += (grad_q.to(sums.dtype) * q).sum() / scale
+        of_scale += (grad_q.double() * q.double()).sum() / scale
     return grad_q, grad_k, grad_v, of_bias(sums, bias), of_scale, None
 
 
