@@ -7,8 +7,8 @@ which ones are kept, those who select them say (SeerAttention, HiP, S2-Attention
     and  it is no later than the query (causal)  and  the mask shows it
 
 Time and memory are those of the pairs that are kept, forward and backward: nothing is as large as queries times keys.
-The CPU kernel reads kept keys where they are. The torch form (:mod:`foveate.ops.block_sparse_gather`) gathers those of a
-few query blocks at a time; on GPUs PyTorch's flex attention does it (never timed, tested on CPUs).
+The CPU kernel reads kept keys where they are. The torch form (:mod:`foveate.ops.block_sparse_gather`) gathers those of
+a few query blocks at a time; on GPUs PyTorch's flex attention does it (never timed, tested on CPUs).
 """
 
 from __future__ import annotations

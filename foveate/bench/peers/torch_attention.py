@@ -37,6 +37,42 @@ def sdpa_for_linear(problem: Problem) -> Contender:
     return Contender(lambda q, k, v, slope: F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
+@peer("SDPA (softmax)", of=("sigmoid_core", "sigmoid_dense_core"), same=False)
+def sdpa_for_sigmoid(problem: Problem) -> Contender:
+    return sdpa(problem)
+
+
+@peer("causal SDPA (all blocks)", of=("block_sparse_core",), same=False)
+def sdpa_for_blocks(problem: Problem) -> Contender:
+    return Contender(lambda q, k, v, blocks: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@peer("flex attention", of=("block_sparse_core",))
+def block_flex(problem: Problem) -> Contender:
+    """Kept blocks given as such: those of the diagonal are masked inside, all others are whole."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    torch._dynamo.reset()
+    whole = problem.inputs["blocks"].tril(-1)
+    n, block = whole.shape[-1], problem.sizes["block"]
+    cut = torch.eye(n, dtype=torch.bool).expand_as(whole)
+    lists = [f(m) for m in (cut, whole) for f in (_counts, _numbers)]
+    mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=block, mask_mod=lambda b, h, i, j: i >= j)
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+    return Contender(
+        lambda q, k, v, blocks: compiled(q, k, v, block_mask=mask),
+        no_backward="flex attention has no backward pass on CPUs",
+    )
+
+
+def _counts(blocks: Tensor) -> Tensor:
+    return blocks.sum(-1, dtype=torch.int32)
+
+
+def _numbers(blocks: Tensor) -> Tensor:
+    return torch.argsort((~blocks).to(torch.uint8), stable=True, dim=-1).to(torch.int32)
+
+
 def _flex(mask_mod: Any, tokens: int, block: int, queries: int | None = None) -> Contender:
     """Compiled flex attention over flat tokens, of as many queries unless told.
 

@@ -1,5 +1,6 @@
-"""Sigmoid attention through the CPU kernel of :mod:`.block_sparse_attention`, which takes all keys where it is told of no
-blocks; what it is stands in :mod:`foveate.ops.sigmoid_attention`.
+"""Sigmoid attention through its CPU kernel; what it is stands in :mod:`foveate.ops.sigmoid_attention`.
+
+The kernel is that of :mod:`.block_sparse_attention`, which takes all keys where it is told of no blocks.
 """
 
 from __future__ import annotations
@@ -22,18 +23,14 @@ FROM_QUERIES, FROM_WORK = 32, 2**20
 TILE = 64
 
 
-def fits(
-    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, mask: Tensor | None, segments: Tensor | None
-) -> bool:
+def fits(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, mask: Tensor | None, segments: Tensor | None) -> bool:
     """Whether the kernel takes these: no slopes and documents, masks of keys alone, and several queries on the CPU."""
     if slopes is not None or segments is not None or q.dtype not in SCALARS or q.shape[2] == 1:
         return False
     return takes(q, k, v, mask) and (mask is None or mask.shape[1] == mask.shape[2] == 1)
 
 
-def pays(
-    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, mask: Tensor | None, segments: Tensor | None
-) -> bool:
+def pays(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, mask: Tensor | None, segments: Tensor | None) -> bool:
     """Whether "auto" takes the kernel: where it :func:`fits` and is faster, by the processor and sizes alone."""
     batch, heads, length, width = q.shape
     if not PAYS or length < FROM_QUERIES or (not torch.compiler.is_compiling() and transformed()):
@@ -75,7 +72,7 @@ def _backward(
     grad_q, grad_k, grad_v, sums = run_backward(q, k, v, mask, bias, float(scale), **options)
     of_scale = torch.zeros_like(scale)
     if learned:  # scores are scale times products, whose gradients with the queries are those of q but for the scale
-        of_scale += (grad_q.to(sums.dtype) * q).sum() / scale
+        of_scale += (grad_q.double() * q.double()).sum() / scale
     return grad_q, grad_k, grad_v, of_bias(sums, bias), of_scale, None
 
 

@@ -104,3 +104,4 @@ void fuzz_causal_conv1d(Random& chance);
 void fuzz_neighborhood_attention(Random& chance);
 void fuzz_linear_attention(Random& chance);
 void fuzz_softmax_attention(Random& chance);
+void fuzz_block_sparse_attention(Random& chance);

@@ -12,7 +12,8 @@ int main(int count, char** arguments) {
                  {"causal_conv1d", fuzz_causal_conv1d},
                  {"neighborhood_attention", fuzz_neighborhood_attention},
                  {"linear_attention", fuzz_linear_attention},
-                 {"softmax_attention", fuzz_softmax_attention}};
+                 {"softmax_attention", fuzz_softmax_attention},
+                 {"block_sparse_attention", fuzz_block_sparse_attention}};
   for (auto& kernel : kernels) {
     for (int64_t i = first; i < first + cases; ++i) {
       std::fprintf(stdout, "\r%s: case %lld", kernel.name, static_cast<long long>(i));

@@ -99,9 +99,16 @@ struct ListReader {
   int64_t here() const { return a.keys - a.length + first; }
 
   void push(int64_t from, int64_t to) {
-    const uint8_t* mask = a.mask ? a.mask + b * a.mask_batch : nullptr;
-    for (int64_t key = std::max<int64_t>(from, 0), end = least(to, a.keys); key < end; ++key)
-      if (!mask || mask[key * a.mask_key]) list[size++] = static_cast<int32_t>(key);
+    from = std::max<int64_t>(from, 0), to = least(to, a.keys);
+    if (!a.mask) {
+      int32_t* next = list.get() + size;
+      for (int64_t key = from; key < to; ++key) *next++ = static_cast<int32_t>(key);
+      size += std::max<int64_t>(to - from, 0);
+      return;
+    }
+    const uint8_t* mask = a.mask + b * a.mask_batch;
+    for (int64_t key = from; key < to; ++key)
+      if (mask[key * a.mask_key]) list[size++] = static_cast<int32_t>(key);
   }
 
   // The kept blocks that begin before `stop`, ascending. Numbers that do not exist or do not ascend are left out: no
@@ -173,9 +180,11 @@ struct ListReader {
       if (open(p)) {
         many = least(KEYS, most);
         while (!open(p + many - 1)) --many;
-        int64_t run = 1;
-        while (run < many && list[p + run] == list[p] + run) ++run;
-        if (run >= RUN) many = run;
+        if (!together(p, many) && many >= RUN && together(p, RUN)) {  // as far as they are neighbours
+          int64_t run = RUN, apart = many;
+          while (apart - run > 1) (together(p, (run + apart) / 2) ? run : apart) = (run + apart) / 2;
+          many = run;
+        }
         tile(p, many, int64_t{0}, count, false);
       } else {
         many = least(CORNER, most);
