@@ -272,6 +272,45 @@ def window_attention(
     return _attention(batch * heads * pairs, batch * heads * length, batch * heads * keys, d, e, batch * heads * length)
 
 
+@formula("routing_attention")
+def routing_attention(
+    *, length: int, clusters: int, window: int, d: int, e: int, heads: int = 1, batch: int = 1, causal: bool = False
+) -> Cost:
+    """Each set of ``window`` tokens attends to itself; what several sets say of a token is averaged."""
+    sets, members = batch * heads * clusters, min(window, length)
+    pairs, rows = sets * visible_pairs(members, members, causal), sets * members
+    cost = _attention(pairs, rows, rows, d, e, rows)
+    return replace(cost, elementwise=cost.elementwise + rows * e + batch * heads * length * e)
+
+
+@formula("cluster_window_attention")
+def cluster_window_attention(
+    *, length: int, clusters: int, window: int, d: int, e: int, heads: int = 1, batch: int = 1
+) -> Cost:
+    """Each query sees its window of its cluster, as far as it reaches; clusters that are equally large."""
+    rows, pairs = batch * heads * length, 0
+    for i in range(clusters):
+        members = length // clusters + (i < length % clusters)
+        short = min(members, window)
+        pairs += short * (short + 1) // 2 + (members - short) * window
+    return _attention(batch * heads * pairs, rows, rows, d, e, rows)
+
+
+@formula("local_block_attention")
+def local_block_attention(
+    *, length: int, block: int, d: int, e: int, back: int = 1, ahead: int = 0, heads: int = 1, batch: int = 1,
+    causal: bool = True,
+) -> Cost:  # fmt: skip
+    """Each query sees its block and its neighbours, as far as there are any."""
+    pairs = 0
+    for start in range(0, length, block):
+        here = min(block, length - start)
+        behind = min(length - start - here, ahead * block)
+        pairs += visible_pairs(here, here, causal) + here * (min(start, back * block) + behind)
+    rows = batch * heads * length
+    return _attention(batch * heads * pairs, rows, rows, d, e, rows)
+
+
 @formula("landmark_attention")
 def landmark_attention(*, length: int, block_size: int, d: int, e: int, heads: int = 1, batch: int = 1) -> Cost:
     """Causal attention to tokens, and to the landmarks of closed blocks, whose values are not read.

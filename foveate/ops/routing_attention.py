@@ -108,9 +108,7 @@ def routing_attention(
     if memory_k is not None and rel_k is not None:
         raise InvalidValue("memory_k and rel_k exclude each other: a memory has no place that a distance could go to.")
     form = choose(reference, gathered)
-    return form(
-        q, k, v, q_sets, k_sets, causal, mask, scale, count_eps, avoid_self, memory_k, memory_v, rel_k, rel_v
-    )
+    return form(q, k, v, q_sets, k_sets, causal, mask, scale, count_eps, avoid_self, memory_k, memory_v, rel_k, rel_v)
 
 
 def reference(

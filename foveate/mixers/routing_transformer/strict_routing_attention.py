@@ -107,7 +107,7 @@ class StrictRoutingAttention(RoutedMixer):
         rope_base: float = 10000.0,
         decay: float = 0.999,
         commitment: float = 1e-4,
-        centroids: Centroids = "spherical",
+        centroids: Centroids = "released",
     ) -> None:
         super().__init__(
             dim, num_heads=num_heads, causal=causal, local_heads=local_heads, num_clusters=num_clusters, window=window,
@@ -263,9 +263,7 @@ class StrictRoutingAttention(RoutedMixer):
             q, mine_k, mine_v, scale=self.scale, visible=(place >= room - before)[:, :, None, :],
             distances=distances, rel_k=self.routed_rel_k, rel_v=self.routed_rel_v,
         )  # fmt: skip
-        keys, values = (
-            old.scatter(2, index, new[:, :, None, 1:]) for old, new in ((keys, mine_k), (values, mine_v))
-        )
+        keys, values = (old.scatter(2, index, new[:, :, None, 1:]) for old, new in ((keys, mine_k), (values, mine_v)))
         return o, keys, values, held.scatter(2, cluster[..., None], (before + 1).clamp(max=room))
 
     def _stream_local(
