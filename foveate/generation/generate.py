@@ -127,7 +127,7 @@ def generate(
         An iterator of :class:`Event`, with ``.finish()``, ``.results`` and ``.speed``.
 
     Raises:
-        InvalidType: the model does not stream, and ``recompute`` is not given.
+        InvalidType: the model does not stream, and ``recompute`` is not given, or it says why it cannot write.
         InvalidValue: no prompt, an empty or too long one, a token outside of the vocabulary, an option that is not
             legal, or a state that does not fit.
     """

@@ -64,7 +64,7 @@ class OnlineKMeans(nn.Module):
         decay: float = 0.999,
         commitment: float = 1e-4,
         norm: Norm = "layernorm",
-        rule: Centroids = "spherical",
+        rule: Centroids = "released",
     ) -> None:
         super().__init__()
         for name, size in (("heads", heads), ("num_clusters", clusters), ("width", width)):

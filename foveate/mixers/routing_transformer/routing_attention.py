@@ -132,7 +132,7 @@ class RoutingAttention(RoutedMixer):
         count_eps: float = 1e-2,
         decay: float = 0.999,
         commitment: float = 1e-4,
-        centroids: Centroids = "spherical",
+        centroids: Centroids = "released",
     ) -> None:
         super().__init__(
             dim, num_heads=num_heads, causal=causal, local_heads=local_heads, num_clusters=num_clusters, window=window,

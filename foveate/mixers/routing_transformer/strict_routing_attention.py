@@ -107,7 +107,7 @@ class StrictRoutingAttention(RoutedMixer):
         rope_base: float = 10000.0,
         decay: float = 0.999,
         commitment: float = 1e-4,
-        centroids: Centroids = "spherical",
+        centroids: Centroids = "released",
     ) -> None:
         super().__init__(
             dim, num_heads=num_heads, causal=causal, local_heads=local_heads, num_clusters=num_clusters, window=window,

@@ -89,7 +89,7 @@ class RoutingTransformer(Model):
     spec = ModelSpec(reads="tokens", tasks=())
     #: It takes a padding mask.
     masks: ClassVar[bool] = True
-    #: What ``foveate.generate`` says when it is asked to.
+    #: Why :func:`foveate.generation.generate` refuses it.
     cannot_write: ClassVar[str] = (
         "which tokens its centroids select depends on what follows; LanguageModel('strict_routing_attention') writes"
     )
@@ -105,7 +105,8 @@ class RoutingTransformer(Model):
             _LAYER + r"(?:1|g\.net)\.norm\.(weight|bias|g)": r"layers.\1.norms.1.\2",
             _LAYER + r"(?:0|f\.net)\.residual_weight": r"layers.\1.scales.0",
             _LAYER + r"(?:1|g\.net)\.residual_weight": r"layers.\1.scales.1",
-            _LAYER + r"(?:0|f\.net)\.(?:fn\.)+global_attn\.(kmeans\.means|mem_key|mem_value)": r"layers.\1.attention.\2",
+            _LAYER
+            + r"(?:0|f\.net)\.(?:fn\.)+global_attn\.(kmeans\.means|mem_key|mem_value)": r"layers.\1.attention.\2",
             _LAYER + r"(?:0|f\.net)\.(?:fn\.)+local_to_qkv\.(weight|bias)": r"layers.\1.attention.local_qkv.\2",
             _LAYER + r"(?:0|f\.net)\.(?:fn\.)+(to_[qkv]|to_out)\.weight": r"layers.\1.attention.\2.weight",
             _LAYER + r"(?:1|g\.net)\.(?:fn\.)+(w[12])\.(weight|bias)": r"layers.\1.mlp.\2.\3",
@@ -169,7 +170,7 @@ class RoutingTransformer(Model):
         def attention(local: int) -> nn.Module:
             if form == "released":
                 position = {"position": "relative", "max_relative": 2 * local_window + 1}
-                around = {"block": local_window, "look_back": local_radius, "centroids": "released"}
+                around = {"block": local_window, "look_back": local_radius}
                 return RoutingAttention(dim, local_heads=local, **shared, **position, **around)  # type: ignore[arg-type]
             around = {"local_window": local_window, "local_radius": local_radius, "rotate_values": rotate_values}
             width = dim // num_heads if head_dim is None else head_dim
