@@ -1,7 +1,7 @@
 """HiP attention as a layer: softmax attention to keys that a tree search finds, to a window and to the first ones.
 
-"HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning" (arXiv 2406.09827). The layer has the
-parameters of softmax attention and nothing else: what is trained with one can be run with the other. The search is in
+"HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning" (arXiv 2406.09827). The
+layer has the parameters of softmax attention: what is trained with one can be run with the other. The search is in
 :mod:`foveate.ops.hip_search`.
 
 Two forms differ in who decides what a block of queries keeps. :class:`HipPromptAttention` takes the largest score of
@@ -76,6 +76,8 @@ class HipAttention(Mixer):
         representative: the block of keys that stands for a half of a node: the one in its "center" or its "first".
         head_group: neighbouring heads that share a budget.
         dense_queries: first tokens that read everything before them; None: all do, which is softmax attention.
+        dense_layers: first layers of a network whose tokens all do, as in the published models: a layer by itself does
+            not know its place, a network's layers do (:meth:`for_layer`).
         position: "rope", rotary embedding (rotate-half convention), or "none".
         rope_base: of the rotary embedding.
         bias: the four projections have biases.
@@ -111,6 +113,7 @@ class HipAttention(Mixer):
         representative: Literal["center", "first"] = "center",
         head_group: int = 1,
         dense_queries: int | None = 0,
+        dense_layers: int = 0,
         position: Position = "rope",
         rope_base: float = 10000.0,
         bias: bool = True,
@@ -132,7 +135,11 @@ class HipAttention(Mixer):
         )
         if num_heads % head_group:
             raise invalid("head_group", head_group, f"it must divide num_heads={num_heads}")
-        for name, value in (("num_sinks", num_sinks), ("dense_queries", dense_queries or 0)):
+        for name, value in (
+            ("num_sinks", num_sinks),
+            ("dense_queries", dense_queries or 0),
+            ("dense_layers", dense_layers),
+        ):
             if not isinstance(value, int) or value < 0:
                 raise invalid(name, value, "a whole number, not negative, is needed")
         if position not in get_args(Position):
@@ -149,11 +156,12 @@ class HipAttention(Mixer):
         self.out_proj = Linear(dim, dim, bias=bias)
 
     @classmethod
-    def for_layer(cls, index: int, depth: int, dim: int, *, dense_layers: int = 0, **options: Any) -> Self:
-        """The first ``dense_layers`` layers read everything, as in the published models; all others are alike."""
-        if not isinstance(dense_layers, int) or dense_layers < 0:
-            raise invalid("dense_layers", dense_layers, "a whole number, not negative, is needed")
-        return cls(dim, **{**options, **({"dense_queries": None} if index < dense_layers else {})})
+    def for_layer(cls, index: int, depth: int, dim: int, **options: Any) -> Self:
+        """The first ``dense_layers`` layers read everything; all others are alike."""
+        made = cls(dim, **options)
+        if index < options.get("dense_layers", 0):
+            made.dense_queries = None
+        return made
 
     def forward(
         self,
@@ -364,7 +372,7 @@ class HipPromptAttention(HipAttention):
     """HiP attention as the paper reads prompts: all queries of a block decide together what it keeps.
 
     Later tokens decide for earlier ones, though their values never reach them: it is for prompts that are there, not
-    to train language models. A stream reads a piece so, and steps read what the last block keeps until the next one begins.
+    to train language models. A stream reads a piece so, and steps read what the last block keeps until the next begins.
 
     Args:
         dim: channels of a token.
