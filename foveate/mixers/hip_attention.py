@@ -228,7 +228,7 @@ class HipAttention(Mixer):
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections, the products of the search, and those with all keys that are gathered for a block of queries."""
         n, dim, heads, kv = grid[0], self.dim, self.num_heads, self.num_kv_heads * self.head_dim
-        dense = n if self.dense_queries is None else self._dense(n, 0)
+        dense = n if self.dense_queries is None else min(self._first_dense(), n)
         flops = 4 * batch * dim * dense**2  # a dense product does not spare what lies ahead
         kept = 0
         if dense < n:
@@ -261,12 +261,10 @@ class HipAttention(Mixer):
             q, k = (apply_rope(m, positions, self.rope_base) for m in (q, k))
         return q, k, v
 
-    def _dense(self, length: int, before: int) -> int:
-        """How many of ``length`` tokens after ``before`` read everything."""
-        if self.dense_queries is None:
-            return length
+    def _first_dense(self) -> int:
+        """Tokens that read everything: whole blocks of queries."""
         size = self.search.block_size_q
-        return min(max(0, -(-self.dense_queries // size) * size - before), length)
+        return -(-(self.dense_queries or 0) // size) * size
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, kept: BlockIndices | None = None) -> Tensor:
         """Attention of the last tokens; ``valid``: bool ``(batch, keys)``, False for padding behind the real ones."""
@@ -275,9 +273,8 @@ class HipAttention(Mixer):
             return softmax_attention(q, k, v, causal=True)
         # Where the first query decides, padding comes too late to be seen.
         mask = valid if self.rows == "block" else None
-        return hip_attention(
-            q, k, v, self.search, num_sinks=self.num_sinks, dense_queries=self.dense_queries, mask=mask, kept=kept
-        )
+        given = {"num_sinks": self.num_sinks, "dense_queries": self._first_dense(), "mask": mask, "kept": kept}
+        return hip_attention(q, k, v, self.search, **given)
 
     def _read_documents(self, q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, valid: Tensor | None) -> Tensor:
         """Attention inside documents, those of about one length at a time.
@@ -319,8 +316,9 @@ class HipAttention(Mixer):
         length, keys, size = q.shape[2], k.shape[2], self.search.block_size_q
         if self.dense_queries is None:
             return self._read(q, k, v, None), (kept, counts)
-        open_ = (keys - length) % size  # queries of the open block that are read already stand before the new ones
-        q = F.pad(q, (0, 0, open_, 0))
+        open_ = (keys - length) % size
+        if length > 1:  # queries of the open block that are read already stand before the new ones
+            q = F.pad(q, (0, 0, open_, 0))
         if open_ and open_ + length <= size:
             found = BlockIndices(kept[:, :, None], counts[:, :, None])
         else:
@@ -333,7 +331,7 @@ class HipAttention(Mixer):
                 lists = torch.cat([kept[:, :, None], lists[:, :, 1:]], 2)
                 found = BlockIndices(lists, torch.cat([counts[:, :, None], numbers[:, :, 1:]], 2))
         o = self._read(q, k, v, None, found)
-        return o[:, :, open_:], (found.indices[:, :, -1].contiguous(), found.counts[:, :, -1].contiguous())
+        return o[:, :, -length:], (found.indices[:, :, -1].contiguous(), found.counts[:, :, -1].contiguous())
 
     def _one_by_one(
         self, q: Tensor, k: Tensor, v: Tensor, slots: Tensor, state: HipState, mask: Tensor | None
