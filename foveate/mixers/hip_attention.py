@@ -372,9 +372,7 @@ class HipPromptAttention(HipAttention):
     Later tokens decide for earlier ones, though their values never reach them: it is for prompts that are there, not
     to train language models. A stream reads a piece so, and steps read what the last block keeps until the next begins.
 
-    Args:
-        dim: channels of a token.
-        options: those of :class:`HipAttention`.
+    All options are those of :class:`HipAttention`.
 
     Raises:
         InvalidValue: as :class:`HipAttention`.
