@@ -3,11 +3,6 @@
 "HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning" (arXiv 2406.09827). The
 layer has the parameters of softmax attention: what is trained with one can be run with the other. The search is in
 :mod:`foveate.ops.hip_search`.
-
-Two forms differ in who decides what a block of queries keeps. :class:`HipPromptAttention` takes the largest score of
-all its queries, as the paper does for prompts: later queries decide for earlier ones. :class:`HipAttention` lets the
-first query of each block decide for those after it, as the paper does in decoding, where what was found serves the next
-steps; so a text is read alike at once, in pieces and token by token.
 """
 
 from __future__ import annotations
@@ -19,22 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidValue, invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.block_sparse_attention import BlockIndices
-from ..ops.documents import document_numbers
-from ..ops.hip_attention import attention_flops, hip_attention, hip_flops, hip_mask, listed_blocks
-from ..ops.hip_search import HipSearch, Rows
-from ..ops.positions import apply_rope
-from ..ops.softmax_attention import softmax_attention
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
-from .kv_cache import KVCache, capacity
-from .layout import TokenLayout
-from .parts import Linear
-from .ssm import Packing
-from .state import State, state
+from ...errors import InvalidValue, invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.block_sparse_attention import BlockIndices
+from ...ops.documents import document_numbers
+from ...ops.hip_attention import attention_flops, hip_attention, hip_flops, hip_mask, listed_blocks
+from ...ops.hip_search import HipSearch, Rows
+from ...ops.positions import apply_rope
+from ...ops.softmax_attention import softmax_attention
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..kv_cache import KVCache, capacity
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing
+from ..state import State, state
+from .documents import read_documents
 
 Position = Literal["rope", "none"]
 
@@ -187,7 +183,7 @@ class HipAttention(Mixer):
         if segments is None:
             o = self._read(q, k, v, valid)
         else:
-            o = self._read_documents(q, k, v, document_numbers(segments), valid)
+            o = read_documents(self._read, q, k, v, document_numbers(segments), valid)
         y = self.out_proj(o.transpose(1, 2).flatten(2))
         return y if packing is None else packing.unpack(y)
 
@@ -276,35 +272,6 @@ class HipAttention(Mixer):
         given = {"num_sinks": self.num_sinks, "dense_queries": self._first_dense(), "mask": mask, "kept": kept}
         return hip_attention(q, k, v, self.search, **given)
 
-    def _read_documents(self, q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, valid: Tensor | None) -> Tensor:
-        """Attention inside documents, those of about one length at a time.
-
-        Args:
-            numbers: int64 ``(batch, length)``, which document a token belongs to.
-            valid: bool ``(batch, length)``, False for padding behind the real tokens; None: all are.
-        """
-        batch, length = numbers.shape
-        real = torch.ones_like(numbers, dtype=torch.bool) if valid is None else valid
-        document = torch.where(real, numbers, length) + torch.arange(batch, device=q.device)[:, None] * (length + 1)
-        found, sizes = document.flatten().unique_consecutive(return_counts=True)
-        starts = sizes.cumsum(0) - sizes
-        read = found % (length + 1) < length
-        starts, sizes = starts[read], sizes[read]
-        flat = [m.transpose(1, 2).flatten(0, 1) for m in (q, k, v)]  # (batch * length, heads, head_dim)
-        o = torch.zeros_like(flat[0])
-        longest = 1
-        while longest < 2 * int(sizes.max() if len(sizes) else 0):
-            these = (sizes <= longest) & (sizes > longest // 2)
-            if these.any():
-                offsets = torch.arange(int(sizes[these].max()), device=q.device)
-                inside = offsets < sizes[these, None]
-                place = torch.where(inside, starts[these, None] + offsets, starts[these, None])
-                parts = [m[place].transpose(1, 2) for m in flat]
-                part = self._read(*parts, inside).transpose(1, 2)
-                o = o.index_put((place[inside],), part[inside])
-            longest *= 2
-        return o.unflatten(0, (batch, length)).transpose(1, 2)
-
     def _continue(
         self, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, counts: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -363,28 +330,3 @@ class HipAttention(Mixer):
                 f"{type(self).__name__}: kept of the state has shape {tuple(given.kept.shape)}; "
                 f"({batch}, {self.num_heads}, {self.search.most}) is needed."
             )
-
-
-@register("mixer", "hip_prompt_attention", system="hip_attention")
-class HipPromptAttention(HipAttention):
-    """HiP attention as the paper reads prompts: all queries of a block decide together what it keeps.
-
-    Later tokens decide for earlier ones, though their values never reach them: it is for prompts that are there, not
-    to train language models. A stream reads a piece so, and steps read what the last block keeps until the next begins.
-
-    All options are those of :class:`HipAttention`.
-
-    Raises:
-        InvalidValue: as :class:`HipAttention`.
-    """
-
-    spec = MixerSpec(
-        ranks=(1,),
-        causal="values",
-        bidirectional=False,
-        streaming="own",
-        layout=True,
-        segments=True,
-        order=Order(flops=1.1, memory=1.0),
-    )
-    rows: ClassVar[Rows] = "block"
