@@ -168,7 +168,7 @@ def _tile(plan: _Plan, blocks: slice) -> _Tile:
     if near:
         age = here[..., None] - ahead[..., -near:]
         far = (age < 0) | (age >= plan.window)
-        seen = seen.expand(torch.broadcastshapes(seen.shape, (*far.shape[:-1], 1))).clone()
+        seen = seen.expand(torch.broadcast_shapes(seen.shape, (*far.shape[:-1], 1))).clone()
         seen[..., -near:] &= ~far
     samples = torch.arange(plan.batch, device=device).view(-1, 1, 1, 1)
     base = (samples * plan.key_heads + plan.heads.view(-1, 1, 1)) * keys

@@ -8,13 +8,17 @@ attention to these, to a window and to sinks follows: O(T log T) time, O(T) memo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue, invalid
 from ..registry import register
 from . import hip_search
+from .backend import current_backend
 from .block_sparse_attention import BlockIndices, block_sparse_attention
+from .handwritten import sum_dtype
 from .hip_search import HipSearch
 from .softmax_attention import softmax_attention
 
@@ -125,20 +129,48 @@ def hip_attention(
             kept = hip_mask(q, k, search, mask=mask, generator=generator)
         elif dense:
             kept = BlockIndices(*(x[:, :, dense // size :] for x in kept))
-        answers.append(
-            block_sparse_attention(
-                q,
-                k,
-                v,
-                kept,
-                block_size=(size, search.block),
-                window=search.reach,
-                sinks=num_sinks,
-                mask=mask,
-                scale=scale,
-            )
-        )
+        if q.shape[2] == 1 and current_backend() != "reference":
+            answers.append(_read_one(q, k, v, kept, search, num_sinks, mask, scale))
+        else:
+            given = {"window": search.reach, "sinks": num_sinks, "mask": mask, "scale": scale}
+            answers.append(block_sparse_attention(q, k, v, kept, block_size=(size, search.block), **given))
     return answers[0] if len(answers) == 1 else torch.cat(answers, 2)
+
+
+def _read_one(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: BlockIndices,
+    search: HipSearch,
+    num_sinks: int,
+    mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Attention of a single query: what is kept is gathered, sinks and window lie side by side in the cache already."""
+    (batch, heads, _, d), (key_heads, keys) = q.shape, k.shape[1:3]
+    near = min(search.reach, keys)
+    first = min(num_sinks, keys - near)
+    place = (kept.indices[:, :, 0, :, None] * search.block + torch.arange(search.block, device=q.device)).flatten(2)
+    read = torch.arange(kept.indices.shape[-1], device=q.device) < kept.counts[:, :, 0, None]
+    seen = read.repeat_interleave(search.block, -1) & (place >= first) & (place < keys - near)
+    place = torch.where(seen, place, 0).long().expand(batch, heads, -1).reshape(batch, key_heads, -1, 1)
+    seen = seen.expand(batch, heads, -1).reshape(batch, key_heads, heads // key_heads, -1)
+    ends = [torch.cat([x[:, :, :first], x[:, :, keys - near :]], 2) for x in (k, v)]
+    found = [x.gather(2, place.expand(-1, -1, -1, x.shape[3])).unflatten(2, (-1, seen.shape[3])) for x in (k, v)]
+    q = q.reshape(batch, key_heads, -1, d)
+    scores = [(found[0] @ q[..., None])[..., 0].masked_fill(~seen, -math.inf), q @ ends[0].transpose(-1, -2)]
+    if mask is not None:
+        real = mask.gather(1, place.flatten(1)).view(seen.shape)
+        scores[0] = scores[0].masked_fill(~real, -math.inf)
+        shown = torch.cat([mask[:, :first], mask[:, keys - near :]], 1)[:, None, None]
+        scores[1] = scores[1].masked_fill(~shown, -math.inf)
+    together = torch.cat(scores, -1) * (d**-0.5 if scale is None else scale)
+    together = together.to(sum_dtype(q.dtype))
+    empty = together.amax(-1, keepdim=True) == -math.inf
+    weights = together.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0).to(v.dtype)
+    some, rest = weights.split([seen.shape[3], ends[0].shape[2]], -1)
+    return ((some[..., None, :] @ found[1])[..., 0, :] + rest @ ends[1]).reshape(batch, heads, 1, -1)
 
 
 def reference(q: Tensor, k: Tensor, search: HipSearch) -> list[list[int]]:

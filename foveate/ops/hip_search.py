@@ -169,11 +169,11 @@ def plan(search: HipSearch, length: int, keys: int, mask: Tensor | None, device:
     limit, end = (torch.tensor(x, dtype=torch.int64, device=device)[None] for x in zip(*found, strict=True))
     first = torch.zeros_like(limit)
     if mask is not None:
-        if search.rows == "block":
-            place = torch.arange(keys - length + 1, keys + 1, device=device) * mask[:, keys - length :]
-            place = F.pad(place, (0, -length % search.block_size_q))
-            limit = place.unflatten(1, (-1, search.block_size_q)).amax(2)
-            end = (limit - search.window).clamp(min=0)
+        place = torch.arange(keys - length + 1, keys + 1, device=device) * mask[:, keys - length :]
+        place = F.pad(place, (0, -length % search.block_size_q))
+        last = place.unflatten(1, (-1, search.block_size_q)).amax(2)  # 0 where no query is real
+        limit = last if search.rows == "block" else torch.where(last > 0, limit, 0)
+        end = torch.where(last > 0, end, 0) if search.rows == "first" else (limit - search.window).clamp(min=0)
         first = (mask.long().argmax(1) // search.block)[:, None].expand(-1, len(counts))
     blocks = (end // search.key_group + search.block_size_k - 1) // search.block_size_k
     return Ranges(first, (blocks - first).clamp(min=0), limit // search.key_group, rounds, max(counts))

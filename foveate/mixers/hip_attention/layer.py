@@ -1,13 +1,8 @@
 """HiP attention as a layer: softmax attention to keys that a tree search finds, to a window and to the first ones.
 
-"HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning" (arXiv 2406.09827). The layer has the
-parameters of softmax attention and nothing else: what is trained with one can be run with the other. The search is in
+"HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning" (arXiv 2406.09827). The
+layer has the parameters of softmax attention: what is trained with one can be run with the other. The search is in
 :mod:`foveate.ops.hip_search`.
-
-Two forms differ in who decides what a block of queries keeps. :class:`HipPromptAttention` takes the largest score of
-all its queries, as the paper does for prompts: later queries decide for earlier ones. :class:`HipAttention` lets the
-first query of each block decide for those after it, as the paper does in decoding, where what was found serves the next
-steps; so a text is read alike at once, in pieces and token by token.
 """
 
 from __future__ import annotations
@@ -19,22 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidValue, invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.block_sparse_attention import BlockIndices
-from ..ops.documents import document_numbers
-from ..ops.hip_attention import attention_flops, hip_attention, hip_flops, hip_mask, listed_blocks
-from ..ops.hip_search import HipSearch, Rows
-from ..ops.positions import apply_rope
-from ..ops.softmax_attention import softmax_attention
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
-from .kv_cache import KVCache, capacity
-from .layout import TokenLayout
-from .parts import Linear
-from .ssm import Packing
-from .state import State, state
+from ...errors import InvalidValue, invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.block_sparse_attention import BlockIndices
+from ...ops.documents import document_numbers
+from ...ops.hip_attention import attention_flops, hip_attention, hip_flops, hip_mask, listed_blocks
+from ...ops.hip_search import HipSearch, Rows
+from ...ops.positions import apply_rope
+from ...ops.softmax_attention import softmax_attention
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..kv_cache import KVCache, capacity
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..ssm import Packing
+from ..state import State, state
+from .documents import read_documents
 
 Position = Literal["rope", "none"]
 
@@ -76,6 +72,8 @@ class HipAttention(Mixer):
         representative: the block of keys that stands for a half of a node: the one in its "center" or its "first".
         head_group: neighbouring heads that share a budget.
         dense_queries: first tokens that read everything before them; None: all do, which is softmax attention.
+        dense_layers: first layers of a network whose tokens all do, as in the published models: a layer by itself does
+            not know its place, a network's layers do (:meth:`for_layer`).
         position: "rope", rotary embedding (rotate-half convention), or "none".
         rope_base: of the rotary embedding.
         bias: the four projections have biases.
@@ -111,6 +109,7 @@ class HipAttention(Mixer):
         representative: Literal["center", "first"] = "center",
         head_group: int = 1,
         dense_queries: int | None = 0,
+        dense_layers: int = 0,
         position: Position = "rope",
         rope_base: float = 10000.0,
         bias: bool = True,
@@ -132,7 +131,11 @@ class HipAttention(Mixer):
         )
         if num_heads % head_group:
             raise invalid("head_group", head_group, f"it must divide num_heads={num_heads}")
-        for name, value in (("num_sinks", num_sinks), ("dense_queries", dense_queries or 0)):
+        for name, value in (
+            ("num_sinks", num_sinks),
+            ("dense_queries", dense_queries or 0),
+            ("dense_layers", dense_layers),
+        ):
             if not isinstance(value, int) or value < 0:
                 raise invalid(name, value, "a whole number, not negative, is needed")
         if position not in get_args(Position):
@@ -149,11 +152,12 @@ class HipAttention(Mixer):
         self.out_proj = Linear(dim, dim, bias=bias)
 
     @classmethod
-    def for_layer(cls, index: int, depth: int, dim: int, *, dense_layers: int = 0, **options: Any) -> Self:
-        """The first ``dense_layers`` layers read everything, as in the published models; all others are alike."""
-        if not isinstance(dense_layers, int) or dense_layers < 0:
-            raise invalid("dense_layers", dense_layers, "a whole number, not negative, is needed")
-        return cls(dim, **{**options, **({"dense_queries": None} if index < dense_layers else {})})
+    def for_layer(cls, index: int, depth: int, dim: int, **options: Any) -> Self:
+        """The first ``dense_layers`` layers read everything; all others are alike."""
+        made = cls(dim, **options)
+        if index < options.get("dense_layers", 0):
+            made.dense_queries = None
+        return made
 
     def forward(
         self,
@@ -179,7 +183,7 @@ class HipAttention(Mixer):
         if segments is None:
             o = self._read(q, k, v, valid)
         else:
-            o = self._read_documents(q, k, v, document_numbers(segments), valid)
+            o = read_documents(self._read, q, k, v, document_numbers(segments), valid)
         y = self.out_proj(o.transpose(1, 2).flatten(2))
         return y if packing is None else packing.unpack(y)
 
@@ -220,7 +224,7 @@ class HipAttention(Mixer):
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections, the products of the search, and those with all keys that are gathered for a block of queries."""
         n, dim, heads, kv = grid[0], self.dim, self.num_heads, self.num_kv_heads * self.head_dim
-        dense = n if self.dense_queries is None else self._dense(n, 0)
+        dense = n if self.dense_queries is None else min(self._first_dense(), n)
         flops = 4 * batch * dim * dense**2  # a dense product does not spare what lies ahead
         kept = 0
         if dense < n:
@@ -253,12 +257,10 @@ class HipAttention(Mixer):
             q, k = (apply_rope(m, positions, self.rope_base) for m in (q, k))
         return q, k, v
 
-    def _dense(self, length: int, before: int) -> int:
-        """How many of ``length`` tokens after ``before`` read everything."""
-        if self.dense_queries is None:
-            return length
+    def _first_dense(self) -> int:
+        """Tokens that read everything: whole blocks of queries."""
         size = self.search.block_size_q
-        return min(max(0, -(-self.dense_queries // size) * size - before), length)
+        return -(-(self.dense_queries or 0) // size) * size
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, kept: BlockIndices | None = None) -> Tensor:
         """Attention of the last tokens; ``valid``: bool ``(batch, keys)``, False for padding behind the real ones."""
@@ -267,38 +269,8 @@ class HipAttention(Mixer):
             return softmax_attention(q, k, v, causal=True)
         # Where the first query decides, padding comes too late to be seen.
         mask = valid if self.rows == "block" else None
-        return hip_attention(
-            q, k, v, self.search, num_sinks=self.num_sinks, dense_queries=self.dense_queries, mask=mask, kept=kept
-        )
-
-    def _read_documents(self, q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, valid: Tensor | None) -> Tensor:
-        """Attention inside documents, those of about one length at a time.
-
-        Args:
-            numbers: int64 ``(batch, length)``, which document a token belongs to.
-            valid: bool ``(batch, length)``, False for padding behind the real tokens; None: all are.
-        """
-        batch, length = numbers.shape
-        real = torch.ones_like(numbers, dtype=torch.bool) if valid is None else valid
-        document = torch.where(real, numbers, length) + torch.arange(batch, device=q.device)[:, None] * (length + 1)
-        found, sizes = document.flatten().unique_consecutive(return_counts=True)
-        starts = sizes.cumsum(0) - sizes
-        read = found % (length + 1) < length
-        starts, sizes = starts[read], sizes[read]
-        flat = [m.transpose(1, 2).flatten(0, 1) for m in (q, k, v)]  # (batch * length, heads, head_dim)
-        o = torch.zeros_like(flat[0])
-        longest = 1
-        while longest < 2 * int(sizes.max() if len(sizes) else 0):
-            these = (sizes <= longest) & (sizes > longest // 2)
-            if these.any():
-                offsets = torch.arange(int(sizes[these].max()), device=q.device)
-                inside = offsets < sizes[these, None]
-                place = torch.where(inside, starts[these, None] + offsets, starts[these, None])
-                parts = [m[place].transpose(1, 2) for m in flat]
-                part = self._read(*parts, inside).transpose(1, 2)
-                o = o.index_put((place[inside],), part[inside])
-            longest *= 2
-        return o.unflatten(0, (batch, length)).transpose(1, 2)
+        given = {"num_sinks": self.num_sinks, "dense_queries": self._first_dense(), "mask": mask, "kept": kept}
+        return hip_attention(q, k, v, self.search, **given)
 
     def _continue(
         self, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, counts: Tensor
@@ -311,8 +283,9 @@ class HipAttention(Mixer):
         length, keys, size = q.shape[2], k.shape[2], self.search.block_size_q
         if self.dense_queries is None:
             return self._read(q, k, v, None), (kept, counts)
-        open_ = (keys - length) % size  # queries of the open block that are read already stand before the new ones
-        q = F.pad(q, (0, 0, open_, 0))
+        open_ = (keys - length) % size
+        if length > 1:  # queries of the open block that are read already stand before the new ones
+            q = F.pad(q, (0, 0, open_, 0))
         if open_ and open_ + length <= size:
             found = BlockIndices(kept[:, :, None], counts[:, :, None])
         else:
@@ -325,7 +298,7 @@ class HipAttention(Mixer):
                 lists = torch.cat([kept[:, :, None], lists[:, :, 1:]], 2)
                 found = BlockIndices(lists, torch.cat([counts[:, :, None], numbers[:, :, 1:]], 2))
         o = self._read(q, k, v, None, found)
-        return o[:, :, open_:], (found.indices[:, :, -1].contiguous(), found.counts[:, :, -1].contiguous())
+        return o[:, :, -length:], (found.indices[:, :, -1].contiguous(), found.counts[:, :, -1].contiguous())
 
     def _one_by_one(
         self, q: Tensor, k: Tensor, v: Tensor, slots: Tensor, state: HipState, mask: Tensor | None
@@ -357,30 +330,3 @@ class HipAttention(Mixer):
                 f"{type(self).__name__}: kept of the state has shape {tuple(given.kept.shape)}; "
                 f"({batch}, {self.num_heads}, {self.search.most}) is needed."
             )
-
-
-@register("mixer", "hip_prompt_attention", system="hip_attention")
-class HipPromptAttention(HipAttention):
-    """HiP attention as the paper reads prompts: all queries of a block decide together what it keeps.
-
-    Later tokens decide for earlier ones, though their values never reach them: it is for prompts that are there, not
-    to train language models. A stream reads a piece so, and steps read what the last block keeps until the next one begins.
-
-    Args:
-        dim: channels of a token.
-        options: those of :class:`HipAttention`.
-
-    Raises:
-        InvalidValue: as :class:`HipAttention`.
-    """
-
-    spec = MixerSpec(
-        ranks=(1,),
-        causal="values",
-        bidirectional=False,
-        streaming="own",
-        layout=True,
-        segments=True,
-        order=Order(flops=1.1, memory=1.0),
-    )
-    rows: ClassVar[Rows] = "block"
