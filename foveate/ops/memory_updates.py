@@ -12,13 +12,13 @@ chunks that are complete with it: only the last of a chunk reads that chunk's up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .memory_networks import recall, surprise
+from .memory_kinds import Network, matrices
 from .neural_memory_chunks import Weights, products, replaced, safe_log
 
 #: Chunks whose recurrence is one product of matrices.
@@ -35,6 +35,7 @@ class Chunks:
         combine: weights ``(orders or 1 + orders, N, n)`` of the momenta (the update itself first, if it counts); None:
             the last order alone.
         modulation: ``(weights, N, n)``, factors of the updates of each weight; None: 1.
+        mix: ``(N, n)``: share of another memory's weights in those at which gradients are taken; None: none.
         complete: bool ``(N, n)``: the others change nothing; None: all.
         starts: bool ``(N, n)``: chunks that begin a document; None: none.
         change: what becomes of a chunk's gradient ``(N, n, ...)`` of one weight, before momentum; None: nothing.
@@ -45,6 +46,7 @@ class Chunks:
     momentum: Tensor | None
     combine: Tensor | None = None
     modulation: Tensor | None = None
+    mix: Tensor | None = None
     complete: Tensor | None = None
     starts: Tensor | None = None
     change: Callable[[Tensor], Tensor] | None = None
@@ -61,6 +63,7 @@ class Chunks:
             cut(self.momentum),
             cut(self.combine),
             cut(self.modulation),
+            cut(self.mix),
             cut(self.complete),
             cut(self.starts),
             self.change,
@@ -79,11 +82,14 @@ def chunk_updates(
     past: Weights | None,
     base: Weights,
     *,
-    norm: bool,
+    net: Network,
     group: int,
     rebase: Tensor | None,
     transition: Tensor | None = None,
-) -> tuple[Tensor, Weights, Weights | None, Weights]:
+    lead: Tensor | None = None,
+    other: Weights | None = None,
+    trace: bool = False,
+) -> tuple[Tensor, Weights, Weights | None, Weights, Weights | None]:
     """Write all chunks and read them with each token's query.
 
     Args:
@@ -92,21 +98,28 @@ def chunk_updates(
         step: ``(N, n, writes)``, 0 where nothing is written.
         start, memory, base: weights ``(N, ...)``: of a new document, now, and those of gradients.
         past: the momenta, ``(N, orders, ...)``; None without.
-        norm: as in :func:`foveate.ops.memory_networks.recall`.
+        net: the memory's network.
         group: chunks that are done at once, because their gradients are taken at the same weights.
         rebase: bool ``(N, groups)``: the base becomes the memory after this group; None: never.
         transition: scalar in [0, 1]: how far base and memory go there from the old base to the memory; None: 1.
+        lead: ``(N, dim)``: the query of the token before the first, with which a network that mixes tokens reads the
+            first chunk; None: zeros.
+        other: ``(N, n, ...)``: another memory's weights before each chunk, of which a share of ``chunks.mix`` is added
+            to the base.
+        trace: return this memory's.
 
     Returns:
-        ``(N, n, chunk, dim)``, memory, momenta and base.
+        ``(N, n, chunk, dim)``, memory, momenta and base; the weights before each chunk, or None.
     """
-    outputs = []
+    outputs, seen = [], []
+    leads = _leads(q, lead, chunks.starts) if net.mixes else None
     for i, first in enumerate(range(0, k.shape[1], group)):
         here = slice(first, first + group)
         some = chunks.part(here)
         if some.starts is not None and rebase is not None:
             base = replaced(some.starts[:, 0], start, base)
-        updates = _updates(base, k[:, here], v[:, here], step[:, here], some, norm)
+        mixed = None if other is None else tuple(w[:, here] for w in other)
+        updates = _updates(base, mixed, k[:, here], v[:, here], step[:, here], some, net)
         before, after, last, last_past = [], [], [], []
         for number, (update, old, new) in enumerate(zip(updates, memory, start, strict=True)):
             moving = None if past is None else past[number]
@@ -136,8 +149,10 @@ def chunk_updates(
         memory = tuple(last)
         past = None if past is None else tuple(last_past)
         base = base if rebase is None else replaced(rebase[:, i], memory, base)
-        outputs.append(_read(q[:, here], before, after, norm))
-    return torch.cat(outputs, 1), memory, past, base
+        outputs.append(_read(q[:, here], None if leads is None else leads[:, here], before, after, net))
+        seen.append(before)
+    known = tuple(torch.cat(parts, 1) for parts in zip(*seen, strict=True)) if trace else None
+    return torch.cat(outputs, 1), memory, past, base, known
 
 
 def like(flags: Tensor, weights: Tensor) -> Tensor:
@@ -163,14 +178,21 @@ def linear_scan(factors: Tensor, x: Tensor, initial: Tensor) -> Tensor:
     return torch.cat(outputs, 1).view(shape)
 
 
-def _updates(base: Weights, k: Tensor, v: Tensor, step: Tensor, chunks: Chunks, norm: bool) -> list[Tensor]:
+def _updates(
+    base: Weights, other: Weights | None, k: Tensor, v: Tensor, step: Tensor, chunks: Chunks, net: Network
+) -> list[Tensor]:
     """Each chunk's negative gradient, ``(N, n, ...)`` per weight."""
-    sizes = k.shape[1:3]
-    trace = surprise(base, k.flatten(1, 2), v.flatten(1, 2), step.flatten(1), norm)
-    inputs, deltas = ([t.unflatten(1, sizes) for t in parts] for parts in (trace.inputs, trace.deltas))
-    gradients = [x.mT @ d for x, d in zip(inputs, deltas, strict=True)]
-    if trace.gain is not None:
-        gradients.append(trace.gain.unflatten(1, sizes).sum(2))
+    shape = k.shape[:3]
+    if other is None or chunks.mix is None:
+        k, v, step = (t.flatten(1, 2) for t in (k, v, step))
+    else:  # every chunk has weights of its own
+        base = tuple((b.unsqueeze(1) + o * like(chunks.mix, o)).flatten(0, 1) for b, o in zip(base, other, strict=True))
+        k, v, step = (t.flatten(0, 1) for t in (k, v, step))
+    y, back = net.run(base, k, shape[2])
+    gradients = []
+    for x, delta in back(2 * step.unsqueeze(-1) * (y - v)):
+        delta = delta.reshape(*shape, -1)
+        gradients.append(delta.sum(2) if x is None else x.reshape(*shape, -1).mT @ delta)
     if chunks.change is not None:
         gradients = [chunks.change(g) for g in gradients]
     if chunks.modulation is not None:
@@ -201,13 +223,26 @@ def _momentum(update: Tensor, past: Tensor | None, chunks: Chunks) -> tuple[Tens
     return torch.stack(combined).sum(0), last
 
 
-def _read(q: Tensor, before: list[Tensor], after: list[Tensor], norm: bool) -> Tensor:
-    """All but the last token of a chunk read the weights before its update, the last those after."""
+def _leads(q: Tensor, lead: Tensor | None, starts: Tensor | None) -> Tensor:
+    """The query of the token before each chunk, ``(N, n, dim)``; zeros before a document."""
+    first = torch.zeros_like(q[:, :1, -1]) if lead is None else lead.to(q.dtype).unsqueeze(1)
+    leads = torch.cat([first, q[:, :-1, -1]], 1)
+    return leads if starts is None else leads.masked_fill(like(starts, leads), 0)
+
+
+def _read(q: Tensor, leads: Tensor | None, before: list[Tensor], after: list[Tensor], net: Network) -> Tensor:
+    """All but the last token of a chunk read the weights before its update, the last those after.
+
+    Tokens that read the same weights are given to the network together: the last of a chunk and all but the last of the
+    next. ``leads`` are the former, for networks that mix tokens.
+    """
     flat = q.flatten(0, 1)
-    last = recall([w.flatten(0, 1) for w in after], flat[:, -1:], norm)
+    last = net.run([w.flatten(0, 1) for w in after], flat[:, -1:], 1)[0]
     if q.shape[2] == 1:
         return last.view(q.shape)
-    return torch.cat([recall([w.flatten(0, 1) for w in before], flat[:, :-1], norm), last], 1).view(q.shape)
+    early = flat[:, :-1] if leads is None else torch.cat([leads.flatten(0, 1).unsqueeze(1), flat[:, :-1]], 1)
+    early = net.run([w.flatten(0, 1) for w in before], early, early.shape[1])[0]
+    return torch.cat([early if leads is None else early[:, 1:], last], 1).view(q.shape)
 
 
 def soft_clamp(gradient: Tensor, largest: float) -> Tensor:
@@ -236,7 +271,7 @@ def update_flops(
     group: int,
     chunk: int,
     writes: int,
-    sizes: Sequence[tuple[int, int]],
+    net: Network,
     weights: int,
     orders: int,
     orthogonal: bool,
@@ -246,18 +281,21 @@ def update_flops(
     Args:
         chunks, group: their number, and how many are done at once.
         chunk, writes: tokens that read and tokens that write in each.
-        sizes: ``(in, out)`` of every matrix.
+        net: the memory's network.
         weights: numbers of the memory.
         orders: of momentum.
         orthogonal: updates are orthogonalised.
     """
-    flops = 0
-    for i, (before, after) in enumerate(sizes):
+    flops, reads = 0, chunk + (net.mixes and chunk > 1)
+    for before, after, first in matrices(net):
         # Forward, gradient, and back to the input of all but the first; reading.
-        flops += 2 * before * after * (writes * (2 + (i > 0)) + chunk)
+        flops += 2 * before * after * (writes * (3 - first) + reads)
         if orthogonal:
             small, large = sorted((before, after))
             flops += 5 * (4 * small * small * large + 2 * small**3)
+    if net.mixes:  # products of tokens with each other: two forward, four backward
+        dim = net.shapes[0][0]
+        flops += 2 * dim * (6 * writes**2 + 2 * (1 + (chunk**2 if chunk > 1 else 0)))
     flops *= chunks
     for first in range(0, chunks, group):
         for block in range(first, min(first + group, chunks), BLOCK):
@@ -266,20 +304,12 @@ def update_flops(
     return flops
 
 
-def update_saved(
-    chunks: int, chunk: int, writes: int, sizes: Sequence[tuple[int, int]], weights: int, copies: int, norm: bool
-) -> int:
+def update_saved(chunks: int, chunk: int, writes: int, net: Network, weights: int, copies: int) -> int:
     """Numbers kept for the backward pass, for one sample and head; arguments as those of :func:`update_flops`.
 
     Args:
         copies: of the weights of a chunk.
-        norm: the memory normalises what it gives.
     """
-    dim = sizes[-1][1]
-    per_write, per_read = (9 if norm else 2) * dim, (4 if norm else 1) * dim
-    for i, (before, after) in enumerate(sizes):
-        per_write += after
-        if i:  # sums and activations, GELU's slope and its parts, the error sent back
-            per_write += 7 * before
-            per_read += 2 * before
-    return chunks * (writes * per_write + chunk * per_read + copies * weights)
+    dim, (write, read) = net.shapes[0][0], net.saved()
+    pairs = 5 * writes**2 + 2 * chunk**2 if net.mixes else 0
+    return chunks * (writes * (write + 2 * dim) + chunk * (read + dim) + pairs + copies * weights)

@@ -19,7 +19,7 @@ def same_memory(problem: Problem) -> Contender:
         heads=ours.num_heads,
         dim_head=ours.head_dim,
         chunk_size=ours.chunk,
-        default_model_kwargs={"depth": len(ours.sizes), "expansion_factor": ours.sizes[0][1] / ours.head_dim},
+        default_model_kwargs={"depth": ours.depth, "expansion_factor": ours.expansion},
     )
     module.load_state_dict({key: _ours(ours, key, value) for key, value in module.state_dict().items()})
     module = module.eval()

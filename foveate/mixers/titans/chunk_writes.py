@@ -36,6 +36,8 @@ EXTRAS: dict[str, Any] = {
     "spectral_norm_surprises": False,
     "gated_transition": False,
     "store_with_lookahead_value": False,
+    "accept_weight_residual": False,
+    "qkv_receives_diff_views": False,
 }
 
 
@@ -114,18 +116,20 @@ class ChunkWrites(nn.Module):
         combined = heads * (orders + extras["learned_combine_include_zeroth"])
         self.to_combine = Linear(dim, combined) if extras["learned_momentum_combine"] else None
         self.to_modulation = Linear(dim, heads * weights) if extras["per_parameter_lr_modulation"] else None
+        self.to_mix = Linear(dim, heads) if extras["accept_weight_residual"] else None
         self.to_pool = Linear(dim, dim) if extras["attn_pool_chunks"] else None
         if self.to_pool is not None:  # begins as the mean
             nn.init.zeros_(self.to_pool.weight)
             nn.init.zeros_(self.to_pool.bias)
 
     def forward(
-        self, tokens: Tensor, complete: Tensor | None, starts: Tensor | None
+        self, tokens: Tensor, values: Tensor, complete: Tensor | None, starts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Chunks]:
         """What chunks of tokens write; batch and heads are one axis N.
 
         Args:
             tokens: ``(batch, chunks * chunk, dim)``.
+            values: what values are made of; the tokens themselves unless these have several views.
             complete, starts: bool ``(batch, chunks)``, see :class:`~foveate.ops.memory_updates.Chunks`.
 
         Returns:
@@ -133,9 +137,10 @@ class ChunkWrites(nn.Module):
             channels that the loss is a mean of, and the gates.
         """
         x, chunk, real = self.store_norm(tokens), self.chunk, sum_dtype(tokens.dtype)
+        values = x if values is tokens else self.store_norm(values)
         chunks = x.shape[1] // chunk
         k = in_chunks(self.k_norm(by_heads(self.to_keys(x), self.heads, self.head_dim)), chunks)
-        v = in_chunks(by_heads(self.to_values(x), self.heads, self.head_dim), chunks)
+        v = in_chunks(by_heads(self.to_values(values), self.heads, self.head_dim), chunks)
         theta = self.max_lr / self.head_dim * torch.sigmoid(self.to_step(x).to(real))
         theta = theta.unflatten(2, (self.heads, self.count)).transpose(1, 2).flatten(2)
         theta = theta.flatten(0, 1).unflatten(1, (chunks, -1))
@@ -167,6 +172,7 @@ class ChunkWrites(nn.Module):
                 momentum=None if self.to_momentum is None else torch.sigmoid(gates(self.to_momentum)),
                 combine=None if self.to_combine is None else gates(self.to_combine).softmax(0),
                 modulation=modulation,
+                mix=None if self.to_mix is None else torch.sigmoid(gates(self.to_mix))[0],
                 complete=None if complete is None else per_head(complete, self.heads),
                 starts=None if starts is None else per_head(starts, self.heads),
                 change=None if clamp is None else partial(soft_clamp, largest=clamp),
@@ -185,11 +191,16 @@ class ChunkWrites(nn.Module):
         done = (self.extras["max_grad_norm"] is not None, self.to_modulation is not None, self.to_combine is not None)
         return sum(done)
 
+    @property
+    def _gates(self) -> tuple[Linear | None, ...]:
+        """Layers that read chunks."""
+        return self.to_forget, self.to_momentum, self.to_combine, self.to_modulation, self.to_mix
+
     def flops(self, chunks: int) -> int:
         """FLOPs of the projections of one sample."""
         tokens = chunks * self.chunk
         layers = [(self.to_keys, tokens), (self.to_values, tokens), (self.to_step, tokens), (self.to_pool, tokens)]
-        layers += [(layer, chunks) for layer in (self.to_forget, self.to_momentum, self.to_combine, self.to_modulation)]
+        layers += [(layer, chunks) for layer in self._gates]
         return sum(linear_flops(n, layer.in_features, layer.out_features) for layer, n in layers if layer is not None)
 
 

@@ -14,49 +14,30 @@ Several heads are gated (``sigmoid(x W)``) and mixed by one matrix.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import invalid
+from ...errors import InvalidValue, invalid
 from ...measure.cost import Cost, linear_flops
 from ...ops.handwritten import sum_dtype
+from ...ops.memory_kinds import KINDS, Kind
+from ...ops.memory_kinds import network as build
 from ...ops.memory_updates import chunk_updates, update_flops, update_saved
 from ...ops.neural_memory import flatten, initial_weights, per_head, unflatten
+from ...ops.neural_memory_chunks import Weights
 from ...registry import register
 from ...spec import MixerSpec, Order
 from ..base import Mixer, check_heads
 from ..layout import TokenLayout
 from ..parts import Linear
-from ..ssm import Packing, check_positive
-from ..state import State, state
+from ..ssm import check_positive
+from .chunk_places import ChunkMemoryState, ChunkPlaces
 from .chunk_writes import ChunkWrites, HeadNorm, by_heads, check_extras, in_chunks
-from .frame import Frame
 from .lmm import check_momentum, xavier
-
-
-@state
-class ChunkMemoryState(State):
-    """Streaming state; its size does not depend on how much was read.
-
-    Attributes:
-        pending: ``(batch, chunk - 1, dim)``, tokens of the open chunk, from its first on; zeros behind them.
-        memory: the weights after the last complete chunk, ``(batch, heads, ...)`` each, float32.
-        momentum: the momenta, ``(batch, heads, orders, ...)`` each; None without momentum.
-        base: the weights at which gradients are taken.
-        count: int64 ``(batch,)``, tokens read.
-    """
-
-    pending: Tensor
-    memory: tuple[Tensor, ...]
-    momentum: tuple[Tensor, ...] | None
-    base: tuple[Tensor, ...]
-    count: Tensor
 
 
 @register("mixer", "titans_pytorch_memory", system="titans")
@@ -74,8 +55,11 @@ class NeuralMemory(Mixer):
         chunk: tokens of a chunk. Sequences shorter than that never change the memory.
         rebase: tokens after which gradients are taken at the memory as it is then, a multiple of ``chunk``;
             None: never.
-        depth: matrices of a memory.
-        expansion: width between them, in head widths.
+        network: what a memory is, see :mod:`foveate.ops.memory_kinds`.
+        depth: matrices of a memory ("mlp"), pairs of them ("factorized") or layers; "attention" has one.
+        expansion: width between matrices, in head widths; for "swiglu" times 2/3. Not of "factorized".
+        rank: of "factorized".
+        scale: of the products of "attention".
         momentum: past surprise goes on.
         norm: normalise a memory's output and add its input.
         max_lr: largest step size.
@@ -111,6 +95,7 @@ class NeuralMemory(Mixer):
             r"to_decay_factor\.0\.(weight|bias)": r"writes.to_forget.\1",
             r"to_momentum\.0\.(weight|bias)": r"writes.to_momentum.\1",
             r"to_learned_momentum_combine\.0\.(weight|bias)": r"writes.to_combine.\1",
+            r"to_learned_weight_residual_mix\.0\.(weight|bias)": r"writes.to_mix.\1",
             r"to_layer_modulation\.0\.(weight|bias)": r"writes.to_modulation.\1",
             r"reduce_to_chunk_rep\.to_attn_logits\.(weight|bias)": r"writes.to_pool.\1",
             r"retrieve_gate\.0\.weight": "to_gate.weight",
@@ -131,8 +116,11 @@ class NeuralMemory(Mixer):
         head_dim: int | None = None,
         chunk: int = 4,
         rebase: int | None = None,
+        network: Kind = "mlp",
         depth: int = 2,
         expansion: float = 4.0,
+        rank: int = 32,
+        scale: float = 8.0,
         momentum: bool = True,
         norm: bool = True,
         max_lr: float = 1.0,
@@ -140,7 +128,11 @@ class NeuralMemory(Mixer):
     ) -> None:
         super().__init__(dim, causal=causal)
         head_dim = check_heads(dim, num_heads) if head_dim is None else head_dim
-        check_positive(num_heads=num_heads, head_dim=head_dim, chunk=chunk, depth=depth)
+        check_positive(num_heads=num_heads, head_dim=head_dim, chunk=chunk, depth=depth, rank=rank)
+        if network not in KINDS:
+            raise invalid("network", network, f"it must be one of {', '.join(KINDS)}")
+        if not 0 < scale < math.inf:
+            raise invalid("scale", scale, "a positive number is needed")
         self.extras = check_extras(extras, chunk, momentum)
         if num_heads == 1 and head_dim != dim:
             raise invalid("head_dim", head_dim, f"one head has the width of a token, {dim}")
@@ -148,14 +140,14 @@ class NeuralMemory(Mixer):
             raise invalid("rebase", rebase, f"a multiple of chunk={chunk}, or None, is needed")
         if not 0 < max_lr < math.inf:
             raise invalid("max_lr", max_lr, "a positive number is needed")
-        if not expansion > 0 or int(head_dim * expansion) < 1:
+        if not expansion > 0 or int(head_dim * expansion * (2 / 3 if network == "swiglu" else 1)) < 1:
             raise invalid("expansion", expansion, f"it must leave a channel of head_dim={head_dim}")
         self.num_heads, self.head_dim, self.inner = num_heads, head_dim, num_heads * head_dim
         self.chunk, self.rebase, self.max_lr, self.norm, self.momentum = chunk, rebase, max_lr, norm, momentum
         self.orders = self.extras["momentum_order"] if momentum else 0
-        widths = [head_dim, *[int(head_dim * expansion)] * (depth - 1), head_dim]
-        self.sizes = list(itertools.pairwise(widths))
-        weights = [xavier(1, i, o)[0] for i, o in self.sizes] + [torch.zeros(head_dim)] * norm
+        self.network, self.depth, self.expansion, self.rank, self.scale = network, depth, expansion, rank, scale
+        self.net = build(network, head_dim, depth, expansion, rank, scale, norm)
+        weights = [torch.zeros(s) if len(s) == 1 else xavier(1, *s)[0] for s in self.net.shapes]
         if self.extras["per_head_learned_parameters"]:  # one draw for all of them, as published
             weights = [w.expand(num_heads, *w.shape).clone() for w in weights]
         self.weights = nn.ParameterList(weights)
@@ -203,7 +195,41 @@ class NeuralMemory(Mixer):
     ) -> Tensor:
         """Mix ``(batch, length, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
+        if self.views > 1:
+            x = x.repeat(1, 1, self.views)
         return self._mix(x, mask, None if layout is None else layout.segments, None)[0]
+
+    def read_views(
+        self, x: Tensor, state: ChunkMemoryState | None = None, other: Weights | None = None
+    ) -> tuple[Tensor, ChunkMemoryState | None, Weights]:
+        """What a network of several memories asks: views of the tokens, and the weights of the memory before.
+
+        Args:
+            x: ``(batch, length, dim)``, or with the extra ``qkv_receives_diff_views`` ``(batch, length, 3 * dim)``:
+                what queries, keys and values are made of, one beside the other.
+            state: what was read before; None: nothing.
+            other: the last of what a memory of the same shape returned for these tokens; with the extra
+                ``accept_weight_residual`` learned shares of it are added to the weights at which gradients are taken.
+
+        Returns:
+            ``(batch, length, dim)``, the new state (None without one), and the weights before each chunk.
+
+        Raises:
+            InvalidValue: another width, or weights of another memory where none are taken, or none where some are.
+        """
+        if x.ndim != 3 or x.shape[2] != self.views * self.dim:
+            wanted = f"(batch, length, {self.views * self.dim})"
+            raise InvalidValue(f"{type(self).__name__}: x has shape {tuple(x.shape)}; {wanted} is needed.")
+        if state is not None:
+            self._check_state(state, len(x))
+        y, state, known = self._mix(x, None, None, state, other, trace=True)
+        assert known is not None
+        return y, state, known
+
+    @property
+    def views(self) -> int:
+        """Of a token: one, or three for queries, keys and values."""
+        return 3 if self.extras["qkv_receives_diff_views"] else 1
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -214,11 +240,12 @@ class NeuralMemory(Mixer):
         start = tuple(w.to(device).contiguous() for w in self._start(batch_size, sum_dtype(dtype)))
         momentum = tuple(w.new_zeros(*w.shape[:2], self.orders, *w.shape[2:]) for w in start)
         return ChunkMemoryState(
-            pending=torch.zeros(batch_size, self.chunk - 1, self.dim, device=device, dtype=dtype),
+            pending=torch.zeros(batch_size, self.chunk - 1, self.views * self.dim, device=device, dtype=dtype),
             memory=start,
             momentum=momentum if self.momentum else None,
             base=start,
             count=torch.zeros(batch_size, device=device, dtype=torch.int64),
+            lead=torch.zeros(batch_size, self.dim, device=device, dtype=dtype) if self.net.mixes else None,
         )
 
     def prefill(
@@ -230,7 +257,7 @@ class NeuralMemory(Mixer):
             InvalidValue: a state of another mixer or batch.
         """
         self.check_stream(x, state, mask)
-        y, after = self._mix(x, mask, None, state)
+        y, after, _ = self._mix(x.repeat(1, 1, self.views) if self.views > 1 else x, mask, None, state)
         assert after is not None
         return y, after
 
@@ -248,20 +275,20 @@ class NeuralMemory(Mixer):
         """Counts the projections, the products of the memories, and those of the recurrences over chunks."""
         length, heads = grid[0], self.num_heads
         chunks = -(-length // self.chunk)
-        tokens, weights = chunks * self.chunk, sum(i * o for i, o in self.sizes) + self.norm * self.head_dim
+        tokens, weights = chunks * self.chunk, sum(math.prod(shape) for shape in self.net.shapes)
         flops = self.writes.flops(chunks) + linear_flops(tokens, self.dim, self.inner)
         if self.to_gate is not None:
             flops += linear_flops(tokens, self.dim, heads) + linear_flops(tokens, self.inner, self.dim)
         every = chunks if self.rebase is None else self.rebase // self.chunk
         flops += heads * update_flops(
-            chunks, every, self.chunk, self.writes.per_chunk, self.sizes, weights, self.orders, self.orthogonal
+            chunks, every, self.chunk, self.writes.per_chunk, self.net, weights, self.orders, self.orthogonal
         )
         # Tokens, their norms, queries, keys and values, what was read, gated and merged; then the memories.
         saved = tokens * (3 * self.dim + 8 * self.inner)
         # Before and after each recurrence, and what else is done to an update.
         copies = 3 + self.orders + 2 * self.writes.steps + 17 * self.orthogonal
-        saved += heads * update_saved(chunks, self.chunk, self.writes.per_chunk, self.sizes, weights, copies, self.norm)
-        state = (2 + self.orders) * heads * weights + self.dim * (self.chunk - 1)
+        saved += heads * update_saved(chunks, self.chunk, self.writes.per_chunk, self.net, weights, copies)
+        state = (2 + self.orders) * heads * weights + self.dim * (self.views * (self.chunk - 1) + self.net.mixes)
         return Cost(
             flops=batch * flops,
             parameters=sum(p.numel() for p in self.parameters()),
@@ -285,51 +312,36 @@ class NeuralMemory(Mixer):
         return initial_weights(weights, batch, dtype)
 
     def _mix(
-        self, x: Tensor, mask: Tensor | None, segments: Tensor | None, past: ChunkMemoryState | None
-    ) -> tuple[Tensor, ChunkMemoryState | None]:
-        (batch, length, _), chunk = x.shape, self.chunk
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
-        every = 1 if self.rebase is None else self.rebase // chunk
-        frame = valid = starts = rebase = None
-        if packing is None and segments is None and past is None:
-            tokens = F.pad(x, (0, 0, 0, -length % chunk))
-            if length % chunk:
-                valid = (torch.arange(tokens.shape[1], device=x.device) < length).expand(batch, -1)
-        else:
-            real = torch.ones_like(x[..., 0], dtype=torch.bool) if packing is None else packing.valid
-            phase = None if past is None else past.count % chunk
-            unit = chunk if past is not None else chunk * every
-            frame = Frame.of(real, unit, phase, segments)
-            tokens, valid = frame.place(x), frame.valid
-            if frame.starts is not None:
-                starts = F.pad(frame.starts.unsqueeze(-1), (0, unit // chunk - 1)).flatten(1)
-            if past is not None:
-                assert phase is not None
-                tokens = tokens + F.pad(past.pending.to(x.dtype), (0, 0, 0, frame.size - chunk + 1))
-                valid = valid | (torch.arange(frame.size, device=x.device) < phase[:, None])
-        chunks = tokens.shape[1] // chunk
-        complete = None if valid is None else valid[:, chunk - 1 :: chunk]
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        past: ChunkMemoryState | None,
+        other: Weights | None = None,
+        trace: bool = False,
+    ) -> tuple[Tensor, ChunkMemoryState | None, Weights | None]:
+        if (other is not None) != self.extras["accept_weight_residual"]:
+            need = "needs the weights of" if other is None else "takes no weights of"
+            raise InvalidValue(f"{type(self).__name__} {need} the memory before it: see accept_weight_residual.")
+        batch, every = len(x), 1 if self.rebase is None else self.rebase // self.chunk
+        at = ChunkPlaces.of(x, mask, segments, past, self.chunk, every)
+        tokens, chunks = at.tokens, at.chunks
         group = chunks if self.rebase is None else every if past is None else 1
-        if self.rebase is not None:
-            done = torch.ones(batch, chunks, dtype=torch.bool, device=x.device) if complete is None else complete
-            if past is None:
-                rebase = F.pad(done, (0, -chunks % every))[:, every - 1 :: every]
-            else:
-                number = past.count[:, None] // chunk + torch.arange(1, chunks + 1, device=x.device)
-                rebase = done & (number % every == 0)
+        rebase = None if self.rebase is None else at.rebased(past, every)
         start = self._start(batch, sum_dtype(x.dtype))
         if past is None:
             momentum = tuple(w.new_zeros(*w.shape[:2], self.orders, *w.shape[2:]) for w in start)
             memory, momenta, base = start, momentum if self.momentum else None, start
         else:
             memory, momenta, base = past.memory, past.momentum, past.base
-        k, v, theta, rules = self.writes(tokens, complete, starts)
-        read = self.retrieve_norm(tokens)
-        y, *after = chunk_updates(
-            in_chunks(self.q_norm(by_heads(self.to_queries(read), self.num_heads, self.head_dim)), chunks),
+        asked, written, values = (tokens,) * 3 if self.views == 1 else tokens.chunk(3, -1)
+        k, v, theta, rules = self.writes(written, values, at.complete, at.starts)
+        read = self.retrieve_norm(asked)
+        lead = None if past is None else past.lead
+        if lead is not None:
+            lead = self._queries(self.retrieve_norm(lead.to(x.dtype)[:, None])).flatten(0, 1)[:, 0]
+        y, *after, known = chunk_updates(
+            in_chunks(self._queries(read), chunks),
             k,
             v,
             theta,
@@ -338,24 +350,26 @@ class NeuralMemory(Mixer):
             flatten(memory),
             None if momenta is None else flatten(momenta),
             flatten(base),
-            norm=self.norm,
+            net=self.net,
             group=group,
             rebase=None if rebase is None else per_head(rebase, self.num_heads),
             transition=None if self.transition is None else torch.sigmoid(self.transition),
+            lead=lead,
+            other=other,
+            trace=trace,
         )
         y = self.read_norm(y.view(batch, self.num_heads, -1, self.head_dim).to(x.dtype))
         if self.to_gate is not None:
             y = y * torch.sigmoid(self.to_gate(read)).mT.unsqueeze(-1)
         y = self.out(y.transpose(1, 2).flatten(2))
-        y = y[:, :length] if frame is None else frame.take(y)
-        y = y if packing is None else packing.unpack(y)
+        y = at.back(y)
         if past is None:
-            return y, None
-        assert valid is not None
+            return y, None, known
         memory, momenta, base = unflatten(after, batch, self.num_heads)
-        total = valid.sum(1, keepdim=True)
-        places = total // chunk * chunk + torch.arange(chunk - 1, device=x.device)
-        index = places.clamp(max=tokens.shape[1] - 1).unsqueeze(-1).expand(-1, -1, self.dim)
-        pending = tokens.gather(1, index).masked_fill((places >= total).unsqueeze(-1), 0)
-        count = past.count + (length if mask is None else mask.sum(1))
-        return y, ChunkMemoryState(pending, memory, momenta, base, count)
+        count = past.count + (x.shape[1] if mask is None else mask.sum(1))
+        lead = None if past.lead is None else at.lead(asked, past.lead)
+        return y, ChunkMemoryState(at.rest(), memory, momenta, base, count, lead), known
+
+    def _queries(self, read: Tensor) -> Tensor:
+        """``(batch, heads, length, head_dim)`` of normalised tokens."""
+        return self.q_norm(by_heads(self.to_queries(read), self.num_heads, self.head_dim))

@@ -9,7 +9,8 @@ the memory runs before the attention, on the residual stream::
     logits = norm(x without long-term tokens) W_head
 
 The memory may gate the attention's output instead of being added; the residual stream may be several, with
-hyper-connections in place of the sums.
+hyper-connections in place of the sums; a memory may take its gradients at weights to which those of the memory before
+are added, and be asked and taught by what earlier layers read and gave.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ from dataclasses import replace
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidType, InvalidValue, invalid
 from ...mixers.parts import Linear
 from ...mixers.ssm import check_positive
 from ...mixers.state import State, state
-from ...mixers.titans.neural_memory import ChunkMemoryState, NeuralMemory
+from ...mixers.titans.neural_memory import NeuralMemory
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model
-from .hyper_connections import HyperConnection
-from .titans_attention import AxialPositions, SegmentedAttention, SegmentState
+from .titans_attention import AxialPositions, SegmentedAttention
+from .titans_layer import Carried, TitansLayer, TitansLayerState
 from .tokens import check_size, check_tokens
 
 #: The release's names of a hyper-connection's weights, where ours are others.
@@ -47,14 +47,6 @@ CONNECTION = {
 
 
 @state
-class TitansLayerState(State):
-    """What a layer has read: its memory, if it has one, and its attention."""
-
-    memory: ChunkMemoryState | None
-    attention: SegmentState
-
-
-@state
 class TitansState(State):
     """Streaming state; its size is bounded by a segment.
 
@@ -65,57 +57,6 @@ class TitansState(State):
 
     layers: tuple[TitansLayerState, ...]
     tokens: int = 0
-
-
-class TitansLayer(nn.Module):
-    """Memory (in some layers), attention and feed-forward.
-
-    Args:
-        attention, memory: built.
-        ff_mult: inner width of the feed-forward, times 2/3, over ``dim``.
-        streams: residual streams; one has plain sums.
-        gates: the memory gates the attention's output.
-    """
-
-    def __init__(
-        self, attention: SegmentedAttention, memory: NeuralMemory | None, ff_mult: float, streams: int, gates: bool
-    ) -> None:
-        super().__init__()
-        dim = attention.qkv.in_features
-        inner = int(dim * ff_mult * 2 / 3)
-        self.attention, self.memory, self.gates = attention, memory, gates
-        self.ff_norm, self.ff_in, self.ff_out = nn.RMSNorm(dim), Linear(dim, 2 * inner), Linear(inner, dim)
-
-        def connection(adds: bool = True) -> HyperConnection | None:
-            first = int(torch.randint(streams, ()))
-            return HyperConnection(streams, dim, first=first, adds=adds) if streams > 1 else None
-
-        self.memory_connection = connection(not gates) if memory is not None else None
-        self.attention_connection, self.ff_connection = connection(), connection()
-
-    def forward(
-        self, x: Tensor, first: Tensor | None, past: TitansLayerState | None, position: int
-    ) -> tuple[Tensor, Tensor, TitansLayerState | None]:
-        """``x`` ``(batch, length, [streams,] dim)`` and the first layer's values; the same, and the layer's state."""
-        gate = memory = None
-        if self.memory is not None:
-            given, x_mixed, beta = _enter(self.memory_connection, x)
-            if past is None:
-                recalled = self.memory(given)
-            else:
-                assert past.memory is not None
-                recalled, memory = self.memory.prefill(given, past.memory)
-            if self.gates:
-                gate = recalled.sigmoid()
-            else:
-                x = _leave(self.memory_connection, recalled, x_mixed, beta)
-        given, x, beta = _enter(self.attention_connection, x)
-        y, values, after = self.attention(given, first, None if past is None else past.attention, position)
-        x = _leave(self.attention_connection, y if gate is None else y * gate, x, beta)
-        given, x, beta = _enter(self.ff_connection, x)
-        u, g = self.ff_in(self.ff_norm(given)).chunk(2, -1)
-        x = _leave(self.ff_connection, self.ff_out(F.silu(g) * u), x, beta)
-        return x, values, None if past is None else TitansLayerState(memory, after)
 
 
 @register("model", "titans_mac_transformer", system="titans")
@@ -137,6 +78,9 @@ class TitansTransformer(Model):
         memory: further options of :class:`~foveate.mixers.titans.neural_memory.NeuralMemory`; heads are those of the
             attention unless given.
         gate_attention: the memory gates the attention's output instead of being added.
+        weight_residual: a memory takes its gradients at weights to which a learned share of those of the memory before
+            is added.
+        choose_views: queries, keys and values of a memory are learned blends of what earlier layers read and gave.
         ff_mult: inner width of the feed-forwards over ``dim``, times 2/3.
         streams: residual streams; above 1 with hyper-connections. (The release's own default is 4.)
         sliding: a sliding window as long as a segment instead of segments.
@@ -162,6 +106,8 @@ class TitansTransformer(Model):
             r"layers\.(\d+)\.0\.(.+)": r"layers.\1.memory_connection.\2",
             r"layers\.(\d+)\.1\.(.+)": r"layers.\1.attention_connection.\2",
             r"layers\.(\d+)\.2\.(.+)": r"layers.\1.ff_connection.\2",
+            r"layers\.(\d+)\.3\.0\.weight": r"layers.\1.views.norm.weight",
+            r"layers\.(\d+)\.3\.1\.(weight|bias)": r"layers.\1.views.scores.\2",
             r"layers\.(\d+)\.5\.(.+)": r"layers.\1.attention.\2",
             r"layers\.(\d+)\.6\.0\.weight": r"layers.\1.ff_norm.weight",
             r"layers\.(\d+)\.6\.1\.(weight|bias)": r"layers.\1.ff_in.\2",
@@ -187,6 +133,8 @@ class TitansTransformer(Model):
         memory_rebase: int | None = None,
         memory: dict[str, Any] | None = None,
         gate_attention: bool = False,
+        weight_residual: bool = False,
+        choose_views: bool = False,
         ff_mult: float = 4.0,
         streams: int = 1,
         sliding: bool = False,
@@ -216,13 +164,23 @@ class TitansTransformer(Model):
         given = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim, "chunk": chunk, "rebase": memory_rebase}
         given |= memory or {}
         check_options("titans_pytorch_memory", NeuralMemory, given)
+
+        def memory_of(i: int) -> NeuralMemory | None:
+            if i not in layers:
+                return None
+            extras = {**(given.get("extras") or {}), "qkv_receives_diff_views": choose_views and i > 0}
+            extras["accept_weight_residual"] = weight_residual and i > min(layers)
+            return NeuralMemory(**{**given, "extras": extras})
+
         self.vocabulary, self.dim, self.segment, self.num_longterm = vocabulary, dim, segment, num_longterm
         self.embed = nn.Embedding(vocabulary, dim)
         self.axial = AxialPositions(dim, chunk)
         self.longterm = nn.Parameter(torch.randn(num_longterm, dim) * 0.02)
         self.stream_embed = nn.Parameter(torch.zeros(streams, dim)) if streams > 1 else None
         self.layers = nn.ModuleList(
-            TitansLayer(attention, NeuralMemory(**given) if i in layers else None, ff_mult, streams, gate_attention)
+            TitansLayer(
+                attention, memory_of(i), ff_mult, streams, gate_attention, 4 * i if choose_views and i else None
+            )
             for i, attention in enumerate(attentions)
         )
         self.norm = nn.RMSNorm(dim)
@@ -358,23 +316,15 @@ class TitansTransformer(Model):
         x = table.index_select(1, source) + self.axial(first, last)
         if self.stream_embed is not None:
             x = x.unsqueeze(-2) + self.stream_embed
-        values, layers = None, []
+        values, layers, carried = None, [], Carried()
         for i, layer in enumerate(self._layers()):
-            x, own, after = layer(x, values, None if past is None else past.layers[i], first)
+            x, own, after = layer(x, values, None if past is None else past.layers[i], first, carried)
             values = own if values is None else values
             layers.append(after)
         x = x if self.stream_embed is None else x.sum(-2)
         numbers = torch.arange(read, read + length, device=tokens.device)
         x = self.norm(x.index_select(1, numbers + numbers // self.segment * self.num_longterm - first))
         return x, None if past is None else replace(past, layers=tuple(layers), tokens=read + length)
-
-
-def _enter(connection: HyperConnection | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    return (x, x, None) if connection is None else connection(x)
-
-
-def _leave(connection: HyperConnection | None, branch: Tensor, x: Tensor, beta: Tensor | None) -> Tensor:
-    return x + branch if connection is None else connection.add(branch, x, beta)
 
 
 def _renamed(table: Mapping[str, str], key: str) -> str:

@@ -7,6 +7,7 @@ with those of the first layer ("value residual", arXiv 2410.17897).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -145,6 +146,25 @@ class SegmentedAttention(nn.Module):
             o = o.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, heads, -1, width)
             o = o[:, :, missing : missing + length]
         return o
+
+
+class ViewSelector(nn.Module):
+    """What a memory's queries, keys and values are made of: three blends of what earlier layers read and gave.
+
+    Args:
+        dim: channels.
+        choices: streams to choose from, the memory's own input first.
+    """
+
+    def __init__(self, dim: int, choices: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.scores = Linear(dim, 3 * choices)
+
+    def forward(self, x: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """``(batch, length, dim)`` and as many of that shape to three views, ``(batch, length, 3 * dim)``."""
+        weights = self.scores(self.norm(x)).unflatten(-1, (3, -1)).softmax(-1)
+        return (weights @ torch.stack([x, *earlier], -2)).flatten(-2)
 
 
 class AxialPositions(nn.Module):

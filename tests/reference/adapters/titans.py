@@ -10,11 +10,12 @@ import torch
 from cases import Answer, Case
 from torch import Tensor
 
+from foveate.mixers.titans import ChunkMemoryState, NeuralMemory
 from foveate.mixers.titans.chunk_writes import EXTRAS
-from foveate.mixers.titans.neural_memory import ChunkMemoryState, NeuralMemory
 from foveate.models.language.titans import TitansTransformer
 from foveate.models.language.titans_attention import SegmentedAttention
 from foveate.models.official import load_official
+from foveate.ops.memory_kinds import Kind
 
 #: Keys that say how parameters begin or which kernel runs: nothing is left of them in recorded parameters and numbers.
 WITHOUT_TRACE = ("use_accelerated_scan", "init_adaptive_step_bias", "init_momentum_bias", "init_decay_bias")
@@ -27,6 +28,16 @@ def run(case: Case) -> Answer:
     return CLASSES[name](case)
 
 
+#: The classes of memories: our name, and the depth and expansion that they have if a configuration names none.
+NETWORKS: dict[str, tuple[Kind, tuple[int, float]]] = {
+    "MemoryMLP": ("mlp", (2, 2.0)),
+    "FactorizedMemoryMLP": ("factorized", (1, 1.0)),
+    "GatedResidualMemoryMLP": ("gated_residual", (1, 4.0)),
+    "MemorySwiGluMLP": ("swiglu", (1, 4.0)),
+    "MemoryAttention": ("attention", (1, 2.0)),
+}
+
+
 def build_memory(config: dict) -> NeuralMemory:
     """The memory of a configuration; a key that we do not know is an error."""
     config = {key: value for key, value in config.items() if key not in WITHOUT_TRACE}
@@ -36,14 +47,18 @@ def build_memory(config: dict) -> NeuralMemory:
     if isinstance(chunk, list | tuple):
         assert chunk[0] == chunk[1], "memories are read and written in chunks of one length"
         chunk = chunk[0]
+    kind, (depth, expansion) = NETWORKS[config.pop("model", None) or "MemoryMLP"]
     memory = NeuralMemory(
         dim,
         num_heads=heads,
         head_dim=head_dim,
         chunk=chunk,
         rebase=config.pop("batch_size", None),
-        depth=network.pop("depth"),
-        expansion=network.pop("expansion_factor", 2.0),
+        network=kind,
+        depth=network.pop("depth", depth),
+        expansion=network.pop("expansion_factor", expansion),
+        rank=network.pop("k", 32),
+        scale=network.pop("scale", 8.0),
         momentum=config.pop("momentum", True),
         norm=config.pop("mem_model_norm_add_residual", True),
         max_lr=config.pop("default_step_transform_max_lr", 1.0),
@@ -58,32 +73,38 @@ def neural_memory(case: Case) -> Answer:
     memory = build_memory(case.config)
     load_official(memory, case.params, "titans_pytorch")
     x = case.inputs["seq"].requires_grad_()
-    y = memory(x)
+    views = torch.cat(x.unbind(0), -1) if x.ndim == 4 else x
+    other = other_weights(memory, case.inputs)
+    y = memory.read_views(views, None, other)[0]
     outputs = {"retrieved": y}
     with torch.no_grad():
-        state = memory.prefill(x, memory.init_state(len(x)))[1]
+        state = memory.read_views(views, memory.init_state(len(y)), other)[1]
         outputs |= official_state(memory, state)
-        state, steps = memory.init_state(len(x)), []
-        for token in x.unbind(1):
-            answer, state = memory.step(token, state)
-            steps.append(answer)
-        outputs["retrieved_streaming"] = torch.stack(steps, 1)
+        if other is None:
+            state, steps = memory.init_state(len(y)), []
+            for token in views.split(1, 1):
+                answer, state, _ = memory.read_views(token, state)
+                steps.append(answer)
+            outputs["retrieved_streaming"] = torch.cat(steps, 1)
     return outputs, case.gradients(y.square().mean(), {"seq": x, **official_parameters(memory, case)})
+
+
+def other_weights(memory: NeuralMemory, inputs: dict[str, Tensor]) -> tuple[Tensor, ...] | None:
+    """Another memory's weights, recorded under ``prev_weights/``: before each chunk, and after the last."""
+    if not memory.extras["accept_weight_residual"]:
+        return None
+    chunks = -(-inputs["seq"].shape[-2] // memory.chunk)
+    given = [inputs[f"prev_weights/{name}"] for name in memory.net.names]
+    return tuple(torch.cat([w, w[:, -1:]], 1)[:, :chunks] for w in given)
 
 
 def official_state(memory: NeuralMemory, state: ChunkMemoryState) -> dict[str, Tensor]:
     """Weights and momenta by the recorded names: heads folded into the batch, orders first."""
-    names = memory_names(memory)
+    names = memory.net.names
     found = {f"state_weights/{n}": w.flatten(0, 1) for n, w in zip(names, state.memory, strict=True)}
     for n, w in zip(names, state.momentum or (), strict=bool(state.momentum)):
         found[f"state_momentum/{n}"] = w.flatten(0, 1).movedim(1, 0)
     return found
-
-
-def memory_names(memory: NeuralMemory) -> list[str]:
-    """Official names of a memory's weights, in our order."""
-    prefix = "model." if memory.norm else ""
-    return [f"{prefix}weights.{i}" for i in range(len(memory.sizes))] + ["norm.gamma"] * memory.norm
 
 
 def official_parameters(memory: NeuralMemory, case: Case) -> dict[str, Tensor]:
@@ -98,7 +119,7 @@ def official_parameters(memory: NeuralMemory, case: Case) -> dict[str, Tensor]:
                 named[key] = own[match.expand(replacement)]
                 break
         if shared and key.startswith("memory_model."):  # there they are the same parameters
-            place = memory_names(memory).index(key.removeprefix("memory_model."))
+            place = memory.net.names.index(key.removeprefix("memory_model."))
             named[key] = own[f"weights.{place}"]
     return named
 
@@ -145,8 +166,6 @@ def transformer(case: Case) -> Answer:
     names = ("num_heads", "head_dim", "chunk", "rebase", "momentum", "norm", "max_lr", "extras")
     for name in ("neural_memory_model", "token_emb"):
         assert config.pop(name, None) is None, f"{name} is a module, which no recording holds"
-    if views or weights:
-        pytest.skip("memories that read other layers' streams or weights are not built")
     model = TitansTransformer(
         vocabulary=config.pop("num_tokens"),
         dim=dim,
@@ -159,11 +178,13 @@ def transformer(case: Case) -> Answer:
         memory_layers=None if layers is None else [index - 1 for index in layers],
         memory={
             **{name: getattr(memory, name) for name in names},
-            "depth": len(memory.sizes),
-            "expansion": memory.sizes[0][1] / memory.head_dim if len(memory.sizes) > 1 else 1.0,
+            "depth": memory.depth,
+            "expansion": memory.expansion,
         },
         memory_chunk=chunk,
         gate_attention=config.pop("neural_mem_gate_attn_output", False),
+        weight_residual=weights,
+        choose_views=views,
         ff_mult=config.pop("ff_mult", 4),
         streams=config.pop("num_residual_streams", 4),
         sliding=config.pop("sliding_window_attn", False),
