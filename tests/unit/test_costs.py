@@ -35,7 +35,7 @@ def test_traffic_is_told_or_estimated_from_weights_and_activations():
 
 @pytest.mark.parametrize("entry", entries("op"), ids=lambda e: e.name)
 def test_every_op_has_a_formula(entry):
-    assert entry.name in known_ops(), f"{entry.name} has no cost: add its formula to foveate/measure/op_costs.py"
+    assert entry.name in known_ops(), f"{entry.name} has no cost: add its formula to foveate/measure/op_costs/"
 
 
 def test_attention_formulas_are_those_counted():
