@@ -176,8 +176,8 @@ def pattern_follows_content() -> Measurement:
         shares.append(float((same & together).sum() / same.sum()))
         pure.append(float((same & together).sum() / together.sum()))
     detail = (
-        f"share of pairs of one of 8 directions that are in one cluster, least of 3 seeds after 200 steps (at least); of "
-        f"pairs in one cluster {min(pure):.2f} are of one direction"
+        f"share of pairs of one of 8 directions that are in one cluster, least of 3 seeds after 200 steps (at least); "
+        f"of pairs in one cluster {min(pure):.2f} are of one direction"
     )
     return Measurement(min(shares), 0.9, min(shares) >= 0.9 and min(pure) >= 0.6, detail)
 

@@ -123,7 +123,7 @@ class RoutedMixer(Mixer):
     def no_weight_decay(self) -> list[nn.Parameter]:
         """Embeddings of distances."""
         tables = (self.routed_rel_k, self.routed_rel_v, self.local_rel_k, self.local_rel_v)
-        return [table for table in tables if table is not None]
+        return [table for table in tables if isinstance(table, nn.Parameter)]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
