@@ -1,8 +1,8 @@
 """Recall over long distances, for claims about routing: a network of one mixer, trained with centroids that move.
 
 A token is a symbol and a label. In the first half of a sequence every symbol carries its label, a dictionary that each
-sequence draws anew; in the second half labels are hidden and to be said. One look at an earlier token of the same symbol
-is enough, but it stands some hundred tokens back.
+sequence draws anew; in the second half labels are hidden and to be said. One look at an earlier token of the same
+symbol is enough, but it stands some hundred tokens back.
 """
 
 from __future__ import annotations

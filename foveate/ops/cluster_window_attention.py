@@ -1,8 +1,8 @@
 """Attention of every token to the last members of its own cluster: routing that never looks ahead.
 
-The strictly causal relative of :mod:`foveate.ops.routing_attention`: a token is in one cluster, known from itself alone,
-and reads the last ``window`` tokens of that cluster up to itself. The clusters' members are laid out one cluster after
-the other, each beginning a block of ``window`` places; a query's keys then lie in its own block and the one before.
+The strictly causal relative of :mod:`foveate.ops.routing_attention`: a token is in one cluster, known from itself
+alone, and reads the last ``window`` tokens of that cluster up to itself. Members are laid out one cluster after the
+other, each beginning a block of ``window`` places; a query's keys then lie in its own block and the one before.
 What a token computes depends on its place inside its cluster, never on how much follows, so that outputs keep every bit
 when the future changes. Blocks number at most ``length / window + clusters``.
 """

@@ -1,8 +1,8 @@
 """Local attention in blocks: a token reads its own block and so many before it (and behind it).
 
-The local heads of the Routing Transformer (Roy et al. 2021, arXiv 2003.05997, section 4), as the released code and the
-PyTorch peer have them: with blocks of b places, a query at position p sees keys of the blocks ``p // b - back`` to
-``p // b + ahead``, and only up to itself where it is causal. It sees between ``back b + 1`` and ``(back + 1) b`` tokens.
+The local heads of the Routing Transformer (Roy et al. 2021, arXiv 2003.05997, section 4), as the released code and
+the PyTorch peer have them: with blocks of b places, a query at position p sees keys of the blocks ``p // b - back``
+to ``p // b + ahead``, and only up to itself where it is causal: between ``back b + 1`` and ``(back + 1) b`` tokens.
 """
 
 from __future__ import annotations

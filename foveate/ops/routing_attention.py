@@ -87,7 +87,7 @@ def routing_attention(
         causal: a query sees keys of its own token and of earlier ones, by token numbers.
         mask: bool ``(batch, length)``, True = a real token; others are in no set, whatever the lists say.
         scale: factor on the products; the released code has none, for its queries and keys are normalised.
-        count_eps: added to the number of a token's sets: 1e-2 in the released code, 1e-5 in the PyTorch peer; 0: a mean.
+        count_eps: added to the number of a token's sets: 1e-2 in the released code, 1e-5 in the peer; 0: a mean.
         avoid_self: a query sees its own token only where it sees nothing else (the peer's rule for shared keys).
         memory_k: ``(heads, clusters, m, d)``, keys that every query of a set sees before the others; None: none.
         memory_v: ``(heads, clusters, m, e)``, their values.

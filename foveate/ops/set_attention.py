@@ -79,6 +79,6 @@ def clipped(distance: Tensor, rel_k: Tensor | None) -> Tensor | None:
 
 
 def between(length: int, key_length: int, ahead: int, device: torch.device) -> Tensor:
-    """int64 ``(length, key_length)``: place of each key minus that of each query, ``ahead`` keys behind the last one."""
+    """int64 ``(length, key_length)``: places from queries to keys; ``ahead`` keys are behind the last query."""
     first = key_length - length - ahead
     return torch.arange(key_length, device=device) - torch.arange(first, first + length, device=device)[:, None]

@@ -278,8 +278,20 @@ def test_the_published_selection_looks_ahead_and_the_strict_one_does_not() -> No
     assert not torch.allclose(released(x)[:, :30], released(other)[:, :30])
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "l2"}, {"position": "relative"}, {"position": "rope"}, {"window": 1},
-                                     {"local_heads": 0}, {"local_heads": 2}, {"look_back": 0}, {"block": 3}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": "l2"},
+        {"position": "relative"},
+        {"position": "rope"},
+        {"window": 1},
+        {"local_heads": 0},
+        {"local_heads": 2},
+        {"look_back": 0},
+        {"block": 3},
+    ],
+)
 def test_a_stream_with_masks_of_any_split_equals_forward(options: dict) -> None:
     mixer = StrictRoutingAttention(16, **{"num_heads": 2, "num_clusters": 3, "window": 4, **options}).double().eval()
     x, mask = torch.randn(3, 50, 16).double(), torch.rand(3, 50) < 0.6
@@ -345,8 +357,17 @@ def test_the_language_model_scores_and_does_not_write() -> None:
         model.init_state(1)
 
 
-@pytest.mark.parametrize("options", [{}, {"form": "released", "glu": True}, {"causal": False}, {"reversible": True},
-                                     {"rezero": True, "shift_tokens": True}, {"embedding_dim": 8, "tie": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"form": "released", "glu": True},
+        {"causal": False},
+        {"reversible": True},
+        {"rezero": True, "shift_tokens": True},
+        {"embedding_dim": 8, "tie": True},
+    ],
+)
 def test_a_mask_hides_what_is_masked(options: dict) -> None:
     model = RoutingTransformer(vocabulary=11, context=64, dim=16, depth=2, num_heads=4, window=16, **options).eval()
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """What both layers of the Routing Transformer share: projections, local heads, and the heads that are routed.
 
 The released code's layer (Roy et al. 2021, arXiv 2003.05997): heads that are routed come first, local heads last, no
-projection has a bias. Assignments are hard, so what they are made of is computed in float32 whatever the weights are in.
+projection has a bias. Assignments are hard, so what they are made of is computed in float32 whatever the weights are
+in.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class RoutedMixer(Mixer):
         decay, commitment, centroids: of :class:`~foveate.mixers.routing_transformer.OnlineKMeans`, ``centroids`` as its
             rule.
     """
+
+    routed_rel_k: Tensor | None
+    routed_rel_v: Tensor | None
+    local_rel_k: Tensor | None
+    local_rel_v: Tensor | None
 
     def __init__(
         self,
@@ -117,7 +123,7 @@ class RoutedMixer(Mixer):
     def no_weight_decay(self) -> list[nn.Parameter]:
         """Embeddings of distances."""
         tables = (self.routed_rel_k, self.routed_rel_v, self.local_rel_k, self.local_rel_v)
-        return [table for table in tables if table is not None]
+        return [table for table in tables if isinstance(table, nn.Parameter)]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)

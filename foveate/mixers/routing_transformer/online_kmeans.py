@@ -4,12 +4,16 @@ Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers"
 4.1). Tokens are brought to a sphere, the nearest centroid has the largest inner product, and centroids are no
 parameters: after a step of the optimiser each moves towards the tokens that were nearest to it::
 
-    spherical:  mu <- r (m mu + (1 - m) r s / |s|) / |...|          s the sum of the tokens, r the sphere's radius
     released:   N <- m N + (1 - m) n;   M <- m M + (1 - m) s;   mu <- M / N, N smoothed by Laplace's rule
-    peer:       mu <- m mu + (1 - m) s / |s|
+    spherical:  mu <- r (m mu + (1 - m) r s / |s|) / |...|
+    peer:       mu <- m mu + (1 - m) r s / |s|
 
-"released" is the official code's, "peer" that of lucidrains/routing-transformer. Tokens are pulled back by the commitment
-loss ``beta mean (x - mu_nearest)^2``, whose gradient stops at the centroids.
+with n tokens of the sum s nearest to a centroid, and r the sphere's radius. N begins at 0, so that a released centroid
+is soon where its tokens are, and one without tokens grows until it gets some; the others keep their length and their
+pace.
+
+"released" is the official code's, "peer" that of lucidrains/routing-transformer. Tokens are pulled back by the
+commitment loss ``beta mean (x - mu_nearest)^2``, whose gradient stops at the centroids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Routing attention as released: every centroid takes its nearest tokens of the whole sequence.
 
 Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers" (TACL 2021, arXiv 2003.05997). Which
-tokens a centroid takes depends on all of them, so with ``causal=True`` the selection looks ahead although no value does:
-``spec.causal`` is "values". :class:`~foveate.mixers.routing_transformer.StrictRoutingAttention` does not look ahead.
+tokens a centroid takes depends on all of them, so with ``causal=True`` the selection looks ahead although no value
+does: ``spec.causal`` is "values". The form that does not look ahead is
+:class:`~foveate.mixers.routing_transformer.StrictRoutingAttention`.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class RoutingAttention(RoutedMixer):
         InvalidValue: an option that is not legal, or a memory together with relative positions.
     """
 
+    mem_key: Tensor | None
+    mem_value: Tensor | None
     spec = MixerSpec(causal="values", padding="masked", order=Order(flops=1.5, memory=1.0))
 
     def __init__(

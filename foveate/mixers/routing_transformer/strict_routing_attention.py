@@ -1,8 +1,8 @@
 """Routing attention that never looks ahead: a token reads the last members of its own cluster.
 
 The strictly causal variant of Roy et al. 2021 (arXiv 2003.05997). The published selection is made over the whole
-sequence, so a token's set depends on its future. Here a token belongs to the centroid nearest to it, which is known from
-itself alone, and reads the last ``window`` tokens of that cluster up to itself::
+sequence, so a token's set depends on its future. Here a token belongs to the centroid nearest to it, which is known
+from itself alone, and reads the last ``window`` tokens of that cluster up to itself::
 
     c_t = argmax_c k_t . mu_c          o_t = softmax(k_t K_M^T) V_M,   M = the last w tokens s <= t with c_s = c_t
 

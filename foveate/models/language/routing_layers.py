@@ -83,9 +83,12 @@ class PeerAttention(nn.Module):
         if self.local_qkv is not None:
             q, k, v = (self._heads(part) for part in self.local_qkv(x).chunk(3, -1))
             q, k = apply_rope(q, places), apply_rope(k, places)
-            ahead = 0 if self.causal else self.local_radius
-            around = {"back": self.local_radius, "ahead": ahead}
-            outputs.append(local_block_attention(q, k, v, self.local_window, causal=self.causal, mask=mask, **around))
+            radius = self.local_radius
+            o = local_block_attention(
+                q, k, v, self.local_window, back=radius, ahead=0 if self.causal else radius, causal=self.causal,
+                mask=mask,
+            )  # fmt: skip
+            outputs.append(o)
         if self.kmeans is not None and self.to_q is not None and self.to_v is not None:
             wide = sum_dtype(x.dtype)
             q = self._heads(F.linear(x.to(wide), self.to_q.weight.to(wide)))

@@ -7,10 +7,11 @@ official code is TensorFlow 1; the version in use, whose weights load here, is l
     repeat:   x = x + attention(norm(x));   x = x + mlp(norm(x))
     logits = W norm(x)
 
-``form`` says whose layers these are: "peer" (rotary positions turned before routing, products over sqrt(head width), a
-linear bias everywhere but in the routed heads) or "released" (:class:`~foveate.mixers.routing_transformer.RoutingAttention`
-with learned distances, gated feed-forwards without bias). In both, which tokens are routed together depends on what
-follows, so this model scores texts and does not write them; ``LanguageModel("strict_routing_attention")`` writes.
+``form`` says whose layers these are: "peer" (rotary positions turned before routing, products over sqrt(head width),
+biases everywhere but in the routed heads) or "released"
+(:class:`~foveate.mixers.routing_transformer.RoutingAttention` with learned distances, feed-forwards without bias). In
+both, which tokens are routed together depends on what follows, so this model scores texts and does not write them;
+``LanguageModel("strict_routing_attention")`` writes.
 """
 
 from __future__ import annotations
