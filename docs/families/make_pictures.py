@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foveate.mixers import Mixer
+from foveate.ops.s2_pattern import LocalStride
 from foveate.pages.charts import Line, line_chart
 from foveate.pages.heatmaps import matrix_map
 from foveate.registry import find
@@ -97,6 +98,27 @@ def family(name: str) -> dict[str, str]:
     return {file: standalone(svg) for file, svg in drawn.items()}
 
 
+def shards() -> dict[str, str]:
+    """File names and SVG of what heads of S2-Attention keep: windows in full, stripes lighter, and the union."""
+    pattern, size = LocalStride(4, local_blocks=2, vert_stride=4), 24
+    kept = pattern.blocks(size, size)
+    near = (torch.arange(size)[:, None] - torch.arange(size)) < 2
+    drawn = {f"head_{head}": torch.where(near, 1.0, 0.3) * one for head, one in enumerate(kept)}
+    drawn["union"] = kept.sum(0) / pattern.num_heads
+    return {
+        f"s2_{name}.svg": standalone(
+            matrix_map(
+                values.tolist(),
+                title=f"S2-Attention, {name.replace('_', ' ')}",
+                description=f"Blocks of keys that blocks of queries read, {size} of each: a window of 2, a stride of 4.",
+                row_name="queries",
+                column_name="keys",
+            )
+        )
+        for name, values in drawn.items()
+    }
+
+
 def standalone(svg: str) -> str:
     """A drawing as a file of its own, with the part of the pages' style that drawings use, light and dark."""
     css = STYLE.read_text(encoding="utf-8")
@@ -114,8 +136,8 @@ def standalone(svg: str) -> str:
 def main() -> None:
     """Write them all."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for name in FAMILIES:
-        for file, svg in family(name).items():
+    for drawn in (*map(family, FAMILIES), shards()):
+        for file, svg in drawn.items():
             (PICTURES / file).write_text(svg, encoding="utf-8")
             print(file, len(svg))
 
