@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..measure.flops import count_flops
 from ..mixers.seer_attention import SeerAttention
-from ..mixers.seer_gate import AttnGate, Selection
+from ..mixers.seer_attention.gate import AttnGate
 from ..mixers.softmax_attention import SoftmaxAttention
 from ..ops import backend
 from ..ops.block_gate import (
@@ -75,7 +75,7 @@ def density_is_set_at_run_time() -> Measurement:
         shares = [kept_share(blocks_from_threshold(logits.softmax(-1), t)) for t in (-1.0, 1e-3, 3e-3, 1e-2, 0.1)]
         if shares[0] != 1.0 or shares != sorted(shares, reverse=True):
             worst = math.inf
-    return Measurement.at_most(worst, 0.1, "largest deviation of the density from the ratio asked for, 32 and 128 blocks")
+    return Measurement.at_most(worst, 0.1, "largest deviation of the density from the ratio, of 32 and 128 blocks")
 
 
 #: Published adapters: layers, heads of queries and of keys, megabytes in bfloat16.
@@ -118,12 +118,18 @@ def work_follows_the_density() -> Measurement:
     share = counted / (4 * 16 * 64**2 * int(causal_blocks(128, 128).sum()))
     exact = counted / (4 * 16 * 64**2 * int(kept.sum()))
     return Measurement(
-        share, 0.12, share <= 0.12 and exact < 1.2, f"work over that of all causal blocks; {exact:.2f} of the kept ones'"
+        share,
+        0.12,
+        share <= 0.12 and exact < 1.2,
+        f"work over that of all causal blocks; {exact:.2f} of the kept ones'",
     )
 
 
 @claim(
-    "seer_attention", kind="scaling", says="At 90 % sparsity and 8k tokens attention is over 3 times as fast.", timed=True
+    "seer_attention",
+    kind="scaling",
+    says="At 90 % sparsity and 8k tokens attention is over 3 times as fast.",
+    timed=True,
 )
 def sparse_is_faster() -> Measurement:
     """Seen failing with a density of 0.5. Against itself with every causal block kept, in turns, on this machine."""
@@ -137,7 +143,7 @@ def sparse_is_faster() -> Measurement:
                 block_sparse_attention(q, k, v, kept, block_size=64)
                 times[name].append(time.perf_counter() - started)
     faster = min(times["every"]) / min(times["few"])
-    return Measurement.at_least(faster, 3.0, "times as fast at a density of 0.1 as at 1; the paper: 5.67 on a GPU at 32k")
+    return Measurement.at_least(faster, 3.0, "times as fast at a density of 0.1 as at 1 (paper, GPU, 32k: 5.67)")
 
 
 # What is learned: heads that look for the topic of their block, wherever it was before; each topic is said by a few
@@ -164,7 +170,7 @@ def _texts(count: int, seed: int) -> Tensor:
 
 
 def _recall(logits: Tensor, target: Tensor) -> float:
-    """Share of the true best tenth of each row's blocks that is among as many best of ``logits``; not the first rows."""
+    """Share of each row's true best tenth of blocks that is among as many best of ``logits``; not of the first rows."""
     found, blocks = [], target.shape[-1]
     for row in range(blocks // 4, blocks):
         k = max(1, round(0.1 * (row + 1)))
@@ -217,14 +223,14 @@ def _learned(seed: int) -> dict[str, float]:
 @claim(
     "seer_attention",
     kind="learned",
-    says="A trained gate finds 80 % of the important blocks; untrained, under 30 %, the nearest and the first, under 50 %.",
+    says="A trained gate finds 80 % of the important blocks; untrained under 30 %, the nearest and the first under 50 %.",
 )
 def gate_finds_the_important_blocks() -> Measurement:
-    """Seen failing (0.22) with gates that are asked with the queries of another sample. The worst of three seeds is told."""
+    """Seen failing (0.22) with gates that are asked with the queries of another sample. The worst of three seeds."""
     found = [_learned(seed) for seed in range(3)]
     trained = min(f["trained"] for f in found)
     untrained, fixed = (max(f[name] for f in found) for name in ("untrained", "fixed"))
-    detail = f"recall of each row's true best tenth, of blocks with topics; untrained {untrained:.2f}, fixed {fixed:.2f}"
+    detail = f"recall of each row's true best tenth of blocks; untrained {untrained:.2f}, fixed {fixed:.2f}"
     return Measurement(trained, 0.8, trained >= 0.8 and untrained <= 0.3 and fixed <= 0.5, detail)
 
 

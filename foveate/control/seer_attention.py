@@ -1,8 +1,9 @@
 """SeerAttention on a decoder of transformers: trained gates that skip blocks while a prompt is read (arXiv 2410.13276).
 
-Beside each layer's attention stands a gate (:class:`~foveate.mixers.seer_gate.AttnGate`) on queries and keys before
-their rotary embedding. :func:`distill` teaches the gates the model's own maps, pooled by blocks, and leaves the model
-as it is; then prompts are read by the blocks that the gates choose, and single tokens read everything, as in the paper::
+Beside each layer's attention stands a gate (:class:`~foveate.mixers.seer_attention.gate.AttnGate`) on queries and keys
+before their rotary embedding. :func:`distill` teaches the gates the model's own maps, pooled by blocks, and leaves the
+model as it is; then prompts are read by the blocks that the gates choose, and single tokens read everything, as in the
+paper::
 
     gates = SeerAttention.for_model(model, block_size=64)
     distill(gates, model, batches, steps=500)
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidType, InvalidValue, invalid
 from ..mixers.base import aux_losses
-from ..mixers.seer_gate import AttnGate, BlockGrid, Select, Selection
+from ..mixers.seer_attention.gate import AttnGate, BlockGrid, Select, Selection
 from ..ops.block_gate import Pool, Rope, gate_kl_loss
 from ..ops.block_sparse_attention import block_sparse_attention
 from ..ops.pooled_attention_target import normalised
@@ -57,8 +58,8 @@ class SeerAttention(DecoderAttention, Adapter):
         num_layers, num_heads, num_kv_heads, head_dim: sizes of the model, see :meth:`for_model`.
         block_size: tokens of a block.
         gate_dim: width of the gates, even; None: that of a head.
-        q_pool, k_pool, force_double: see :class:`~foveate.mixers.seer_gate.AttnGate`.
-        select, ratio, threshold, last_block_dense: see :class:`~foveate.mixers.seer_gate.Selection`.
+        q_pool, k_pool, force_double: see :class:`~foveate.mixers.seer_attention.gate.AttnGate`.
+        select, ratio, threshold, last_block_dense: see :class:`~foveate.mixers.seer_attention.gate.Selection`.
         gate_loss: factor of the loss.
         layers, heads: see :class:`~foveate.control.decoders.DecoderAttention`.
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import TokenLayout, aux_losses
-from foveate.mixers.seer_attention import SeerAttention
-from foveate.mixers.seer_gate import AttnGate, BlockGrid, Selection
-from foveate.mixers.seer_slots import BlockSlots
+from foveate.mixers.seer_attention import SeerAttention, StrictSeerAttention
+from foveate.mixers.seer_attention.gate import AttnGate, BlockGrid, Selection
+from foveate.mixers.seer_attention.slots import BlockSlots
 from foveate.mixers.softmax_attention import SoftmaxAttention
+from foveate.models.language.language_model import LanguageModel
 from foveate.models.official import load_official
 from foveate.ops import backend
 from foveate.ops.block_gate import (
@@ -134,7 +135,9 @@ def test_budgets_by_document():
     selection = Selection("ratio", 0.75, last_block_dense=False)
     kept = selection.keep(logits, grid)
     for sample, part in ((0, slice(0, 3)), (0, slice(3, 8)), (1, slice(0, 7))):
-        alone = selection.keep(logits[sample : sample + 1, :, part, part], BlockGrid.of(*2 * [part.stop - part.start], None))
+        alone = selection.keep(
+            logits[sample : sample + 1, :, part, part], BlockGrid.of(*2 * [part.stop - part.start], None)
+        )
         assert torch.equal(kept[sample : sample + 1, :, part, part], alone)
     assert not kept[0, :, 3:, :3].any()
     assert not kept[1, :, 7].any()
@@ -147,11 +150,11 @@ def test_choices_say_what_is_legal():
     with pytest.raises(InvalidValue, match=r"k=5 is not possible: .* at most 4, the number of blocks"):
         blocks_from_top_k(logits, 5)
     for ratio in (0, 1.5, -0.1, "half"):
-        with pytest.raises(InvalidValue, match="ratio=.* above 0 and at most 1"):
+        with pytest.raises(InvalidValue, match=r"ratio=.* above 0 and at most 1"):
             blocks_from_ratio(logits, ratio)
     with pytest.raises(InvalidValue, match="threshold=nan"):
         blocks_from_threshold(logits, float("nan"))
-    with pytest.raises(InvalidValue, match="empty='drop'.*diagonal, refuse, leave"):
+    with pytest.raises(InvalidValue, match=r"empty='drop'.*diagonal, refuse, leave"):
         blocks_from_threshold(logits, 0.1, empty="drop")  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match=r"visible has shape \(1, 1, 3, 4\)"):
         blocks_from_ratio(logits, 0.5, visible=torch.ones(1, 1, 3, 4, dtype=torch.bool))
@@ -162,7 +165,7 @@ def test_choices_say_what_is_legal():
     for pools in ((), ("max", "max"), ("mean",), "max"):
         with pytest.raises(InvalidValue, match="one to three of max, min, avg, each once"):
             check_pools("q_pool", pools)
-    with pytest.raises(InvalidValue, match="must agree in shape"):
+    with pytest.raises(InvalidValue, match="they must agree"):
         gate_kl_loss(logits, logits[:, :, 1:])
 
 
@@ -173,18 +176,18 @@ def test_density_is_of_causal_blocks():
 # The target -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [(8, 8), (1, 8), (5, 3)])
 @pytest.mark.parametrize("length", [8, 37, 64])
-def test_target_forms_agree(length, monkeypatch):
+def test_target_forms_agree(length, size, monkeypatch):
     monkeypatch.setattr("foveate.ops.pooled_attention_target.TILE", 3000)
     q, k = torch.randn(2, 4, length, 8) * 2, torch.randn(2, 2, length, 8) * 2
     mask = torch.rand(2, length) < 0.7
-    blocks = -(-length // 8)
-    visible = torch.rand(2, 1, blocks, blocks) < 0.7
+    visible = torch.rand(2, 1, -(-length // size[0]), -(-length // size[1])) < 0.7
     for options in ({}, {"mask": mask}, {"visible": visible}, {"mask": mask, "visible": visible}):
         found = {}
         for name in ("reference", "torch"):
             with backend(name):
-                found[name] = pooled_attention_target(q, k, block_size=8, **options)
+                found[name] = pooled_attention_target(q, k, block_size=size, **options)
         torch.testing.assert_close(found["torch"], found["reference"], rtol=1e-5, atol=1e-6)
         total = found["torch"].sum(-1)
         assert ((total - 1).abs().lt(1e-5) | (total == 0)).all()
@@ -200,7 +203,7 @@ def test_target_says_what_is_wrong():
     ):
         with pytest.raises(InvalidValue, match=says):
             pooled_attention_target(q, k, block_size=8)
-    with pytest.raises(InvalidValue, match="block_size=0"):
+    with pytest.raises(InvalidValue, match=r"block_size=\(0, 0\)"):
         pooled_attention_target(q, q, block_size=0)
     with pytest.raises(InvalidType, match="mask must be bool"):
         pooled_attention_target(q, q, block_size=8, mask=torch.ones(1, 16))
@@ -256,7 +259,8 @@ def test_later_rows_alone_score_as_among_all():
 def test_everything_kept_is_softmax_attention(options):
     mixer, x = mixer_of(**options), torch.randn(2, 45, 32)
     torch.testing.assert_close(run(mixer, x), run(dense_of(mixer), x), rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(run(mixer_of(), x), run(dense_of(mixer), x), atol=1e-4), "nothing was skipped"
+    fewer = run(mixer_of(threshold=0.2, last_block_dense=False), x)
+    assert not torch.allclose(fewer, run(dense_of(mixer), x), atol=1e-4), "nothing was skipped"
 
 
 @pytest.mark.parametrize("select", ["ratio", "threshold"])
@@ -308,13 +312,13 @@ def test_slots_put_documents_into_blocks_of_their_own():
 def test_a_choice_looks_ahead_and_values_do_not():
     mixer, x = mixer_of(threshold=0.15, last_block_dense=False), torch.randn(1, 64, 32)
     y, changed = run(mixer, x), False
-    for draw in range(10):
+    for _ in range(10):
         other = x.clone()
         other[:, 44:] = torch.randn(1, 20, 32) * 3
         z = run(mixer, other)
         assert torch.equal(z[:, :40], y[:, :40]), "blocks before it"
         changed |= not torch.equal(z[:, 40:44], y[:, 40:44])
-    assert changed, f"{draw}: no later token of a block changed what its first tokens read"
+    assert changed, "no later token of a block changed what its first tokens read"
 
 
 def test_pieces_that_end_with_a_block_are_one_piece():
@@ -368,7 +372,7 @@ def test_the_two_forms_of_training_learn_from_the_same_map():
     for form in ("dense", "sparse"):
         mixer = mixer_of(training=form).train()
         y = mixer(x)
-        losses[form] = float(mixer.aux_losses["gate"])
+        losses[form] = float(mixer.aux_losses["gate"].detach())
         if form == "sparse":
             torch.testing.assert_close(y.detach(), run(mixer.eval(), x))
     assert losses["dense"] == pytest.approx(losses["sparse"], rel=1e-4)
@@ -407,3 +411,103 @@ def test_options_say_what_is_legal():
 def test_block_sizes_follow_the_grid():
     sizes = [SeerAttention.options_for((n,))["block_size"] for n in (1, 40, 128, 1024, 100_000)]
     assert sizes == [2, 2, 8, 64, 64]
+
+
+# The strict form ------------------------------------------------------------------------------------------------------
+
+
+def strict_of(**options) -> StrictSeerAttention:
+    torch.manual_seed(0)
+    mixer = StrictSeerAttention(
+        32, **{"num_heads": 4, "num_kv_heads": 2, "block_size": 4, "top_k": 2, **options}
+    ).eval()
+    with torch.no_grad():
+        for parameter in mixer.attn_gate.parameters():
+            parameter.mul_(25)
+    return mixer
+
+
+def test_strict_with_every_block_is_softmax_attention():
+    x = torch.randn(2, 45, 32)
+    mixer = strict_of(top_k=11)
+    torch.testing.assert_close(run(mixer, x), run(dense_of(mixer), x), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(run(strict_of(), x), run(dense_of(mixer), x), atol=1e-4)
+
+
+def test_a_token_reads_its_block_and_the_best_others():
+    mixer = strict_of(num_heads=1, num_kv_heads=1, top_k=2)
+    x, t, gate = torch.randn(1, 41, 32), 38, mixer.attn_gate
+    with torch.no_grad():
+        q, k, _ = mixer._project(x)
+        pools = k[:, :, :36].unflatten(2, (9, 4))
+        pooled = torch.cat([pools.amax(3), pools.amin(3), pools.mean(3)], -1) @ gate.attngate_linear_k.weight[0]
+        asked = q[:, :, t : t + 1] @ gate.attngate_linear_q.weight[0]
+        score = apply_rope(asked, torch.tensor([t])) @ apply_rope(pooled, torch.arange(9) * 4).mT
+    wanted = {9, *score[0, 0, 0].topk(2).indices.tolist()}
+    y = run(mixer, x)[:, t]
+    for block in range(10):
+        other = torch.zeros(1, 41, 32)
+        other[:, 4 * block : 4 * block + 4] = 1.0
+        hook = mixer.v_proj.register_forward_hook(lambda m, a, v, other=other: v + other)
+        changed = not torch.allclose(run(mixer, x)[:, t], y, atol=1e-6)
+        hook.remove()
+        assert changed == (block in wanted), (block, wanted)
+
+
+def test_a_strict_sample_and_document_are_what_they_are_alone():
+    mixer, x = strict_of(), torch.randn(2, 45, 32)
+    mask, segments = torch.ones(2, 45, dtype=torch.bool), torch.zeros(2, 45, dtype=torch.int64)
+    mask[0, :13] = mask[1, 5:9] = False
+    y = run(mixer, x, mask=mask)
+    for sample in range(2):
+        alone = run(mixer, x[sample, mask[sample]][None])
+        torch.testing.assert_close(y[sample, mask[sample]][None], alone, rtol=1e-5, atol=1e-6)
+    segments[:, 22:] = 1
+    y = run(mixer, x, layout=TokenLayout((45,), segments=segments))
+    for part in (slice(0, 22), slice(22, 45)):
+        torch.testing.assert_close(y[:, part], run(mixer, x[:, part]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stream_keeps_pools_and_goes_on_behind_padding():
+    mixer, x = strict_of(), torch.randn(2, 45, 32)
+    with torch.no_grad():
+        _, state = mixer.prefill(x[:, :30], mixer.init_state(2))
+        assert state.pooled.shape == (2, 2, 7, 8)
+        mask = torch.ones(2, 30, dtype=torch.bool)
+        mask[0, :11] = False
+        _, state = mixer.prefill(x[:, :30], mixer.init_state(2), mask)
+        y, state = mixer.prefill(x[:, 30:44], state)
+        last, _ = mixer.step(x[:, 44], state)
+    y = torch.cat([y, last[:, None]], 1)
+    torch.testing.assert_close(y[1:], run(mixer, x[1:])[:, 30:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(y[:1], run(mixer, x[:1, 11:])[:, 19:], rtol=1e-5, atol=1e-6)
+
+
+def test_the_strict_gate_learns_in_a_mixer():
+    mixer, x = strict_of(), torch.randn(4, 64, 32)
+    expected = run(dense_of(mixer), x)
+    torch.testing.assert_close(mixer.train()(x).detach(), expected, rtol=1e-5, atol=1e-6)
+    optimizer, losses = torch.optim.Adam(mixer.attn_gate.parameters(), 0.05), []
+    for _ in range(40):
+        mixer(x)
+        losses.append(float(mixer.aux_losses["gate"].detach()))
+        optimizer.zero_grad()
+        mixer.aux_losses["gate"].backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    with pytest.raises(InvalidValue, match="top_k=0"):
+        strict_of(top_k=0)
+
+
+def test_it_writes_in_a_language_model():
+    model = LanguageModel(
+        "strict_seer_attention", vocabulary=20, context=64, dim=32, depth=2, mixer_options={"num_kv_heads": 2}
+    ).eval()
+    tokens = torch.randint(20, (2, 40))
+    with torch.no_grad():
+        _, state = model.prefill(tokens[:, :33], model.init_state(2))
+        for t in range(33, 40):
+            y, state = model.step(tokens[:, t], state)
+        torch.testing.assert_close(y, model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidValue, match="mixer='seer_attention' is not possible here: .* strictly causal"):
+        LanguageModel("seer_attention", vocabulary=20, context=64, dim=32, depth=2)

@@ -136,3 +136,11 @@ def landmark_grouped_softmax(*, length: int, key_length: int, heads: int = 1, ba
     """An exponential for each score, the largest and the sum of each group, and a landmark's share."""
     scores = batch * heads * length * key_length
     return Cost(elementwise=5 * scores, exps=scores, activation_bytes=4 * scores, moved_bytes=8 * scores)
+
+
+@formula("pooled_attention_target")
+def pooled_attention_target(*, length: int, d: int, block_size: int, batch: int = 1, heads: int = 1) -> Cost:
+    """The products of causal pairs, an exponential and two comparisons for each; one number for a pair of blocks."""
+    pairs = batch * heads * visible_pairs(length, length, True)
+    moved = batch * heads * (2 * length * d + (-(-length // block_size)) ** 2)
+    return Cost(flops=2 * pairs * d, elementwise=4 * pairs, exps=pairs, moved_bytes=4 * moved)

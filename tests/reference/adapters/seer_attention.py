@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import Answer, Case
 
-from foveate.mixers.seer_gate import AttnGate
+from foveate.mixers.seer_attention.gate import AttnGate
 from foveate.models.official import load_official
 from foveate.ops.block_gate import blocks_from_ratio, blocks_from_threshold, gate_kl_loss
 from foveate.ops.block_sparse_attention import block_sparse_attention

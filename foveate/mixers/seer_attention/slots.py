@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.documents import document_numbers, document_starts
-from .ssm import Packing
+from ...ops.documents import document_numbers, document_starts
+from ..ssm import Packing
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
-from ..ops.block_gate import (
+from ...errors import InvalidValue, invalid
+from ...ops.block_gate import (
     Pool,
     Rope,
     block_rope,
@@ -31,7 +31,7 @@ from ..ops.block_gate import (
     row_budget,
     turn_blocks,
 )
-from .ssm import check_positive
+from ..ssm import check_positive
 
 Select = Literal["ratio", "threshold"]
 

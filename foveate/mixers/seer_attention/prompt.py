@@ -1,8 +1,8 @@
 """SeerAttention: causal attention that skips the blocks which a learned gate calls unimportant.
 
 Gao et al., "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs" (2024, arXiv 2410.13276). Beside the
-attention stands a gate (:mod:`foveate.mixers.seer_gate`) that scores pairs of blocks from pooled queries and keys. In
-training attention is dense and the gate learns to predict its map, pooled by blocks
+attention stands a gate (:mod:`foveate.mixers.seer_attention.gate`) that scores pairs of blocks from pooled queries and
+keys. In training attention is dense and the gate learns to predict its map, pooled by blocks
 (:mod:`foveate.ops.pooled_attention_target`); afterwards only the pairs that the gate chooses are computed. The choice
 is hard, so the gate learns from the map alone. Single tokens of a stream read everything, as in the paper.
 """
@@ -17,23 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import invalid
-from ..measure.cost import Cost, linear_flops
-from ..ops.block_gate import Pool, gate_kl_loss
-from ..ops.block_sparse_attention import block_sparse_attention, blocks_to_indices
-from ..ops.handwritten import sum_dtype
-from ..ops.linear import linear
-from ..ops.pooled_attention_target import normalised, pooled_attention_target
-from ..ops.positions import apply_rope
-from ..ops.softmax_attention import softmax_attention
-from ..registry import register
-from ..spec import MixerSpec, Order
-from .base import Mixer, check_heads
-from .kv_cache import KVCache, capacity
-from .layout import TokenLayout
-from .parts import Linear
-from .seer_gate import AttnGate, BlockGrid, Select, Selection
-from .seer_slots import BlockSlots
+from ...errors import invalid
+from ...measure.cost import Cost, linear_flops
+from ...ops.block_gate import Pool, gate_kl_loss
+from ...ops.block_sparse_attention import block_sparse_attention, blocks_to_indices
+from ...ops.handwritten import sum_dtype
+from ...ops.linear import linear
+from ...ops.pooled_attention_target import normalised, pooled_attention_target
+from ...ops.positions import apply_rope
+from ...ops.softmax_attention import softmax_attention
+from ...registry import register
+from ...spec import MixerSpec, Order
+from ..base import Mixer, check_heads
+from ..kv_cache import KVCache, capacity
+from ..layout import TokenLayout
+from ..parts import Linear
+from .gate import AttnGate, BlockGrid, Select, Selection
+from .slots import BlockSlots
 
 Training = Literal["dense", "sparse"]
 
@@ -59,8 +59,8 @@ class SeerAttention(Mixer):
         block_size: tokens of a block.
         gate_dim: width of the gate, even; None: that of a head.
         q_pool, k_pool: what the gate pools queries and keys by: one to three of "max", "min" and "avg".
-        force_double: see :class:`~foveate.mixers.seer_gate.AttnGate`.
-        select, ratio, threshold, last_block_dense: see :class:`~foveate.mixers.seer_gate.Selection`.
+        force_double: see :class:`~foveate.mixers.seer_attention.gate.AttnGate`.
+        select, ratio, threshold, last_block_dense: see :class:`~foveate.mixers.seer_attention.gate.Selection`.
         training: attention in training mode: "dense", or "sparse" as in evaluation, for fine-tuning under the gate.
         gate_loss: factor of the gate's loss.
         rope_base: of the rotary embeddings of tokens and blocks.
@@ -155,7 +155,7 @@ class SeerAttention(Mixer):
         if mask is not None or segments is not None:
             slots = BlockSlots.of(mask, segments, self.block_size)
             x = slots.pack(x)
-            positions = None if positions is None else positions.expand(len(x), -1).gather(1, slots.order)
+            positions = None if positions is None else positions.expand(x.shape[0], -1).gather(1, slots.order)
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device) if slots is None else slots.positions
         q, k, v = self._project(x)
@@ -194,7 +194,7 @@ class SeerAttention(Mixer):
         asks = None
         if extra:
             q, turned = (F.pad(t, (0, 0, extra, 0)) for t in (q, turned))
-            asks = torch.ones(len(x), q.shape[2], dtype=torch.bool, device=x.device)
+            asks = torch.ones(x.shape[0], q.shape[2], dtype=torch.bool, device=x.device)
             asks = asks if valid is None else valid[:, past - extra :].clone()
             asks[:, :extra] = False
         y = self._read(q, plain, turned, keys, values, valid, asks, places, None)[:, extra:]
@@ -272,7 +272,7 @@ class SeerAttention(Mixer):
         if valid is not None:  # of a block that begins with nobody, the first token that is there
             spare = blocks * size - k.shape[2]
             there = F.pad(valid, (0, spare)).unflatten(1, (blocks, size))
-            places = F.pad(positions.expand(len(valid), -1), (0, spare)).unflatten(1, (blocks, size))
+            places = F.pad(positions.expand(valid.shape[0], -1), (0, spare)).unflatten(1, (blocks, size))
             firsts = places.masked_fill(~there, torch.iinfo(torch.int64).max).amin(2).masked_fill(~there.any(2), 0)
             documents = torch.where(there.any(2), 0, -1) if documents is None else documents
         grid = BlockGrid.of(rows, blocks, q.device, documents)
@@ -311,7 +311,7 @@ class SeerAttention(Mixer):
 
     def _read_all(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """One query of each head to all keys: the heads of a group are queries of one head of keys."""
-        grouped = q.view(len(q), self.num_kv_heads, -1, self.head_dim)
+        grouped = q.view(q.shape[0], self.num_kv_heads, -1, self.head_dim)
         o = softmax_attention(grouped, k, v, mask=None if valid is None else valid[:, None, None, :])
         return self._merge(o.reshape(q.shape))
 
