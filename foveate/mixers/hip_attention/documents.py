@@ -19,8 +19,8 @@ def read_documents(
     """Attention inside documents, those of about one length at a time.
 
     Args:
-        read: attention of ``(documents, heads, length, head_dim)`` queries, keys and values, of which the last argument,
-            bool ``(documents, length)``, says where there is no padding behind the tokens.
+        read: attention of queries, keys and values, ``(documents, heads, length, head_dim)``; its last argument, bool
+            ``(documents, length)``, says where there is no padding behind the tokens.
         q: ``(batch, heads, length, head_dim)``.
         k, v: ``(batch, key_heads, length, head_dim)``.
         numbers: int64 ``(batch, length)``, which document a token belongs to, ascending from 0.
