@@ -20,7 +20,7 @@ from foveate.control import (
     SlidingWindow,
     fine_tune_landmarks,
 )
-from foveate.control import sliding_window as sliding
+from foveate.control import window_attention as sliding
 from foveate.errors import InvalidType, InvalidValue
 from foveate.ops.landmark_attention import landmark_grouped_softmax
 
