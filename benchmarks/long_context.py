@@ -26,7 +26,7 @@ import torch
 import transformers
 from foveate.control.s2_attention import S2Attention
 from foveate.control.seer_attention import SeerAttention, calibrate, distill
-from foveate.control.sliding_window import SlidingWindow
+from foveate.control import SlidingWindow
 from library_text import documents
 from marked import write_section
 from torch import Tensor

@@ -5,9 +5,12 @@ from .base import Adapter, Control, Editor
 from .decoder_call import DecoderCall
 from .decoders import DecoderAttention, attention_paths
 from .dinat import enable_dinat
+from .hip_attention import HipAttention
 from .landmark_attention import LandmarkAttention, fine_tune_landmarks
+from .s2_attention import S2Attention
+from .seer_attention import SeerAttention
 from .sigmoid_attention import SigmoidAttention
-from .sliding_window import SlidingWindow
+from .window_attention import SlidingWindow
 
 __all__ = [
     "Adapter",
@@ -16,7 +19,10 @@ __all__ = [
     "DecoderAttention",
     "DecoderCall",
     "Editor",
+    "HipAttention",
     "LandmarkAttention",
+    "S2Attention",
+    "SeerAttention",
     "SigmoidAttention",
     "SlidingWindow",
     "attachments",

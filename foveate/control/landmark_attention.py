@@ -53,8 +53,8 @@ class LandmarkAttention(DecoderAttention, Adapter):
     Args:
         dim: width of the model's embeddings.
         block_size: tokens between landmarks.
-        top_k: blocks that a token fetches for each head, for reading with a cache; None: all blocks are read at their
-            places, as in training.
+        top_k: blocks that a token fetches for each head while the model is in evaluation; None: all blocks are read at
+            their places, as always in training.
         chunk: with ``top_k``, tokens of a call that are read together: they see each other, and fetch from what was
             closed before. None: every call is a chunk.
         selection: with ``top_k``, see the mixer of the same name.
@@ -123,12 +123,12 @@ class LandmarkAttention(DecoderAttention, Adapter):
         attachment.hook(prefix, Insert(self, attachment, decoder), before=True)
         super().install(attachment)
         attachment.hook(prefix, Remove(attachment))
-        attachment.changes[:] = [f"a landmark after every {self.block_size} tokens", *attachment.changes[2:-1]]
+        attachment.changes[:] = [f"a landmark after every {self.block_size} tokens", *attachment.changes[1:-1]]
 
     def attend(self, call: DecoderCall) -> Tensor:
         """See :meth:`DecoderAttention.attend`."""
         groups = call.q.shape[1] // call.k.shape[1]
-        if self.top_k is not None and not self.training:
+        if self.top_k is not None and not call.module.training:
             return self._fetching(call, groups)
         k, v = call.k.repeat_interleave(groups, 1), call.v.repeat_interleave(groups, 1)
         seen = None if call.mask is None else seen_slots(call.mask, self.block_size + 1)
@@ -215,20 +215,19 @@ def fine_tune_landmarks(
     if not 0 <= warmup <= 1:
         raise invalid("warmup", warmup, "it is a share of the steps, from 0 to 1")
     losses: list[float] = []
-    were = model.training, adapter.training
+    was = model.training
     with adapter.attached(model):
         learning = [*adapter.parameters(), *(p for p in model.parameters() if p.requires_grad)]
         optimizer = torch.optim.AdamW(learning, learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)
         rising = max(1, round(warmup * steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda s: (
-                min(1.0, (s + 1) / rising)
-                * (0.5 + 0.5 * math.cos(math.pi * max(0, s - rising) / max(1, steps - rising)))
-            ),
-        )
+        falling = max(1, steps - rising)
+
+        def share(step: int) -> float:
+            """Of the learning rate."""
+            return (step + 1) / rising if step < rising else 0.5 + 0.5 * math.cos(math.pi * (step - rising) / falling)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         model.train()
-        adapter.train()
         try:
             for ids in batches:
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -241,8 +240,7 @@ def fine_tune_landmarks(
                 if len(losses) == steps:
                     break
         finally:
-            model.train(were[0])
-            adapter.train(were[1])
+            model.train(was)
             optimizer.zero_grad()
     if len(losses) < steps:
         raise InvalidValue(f"steps={steps} is not possible: there are only {len(losses)} batches.")

@@ -80,8 +80,8 @@ class SlidingWindow(DecoderAttention):
         first = torch.zeros(1, dtype=torch.int64, device=q.device)
         if call.mask is not None:
             # Padding goes in front of each row's real tokens, whose order is kept: then windows are plain again.
-            order, first = call.mask.int().argsort(1, stable=True), (~call.mask).sum(1)
-            query_order = call.mask[:, -length:].int().argsort(1, stable=True)
+            order, first = call.mask.int().argsort(dim=1, stable=True), (~call.mask).sum(1)
+            query_order = call.mask[:, -length:].int().argsort(dim=1, stable=True)
             k, v, q = _rows(k, order), _rows(v, order), _rows(q, query_order)
         sinks = (first[:, None] + torch.arange(min(self.sinks, keys), device=q.device)).clamp(max=keys - 1)
         real = torch.arange(min(self.sinks, keys), device=q.device) < keys - first[:, None]
