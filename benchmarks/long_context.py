@@ -24,9 +24,6 @@ from typing import Any
 
 import torch
 import transformers
-from foveate.control.s2_attention import S2Attention
-from foveate.control.seer_attention import SeerAttention, calibrate, distill
-from foveate.control.sliding_window import SlidingWindow
 from library_text import documents
 from marked import write_section
 from torch import Tensor
@@ -35,6 +32,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from foveate.control import Control
 from foveate.control.hip_attention import HipAttention
+from foveate.control.s2_attention import S2Attention
+from foveate.control.seer_attention import SeerAttention, calibrate, distill
+from foveate.control.sliding_window import SlidingWindow
 from foveate.files import read_json, write_json
 from foveate.measure.machine import cpu_name
 
