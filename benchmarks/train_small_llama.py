@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from foveate.files import replace
+from foveate.files import read_json, replace, write_json
 
 FOLDER = Path(__file__).resolve().parent / "small_llama"
 VOCABULARY = 1024
@@ -51,7 +51,7 @@ CONFIG = {
 }
 #: Of Muon for the layers' matrices, and of AdamW for the embedding and the norms.
 RATES = {"muon": 1e-2, "adamw": 3e-3}
-WARM_UP, DECAY = 40, 0.4
+WARM_UP, DECAY = 40, 0.33
 SEED = 0
 EVERY = 50  # steps between checkpoints
 
@@ -71,7 +71,7 @@ class Stage:
     spread: float = 0.0
 
 
-STAGES = (Stage(600, 512), Stage(320, 2048), Stage(330, 2048, spread=0.5), Stage(10, 8192, spread=0.5))
+STAGES = (Stage(600, 512), Stage(220, 2048), Stage(230, 2048, spread=0.5), Stage(10, 8192, spread=0.5))
 TOKENS = 4096
 STEPS = sum(stage.steps for stage in STAGES)
 
@@ -264,6 +264,8 @@ def train(out: Path) -> None:
     scores = {length: round(evaluate(model, kept["test"], length, 4 * LONGEST // length), 4) for length in lengths}
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    about = out / "tokenizer_config.json"  # by the name that older transformers know as well
+    write_json(about, {**read_json(about), "tokenizer_class": "PreTrainedTokenizerFast"})
     weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     log(history, test=scores, seconds=round(time.perf_counter() - begun), weights=weights)
     checkpoint.unlink()

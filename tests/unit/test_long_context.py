@@ -68,8 +68,12 @@ def test_the_page_says_what_does_not_hold(script: ModuleType) -> None:
     found = {"2048 dense": [10.0, 9.0], "2048 sliding_window": [10.1, 9.5], "2048 hip_attention": [10.15, 9.1]}
     text = "\n".join(script.perplexity_section(found, [2048], systems))
     assert "| hip_attention | 10.150 (+1.5%) | 9.100 (+1.1%) |" in text
-    assert "hip_attention within 2% of dense at 2,048 tokens: holds (+1.50%)" in text
+    assert "hip_attention at a quarter of the keys within 2% of dense at 2,048 tokens: holds (+1.50%)" in text
     assert "as many keys at 2,048 tokens: **does not hold** (10.150 against 10.100)" in text
+    for left_out, holds in ((0.81, "holds"), (0.79, "**does not hold**")):
+        found["2048 seer_attention"] = [10.1, 9.1, left_out]
+        text = "\n".join(script.perplexity_section(found, [2048], [*systems, "seer_attention"]))
+        assert f"within 2% at 2,048 tokens: {holds} (+1.00% without {left_out:.1%} of them)" in text
     times = {f"prefill {name}": [t, t, 9.0] for name, t in zip(systems, (4.0, 1.0, 2.5), strict=True)}
     text = "\n".join(script.prefill_section(times, systems))
     assert "| sliding_window | 1.00 | 4.00 |" in text
