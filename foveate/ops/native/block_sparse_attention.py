@@ -15,9 +15,10 @@ from ..handwritten import Results, handwritten, sum_dtype
 from ..linear import transformed
 from . import SCALARS, address, call, fresh, rows, softmax_attention, takes
 
-#: Backward, heads of keys are divided into parts of at least this many queries, up to so many parts in all. Results
-#: depend on the number of parts to rounding, so that it must not depend on the threads.
-PART_QUERIES, MOST_PARTS = 512, 8
+#: Backward, heads of keys are divided into parts of at least this many queries, up to so many parts in all and so many
+#: for each head of queries that they serve: every part has gradients of its own. Results depend on the number of parts
+#: to rounding, so that it must not depend on the threads.
+PART_QUERIES, MOST_PARTS, EACH = 512, 8, 2
 
 #: Whether PyTorch's products are slow here: the processors for which "auto" takes the kernel of softmax attention.
 PAYS = softmax_attention.PAYS
@@ -101,7 +102,8 @@ def run_backward(
     Arguments as :func:`prepared` has them.
     """
     batch, length, heads, _ = q.shape
-    parts, real = max(1, min(MOST_PARTS // (batch * k.shape[2]), length // PART_QUERIES)), sum_dtype(q.dtype)
+    key_heads, real = k.shape[2], sum_dtype(q.dtype)
+    parts = max(1, min(MOST_PARTS // (batch * key_heads), EACH * heads // key_heads, length // PART_QUERIES))
     room = {"grad_q": fresh(torch.empty(q.shape, dtype=q.dtype))}
     room |= {f"grad_{n}": fresh(torch.empty(parts, *m.shape, dtype=real)) for n, m in (("k", k), ("v", v))}
     room["grad_bias"] = torch.empty((0,) if bias is None else (parts, batch, heads), dtype=real)

@@ -5,6 +5,7 @@ The kernel is that of :mod:`.block_sparse_attention`, which takes all keys where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def _backward(
     out: Tensor,
 ) -> Results:
     if torch.is_grad_enabled():  # to be differentiated once more: by what autograd sees through
-        definition = lambda *given: (_definition(*given, mask, left, right),)  # noqa: E731
+        definition = lambda *m: (_definition(m, mask, left, right),)  # noqa: E731
         return [*through_autograd(definition, (q, k, v, bias, scale), (grad,)), None]
     options = {"out": out, "grad_out": grad, **_options(left, right)}
     grad_q, grad_k, grad_v, sums = run_backward(q, k, v, mask, bias, float(scale), **options)
@@ -76,11 +77,10 @@ def _backward(
     return grad_q, grad_k, grad_v, of_bias(sums, bias), of_scale, None
 
 
-def _definition(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: Tensor, mask: Tensor | None, left: int, right: int
-) -> Tensor:
+def _definition(given: Sequence[Tensor], mask: Tensor | None, left: int, right: int) -> Tensor:
     from ..sigmoid_attention import _places, _reference  # which imports this file
 
+    q, k, v, bias, scale = given
     q, k, v = (m.transpose(1, 2) for m in (q, k, v))
     here, there = (m[None] for m in _places(q, k))
     mask = None if mask is None else mask[:, None, None]
