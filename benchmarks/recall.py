@@ -144,8 +144,8 @@ PROBES = {
         "passkey",
         {"length": 128, "digits": 1, "vocabulary": 32, "depths": 5, "test_lengths": "256"},
         600,
-        f"One digit in 128 tokens, tested up to 256, where all but softmax attention read {BUDGET} keys a query: shards "
-        "on average (blocks of 4, a window of 2, a stride of 4), a search with its window and sinks, a window. 4 heads.",
+        f"One digit in 128 tokens, tested up to 256, where all but softmax attention see {BUDGET} keys a query: shards "
+        "(on average; blocks of 4, 2 near ones, a stride of 4), a search with its window and sinks, a window; 4 heads.",
         ("softmax_attention", "s2_attention", "hip_attention", "window_attention"),
         (
             ("s2_attention", "window_attention", "Lin et al., 2024 (s2_attention)", 0.0),
