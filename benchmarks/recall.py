@@ -13,13 +13,14 @@ command goes on. The orderings that papers claim are checked and told, whether t
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from marked import told, write_section
 
 from foveate.compare import Settings, run
+from foveate.ops.s2_pattern import LocalStride
 from foveate.registry import list_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,7 @@ class Probe:
         about: a sentence for the page.
         systems: who takes part.
         orders: pairs (better, other, paper) that a paper claims, and by how much the first may be behind.
+        options: of every decoder ("") and of single mixers, in this probe.
     """
 
     task: str
@@ -52,6 +54,7 @@ class Probe:
     about: str
     systems: tuple[str, ...]
     orders: tuple[tuple[str, str, str, float], ...] = ()
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 #: Options of single mixers in all probes: what they see at once is less than what is asked for.
@@ -64,6 +67,8 @@ OWN: dict[str, dict[str, Any]] = {
     "titans_mag": {"window": WINDOW},
     "titans_mal": {"window": WINDOW},
     "landmark_attention": {"block_size": 15},
+    "s2_attention": {"block_size": 4, "small_blocks": True, "local_blocks": 2},
+    "hip_attention": {"mask_k": 8, "block_size_q": 4, "window": 6, "num_sinks": 2},
 }
 _EVERYBODY = (
     "softmax_attention",
@@ -84,6 +89,8 @@ _EVERYBODY = (
     "mega",
     "window_attention",
     "landmark_attention",
+    "s2_attention",
+    "hip_attention",
     "titans_lmm",
     "titans_mac",
     "titans_mag",
@@ -91,6 +98,8 @@ _EVERYBODY = (
 )
 #: Of the passkey, for time.
 _LEFT_OUT = ("sigmoid_attention", "selective_token_mixer", "rg_lru", "s4d", "lstm")
+#: Keys that a query of 256 tokens reads in the probe "budget": on average those of four heads' shards.
+BUDGET = round(sum(LocalStride(4, 4, 2, 4).kept_pairs(256)) / 4 / 256)
 _DSF = "Sieber et al., 2024 (dsf)"
 
 PROBES = {
@@ -127,9 +136,34 @@ PROBES = {
             ("landmark_attention", "window_attention", "Mohtashami and Jaggi, 2023 (landmark_attention)", 0.0),
             ("titans_mac", "window_attention", "Behrouz et al., 2025 (titans)", 0.0),
             ("titans_mag", "window_attention", "Behrouz et al., 2025 (titans)", 0.0),
+            ("s2_attention", "window_attention", "Lin et al., 2024 (s2_attention)", 0.0),
+            ("hip_attention", "window_attention", "Lee et al., 2024 (hip_attention)", 0.0),
         ),
     ),
+    "budget": Probe(
+        "passkey",
+        {"length": 128, "digits": 1, "vocabulary": 32, "depths": 5, "test_lengths": "256"},
+        600,
+        f"One digit in 128 tokens, tested up to 256, where all but softmax attention see {BUDGET} keys a query: shards "
+        "(on average; blocks of 4, 2 near ones, a stride of 4), a search with its window and sinks, a window; 4 heads.",
+        ("softmax_attention", "s2_attention", "hip_attention", "window_attention"),
+        (
+            ("s2_attention", "window_attention", "Lin et al., 2024 (s2_attention)", 0.0),
+            ("hip_attention", "window_attention", "Lee et al., 2024 (hip_attention)", 0.0),
+        ),
+        {
+            "": {"num_heads": 4},
+            "hip_attention": {"mask_k": 16, "block_size_q": 4, "window": 16, "num_sinks": BUDGET - 32},
+            "window_attention": {"window": BUDGET},
+        },
+    ),
 }
+
+
+def options_of(name: str, system: str) -> dict[str, Any]:
+    """Of a system's decoder in a probe."""
+    given = PROBES[name].options
+    return {**SIZES, **given.get("", {}), **OWN.get(system, {}), **given.get(system, {})}
 
 
 def settings(name: str, out: Path, systems: tuple[str, ...], workers: int, steps: int | None = None) -> Settings:
@@ -139,7 +173,7 @@ def settings(name: str, out: Path, systems: tuple[str, ...], workers: int, steps
         task=probe.task,
         data=probe.data,
         systems=systems,
-        options={system: {**SIZES, **OWN.get(system, {})} for system in systems},
+        options={system: options_of(name, system) for system in systems},
         out=str(out / name),
         steps=steps or probe.steps,
         seeds=SEEDS,

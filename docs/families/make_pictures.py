@@ -110,7 +110,7 @@ def shards() -> dict[str, str]:
             matrix_map(
                 values.tolist(),
                 title=f"S2-Attention, {name.replace('_', ' ')}",
-                description=f"Blocks of keys that blocks of queries read, {size} of each: a window of 2, a stride of 4.",
+                description=f"Blocks of keys that blocks of queries read, {size} each: a window of 2, a stride of 4.",
                 row_name="queries",
                 column_name="keys",
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +86,9 @@ class S2Attention(DecoderAttention):
     def check(self, model: nn.Module) -> None:
         """Refuse what the base refuses and dense heads that the model lacks; tell what no head will read."""
         super().check(model)
-        count = model.config.num_attention_heads
-        groups = count // (getattr(model.config, "num_key_value_heads", None) or count)
+        config: Any = model.config
+        count = config.num_attention_heads
+        groups = count // (getattr(config, "num_key_value_heads", None) or count)
         heads = tuple(range(count)) if self.heads is None else self.heads
         pattern = self.pattern(len(heads), len(_key_heads(heads, groups)))
         if not pattern.covers():

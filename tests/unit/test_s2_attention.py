@@ -212,7 +212,12 @@ def test_shards_are_a_mask_of_pairs_with_gradients(options: dict[str, Any], caus
 
 def test_stride_one_and_a_window_over_everything_are_dense_attention():
     dense, x = SoftmaxAttention(32, num_heads=4, causal=True, position="rope"), torch.randn(2, 90, 32)
-    for options in ({"vert_stride": 1, "local_blocks": 1}, {"vert_stride": 4, "local_blocks": 6}, {"dense_every": 1}):
+    same: list[dict[str, Any]] = [
+        {"vert_stride": 1, "local_blocks": 1},
+        {"vert_stride": 4, "local_blocks": 6},
+        {"dense_every": 1},
+    ]
+    for options in same:
         mixer = S2Attention(32, num_heads=4, block_size=16, **options)
         mixer.load_state_dict(dense.state_dict())
         torch.testing.assert_close(mixer(x), dense(x), rtol=1e-5, atol=1e-6)
@@ -258,6 +263,7 @@ def test_a_state_holds_what_the_pattern_needs_and_no_more(length: int):
     mixer = S2Attention(16, num_heads=4, num_kv_heads=2, block_size=16, local_blocks=3, vert_stride=2)
     with torch.no_grad():
         _, state = mixer.prefill(torch.randn(2, length, 16), mixer.init_state(2))
+    assert state.sparse is not None
     blocks = max(mixer.pattern.cached_blocks(length // 16 * 16 + 1))
     assert state.sparse.keys.shape == (2, 2, blocks * 16, 4)
     needed = min(-(-length // 16), 3 + -(-(-(-length // 16) - 3) // 2))

@@ -84,7 +84,12 @@ def test_it_differs_from_dense_attention_and_stride_one_does_not():
         own = model(ids).logits
         with S2Attention(block_size=2, local_blocks=1).attached(model):
             assert not torch.allclose(model(ids).logits, own, rtol=1e-2, atol=1e-2)
-        for options in ({"vert_stride": 1, "local_blocks": 1}, {"local_blocks": 20}, {"num_dense_heads": 2}):
+        alike: list[dict[str, Any]] = [
+            {"vert_stride": 1, "local_blocks": 1},
+            {"local_blocks": 20},
+            {"num_dense_heads": 2},
+        ]
+        for options in alike:
             with S2Attention(block_size=2, **options).attached(model):
                 torch.testing.assert_close(model(ids).logits, own, rtol=1e-3, atol=1e-4)
 

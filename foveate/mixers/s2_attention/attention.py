@@ -217,7 +217,8 @@ class S2Attention(Mixer):
             o = self._attend(q, k, v, valid, None)
         else:
             documents = Documents.of(segments, valid, self.pattern.block_size)
-            o = documents.take(self._attend(*map(documents.put, (q, k, v)), documents.valid, documents))
+            q, k, v = map(documents.put, (q, k, v))
+            o = documents.take(self._attend(q, k, v, documents.valid, documents))
         y = self.out_proj(o.transpose(1, 2).flatten(2))
         return y if packing is None else packing.unpack(y)
 
@@ -360,7 +361,9 @@ class S2Attention(Mixer):
         elif self._group > 1:
             found = BlockIndices(*(x.repeat_interleave(self._group, 1) for x in found))
         mask = None if self.causal else valid  # what is not valid comes too late to be seen
-        return block_sparse_attention(q, k, v, found, block_size=size, causal=self.causal, mask=mask)
+        o = block_sparse_attention(q, k, v, found, block_size=size, causal=self.causal, mask=mask)
+        assert isinstance(o, Tensor)
+        return o
 
     def _following(self, state: S2State, count: int) -> Tensor:
         """Positions of the next tokens: int64 ``(count,)``, or ``(batch, count)`` where samples differ."""

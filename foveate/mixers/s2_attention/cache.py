@@ -152,19 +152,20 @@ def _appended(cache: ShardCache, keys: Tensor, values: Tensor, after: ShardCache
     used, recording = cache.used, torch.is_grad_enabled()
     end = used + keys.shape[2]
     free = not recording and end <= cache.keys.shape[2] and int(cache.written) == used
-    made = []
-    for buffer, new in ((cache.keys, keys), (cache.values, values)):
+
+    def grown(buffer: Tensor, new: Tensor) -> Tensor:
         new = new.to(buffer.dtype)
         if free:
             buffer[:, :, used:end] = new
-            made.append(buffer)
-        else:
-            room = -(-end // cache.pattern[0]) * cache.pattern[0]
-            spare = new.new_zeros(*new.shape[:2], room - end, new.shape[3])
-            made.append(torch.cat([buffer[:, :, :used], new, spare], 2))
+            return buffer
+        room = -(-end // cache.pattern[0]) * cache.pattern[0]
+        spare = new.new_zeros(*new.shape[:2], room - end, new.shape[3])
+        return torch.cat([buffer[:, :, :used], new, spare], 2)
+
+    k, v = grown(cache.keys, keys), grown(cache.values, values)
     written = cache.written.fill_(end) if free else torch.full_like(cache.written, -1 if recording else end)
     tail = cache.tail + keys.shape[2]
-    return ShardCache(*made, after.position, written, cache.pattern, cache.stripes, cache.window, tail, after.read)
+    return ShardCache(k, v, after.position, written, cache.pattern, cache.stripes, cache.window, tail, after.read)
 
 
 def _stripes_held(pattern: LocalStride, places: Places, slots: int) -> Tensor | None:
