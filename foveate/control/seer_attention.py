@@ -145,7 +145,7 @@ class SeerAttention(DecoderAttention, Adapter):
         if unknown:
             raise InvalidType(f"{unknown[0]!r} is not an option of a selection: legal are {', '.join(kept)}.")
         self.selection = Selection(**{**kept, **options})
-        self._hub_mixin_config = {**self._hub_mixin_config, **options}  # what is saved begins with these
+        self._hub_mixin_config = {**(self._hub_mixin_config or {}), **options}  # what is saved begins with these
         return self
 
     def check(self, model: nn.Module) -> None:
@@ -159,9 +159,9 @@ class SeerAttention(DecoderAttention, Adapter):
     def install(self, attachment: Attachment) -> None:
         """Put the gates beside the chosen layers."""
         super().install(attachment)
-        model = attachment.model
-        rotary = getattr(getattr(model, model.base_model_prefix, model), "rotary_emb", None)
-        gate = next(iter(self.gates.values()))
+        model: Any = attachment.model
+        rotary: Any = getattr(getattr(model, model.base_model_prefix, model), "rotary_emb", None)
+        gate: Any = next(iter(self.gates.values()))
         if rotary is not None and gate.gate_dim != self.sizes[3]:
             config = copy.copy(rotary.config)
             config.head_dim = gate.gate_dim
@@ -254,7 +254,7 @@ def distill(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses, source = [], _endless(batches)
     was_training = model.training
-    network = gates.find_network(model)
+    network: Any = gates.find_network(model)
     decoder = getattr(network, network.base_model_prefix, network)
     try:
         gates.train()
@@ -297,7 +297,7 @@ def calibrate(gates: SeerAttention, model: nn.Module, tokens: Tensor, sparsity: 
     """
     if not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
         raise invalid("sparsity", sparsity, "it must be above 0 and below 1")
-    network = gates.find_network(model)
+    network: Any = gates.find_network(model)
     decoder = getattr(network, network.base_model_prefix, network)
     low, high = math.log(1e-7), 0.0
     with gates.attached(model):

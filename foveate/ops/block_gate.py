@@ -118,7 +118,7 @@ def gate_logits(q: Tensor, k: Tensor, visible: Tensor | None = None, scale: floa
     Returns:
         ``(batch, heads, rows, blocks)``, the smallest finite number where a pair is not visible.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = (q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT).flatten(1, 2) * scale
     visible = causal_blocks(q.shape[2], k.shape[2], q.device) if visible is None else visible
     return scores.masked_fill(~visible, torch.finfo(scores.dtype).min)

@@ -164,10 +164,10 @@ class AttnGate(nn.Module):
         self.q_pool, self.k_pool = check_pools("q_pool", q_pool), check_pools("k_pool", k_pool)
         self.head_dim, self.num_q_heads, self.num_k_heads = head_dim, num_q_heads, num_k_heads
         self.block_size, self.gate_dim, self.rope_base = block_size, gate_dim, rope_base
-        self.double = force_double or len(self.q_pool) > 1 or gate_dim != head_dim
+        self.doubled = force_double or len(self.q_pool) > 1 or gate_dim != head_dim
         channels = head_dim * len(self.k_pool)
-        self.mask_linear_q = HeadLinear(num_q_heads, head_dim * len(self.q_pool), gate_dim) if self.double else None
-        self.mask_linear_k = HeadLinear(num_k_heads if self.double else num_q_heads, channels, gate_dim)
+        self.mask_linear_q = HeadLinear(num_q_heads, head_dim * len(self.q_pool), gate_dim) if self.doubled else None
+        self.mask_linear_k = HeadLinear(num_k_heads if self.doubled else num_q_heads, channels, gate_dim)
         self.aux_losses: dict[str, Tensor] = {}
         self.kept: tuple[Tensor, Tensor] | None = None
 

@@ -297,7 +297,7 @@ class SeerAttention(Mixer):
         rows, blocks = kept.shape[2:]
         budget = self._static_budget(blocks)
         if budget is None or grid.dense is not None:
-            return block_sparse_attention(q, k, v, kept, **rest)
+            return block_sparse_attention(q, k, v, kept, **rest)  # type: ignore[return-value]
         dense = min(2, rows) if self.selection.last_block_dense else 0
         cut, found = (rows - dense) * self.block_size, []
         if cut:

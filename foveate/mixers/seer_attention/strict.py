@@ -256,7 +256,8 @@ class StrictSeerAttention(SeerAttention):
         counts = (chosen.sum(-1) + 1).clamp(max=width).to(torch.int32)
         group = self.num_heads // self.num_kv_heads
         kept = BlockIndices(*(t.repeat_interleave(group, 1).contiguous() for t in (indices, counts)))
-        return block_sparse_attention(q, k, v, kept, block_size=(1, self.block_size), causal=causal, mask=mask)
+        options = {"block_size": (1, self.block_size), "causal": causal, "mask": mask}
+        return block_sparse_attention(q, k, v, kept, **options)  # type: ignore[arg-type, return-value]
 
     def _read_slots(
         self,
@@ -292,7 +293,7 @@ class StrictSeerAttention(SeerAttention):
         target = target * (earlier[None, None] if earlier.ndim == 2 else earlier[:, None])
         total = target.sum(-1, keepdim=True)
         self.aux_losses = {"gate": self.gate_loss * gate_kl_loss(logits, target / total.where(total > 0, 1.0))}
-        return self._merge(o)
+        return self._merge(o)  # type: ignore[arg-type]
 
     def _read_packed(self, q: Tensor, turned: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
         """The last tokens of a stream with gaps: what was read is moved together, so that blocks count real tokens.
