@@ -93,7 +93,8 @@ class LandmarkAttention(DecoderAttention, Adapter):
                 raise invalid(name, value, f"it must be a positive whole number{', or None' if none else ''}")
         if selection not in get_args(Selection):
             raise invalid("selection", selection, f"it must be one of {', '.join(get_args(Selection))}")
-        self.block_size, self.top_k, self.chunk, self.selection = block_size, top_k, chunk, selection
+        self.block_size, self.top_k, self.chunk = block_size, top_k, chunk
+        self.selection: Selection = selection
         self.freeze_model = freeze_model
         self.landmark = nn.Parameter(torch.randn(dim) * 0.02)
 

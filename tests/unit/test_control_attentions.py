@@ -154,11 +154,12 @@ def test_a_window_generates_and_has_gradients() -> None:
 
 
 def test_illegal_windows_are_refused() -> None:
-    for options, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"window": 0}, "window=0 is not possible: it must be a whole number of at least 1"),
         ({"sinks": -1}, "sinks=-1 is not possible: it must be a whole number of at least 0"),
         ({"positions": "here"}, "positions='here' is not possible: it must be one of text, cache"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(InvalidValue, match=message):
             SlidingWindow(**options)
 
@@ -322,12 +323,13 @@ def test_landmarks_are_learned_and_a_longer_text_is_read_by_them() -> None:
 
 def test_illegal_landmarks_are_refused() -> None:
     model, ids = decoder("llama"), texts(19)
-    for options, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"dim": 0}, "dim=0 is not possible"),
         ({"dim": 32, "block_size": 0}, "block_size=0 is not possible"),
         ({"dim": 32, "top_k": 0}, "top_k=0 is not possible: it must be a positive whole number, or None"),
         ({"dim": 32, "selection": "best"}, "selection='best' is not possible: it must be one of per_token_and_head"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(InvalidValue, match=message):
             LandmarkAttention(**options)
     with pytest.raises(InvalidValue, match="dim=16 is not possible: LlamaForCausalLM has embeddings of 32"):
