@@ -109,7 +109,7 @@ class ChunkPlaces:
         """Bool ``(batch, groups)``: whether ``every`` chunks are full; after ``past`` chunk by chunk, by its count."""
         done, device = self.complete, self.tokens.device
         if done is None:
-            done = torch.ones(len(self.tokens), self.chunks, dtype=torch.bool, device=device)
+            done = torch.ones(self.tokens.shape[0], self.chunks, dtype=torch.bool, device=device)
         if past is None:
             return F.pad(done, (0, -self.chunks % every))[:, every - 1 :: every]
         number = past.count[:, None] // self.chunk + torch.arange(1, self.chunks + 1, device=device)
