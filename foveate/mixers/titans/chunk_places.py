@@ -74,10 +74,7 @@ class ChunkPlaces:
             past: what was read before, of whose open chunk these tokens are the rest.
         """
         batch, length = x.shape[:2]
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         if packing is None and segments is None and past is None:
             tokens, valid = F.pad(x, (0, 0, 0, -length % chunk)), None
             if length % chunk:
