@@ -123,7 +123,7 @@ def _fits(
     if task is not None:
         spec = find(task, "task").spec
         if is_mixer:
-            fits = spec.rank in s.ranks and (spec.reads != "tokens" or s.causal == "strict")
+            fits = _spec.mixer_fits(s, spec, flattened=False)
         else:
             fits = (spec.models_of or task) in getattr(s, "tasks", ())
         if not fits:

@@ -165,3 +165,13 @@ class TaskSpec:
         if not self.test_metrics or self.test_higher_is_better is None:
             return self.higher_is_better
         return self.test_higher_is_better
+
+
+def mixer_fits(spec: MixerSpec, task: TaskSpec, *, flattened: bool) -> bool:
+    """Whether a mixer can be given a task's token grids: where next tokens are asked for, it must be strictly causal.
+
+    Args:
+        flattened: a grid of a rank that it does not take may be read as a sequence.
+    """
+    ranks = {1, task.rank} if flattened else {task.rank}
+    return bool(ranks & set(spec.ranks)) and (task.reads != "tokens" or spec.causal == "strict")

@@ -20,7 +20,7 @@ from ..mixers.base import Mixer
 from ..models.base import Model
 from ..models.build import Contestant, network_for, network_options, resolve
 from ..registry import check_options, entries, find
-from ..spec import MixerSpec, ModelSpec
+from ..spec import MixerSpec, ModelSpec, mixer_fits
 from ..tasks.base import Task
 from .settings import Settings
 
@@ -90,11 +90,11 @@ def prepare_task(settings: Settings) -> Task:
 def fitting(task: Task) -> dict[str, str]:
     """Name to kind of everything registered that this task's data can be given to."""
     found = {}
-    tokens = task.spec.reads == "tokens"  # whose next one is asked for
     for entry in entries():
         spec = entry.spec
-        fits_mixer = isinstance(spec, MixerSpec) and entry.kind == "mixer" and {1, task.spec.rank} & set(spec.ranks)
-        fits_mixer = fits_mixer and (not tokens or spec.causal == "strict")
+        fits_mixer = (
+            isinstance(spec, MixerSpec) and entry.kind == "mixer" and mixer_fits(spec, task.spec, flattened=True)
+        )
         # A model of the same name as a mixer comes later and wins: it is the complete published network.
         if fits_mixer or (isinstance(spec, ModelSpec) and task.info.task in spec.tasks):
             found[entry.name] = entry.kind

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ..errors import InvalidType, InvalidValue
-from ..mixers.state import State
+from ..mixers.state import is_another, samples_of
 
 
 def check_prompt(prompt: Sequence[int] | Tensor, number: int, start: int | None, model: nn.Module) -> list[int]:
@@ -66,7 +64,7 @@ def check_state(stream: Any, model: nn.Module, state: Any, prompts: int) -> None
         InvalidValue: it does not fit.
     """
     own = stream.init_state(1, device="meta")
-    if _is_another(state, own):
+    if is_another(state, own):
         raise InvalidValue(
             f"the state is of another model: {type(model).__name__} needs one that began with its own init_state."
         )
@@ -75,25 +73,6 @@ def check_state(stream: Any, model: nn.Module, state: Any, prompts: int) -> None
             f"the state has {samples_of(state)} samples, and there are {prompts} prompts: it must have one, or one for "
             f"each."
         )
-
-
-def _is_another(given: Any, own: Any) -> bool:
-    """Whether the states in it, and their number, are not those of a fresh one."""
-    if isinstance(own, State):
-        fields = [f.name for f in dataclasses.fields(own)]  # type: ignore[arg-type]
-        return type(given) is not type(own) or any(_is_another(getattr(given, f), getattr(own, f)) for f in fields)
-    if isinstance(own, tuple) and any(isinstance(part, State) for part in own):
-        return len(given) != len(own) or any(_is_another(g, o) for g, o in zip(given, own, strict=True))
-    return False
-
-
-def _leaves(state: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
-
-
-def samples_of(state: Any) -> int:
-    """Samples of a state: the first axis of its first tensor that has axes."""
-    return next((len(leaf) for leaf in _leaves(state) if leaf.ndim), 1)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..errors import InvalidType, InvalidValue, invalid
-from .checks import check_prompt, check_state, device_of, samples_of
+from ..mixers.state import samples_of
+from .checks import check_prompt, check_state, device_of
 from .recompute import Recomputed
 from .sampling import Draws, Sampling
 

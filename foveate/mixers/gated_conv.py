@@ -70,8 +70,7 @@ class GatedConv(Mixer):
     ) -> Tensor:
         """Mix ``(batch, length, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        packing = None if mask is None else Packing.of(mask)
-        x = x if packing is None else packing.pack(x)
+        packing, x, _ = Packing.take_out(x, mask)
         before = self.width - 1 if self.causal else self.width // 2
         y = self._convolve(F.pad(x, (0, 0, before, self.width - 1 - before)))
         return y if packing is None else packing.unpack(y)
@@ -95,8 +94,7 @@ class GatedConv(Mixer):
         if not self.causal:
             raise self._no_streaming()
         self.check_stream(x, state, mask)
-        packing = None if mask is None else Packing.of(mask)
-        x = x if packing is None else packing.pack(x)
+        packing, x, _ = Packing.take_out(x, mask)
         window = torch.cat((state.inputs.to(x.dtype), x), 1)
         y = self._convolve(window)
         if packing is None:

@@ -161,11 +161,9 @@ class LinearAttention(Mixer):
         """The output, and with ``past`` the sums after the last real token."""
         positions = None if layout is None else layout.positions
         segments = None if layout is None else layout.segments
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
-            positions = None if positions is None else positions.expand(x.shape[:2]).gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
+        if packing is not None and positions is not None:
+            positions = positions.expand(x.shape[:2]).gather(1, packing.order)
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
             positions = positions if past is None else positions + past.position[:, None]

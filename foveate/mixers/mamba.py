@@ -142,10 +142,7 @@ class Mamba(Mixer, SelectiveCore):
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, state: SSMState | None
     ) -> tuple[Tensor, SSMState]:
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         u, z = self.in_proj(x).chunk(2, dim=-1)
         y, state = self.scan_core(u, z, packing, segments, state)
         y = self.out_proj(y)

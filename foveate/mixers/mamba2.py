@@ -246,10 +246,7 @@ class Mamba2(Mixer):
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, state: SSMState | None
     ) -> tuple[Tensor, SSMState]:
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         z, inputs, dt = self._split(x)
         before = None if state is None else state.conv
         xBC, conv = causal_conv1d(

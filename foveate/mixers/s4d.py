@@ -123,8 +123,7 @@ class S4D(Mixer):
     ) -> Tensor:
         """Mix ``(batch, length, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        packing = None if mask is None else Packing.of(mask)
-        x = x if packing is None else packing.pack(x)
+        packing, x, _ = Packing.take_out(x, mask)
         u, (A, C, dt) = x.transpose(1, 2), self._model(x.dtype)
         if self.causal:
             v = s4d(u, A, C[0], dt, rule=self.rule)
@@ -153,8 +152,7 @@ class S4D(Mixer):
         if not self.causal:
             raise self._no_streaming()
         self.check_stream(x, state, mask)
-        packing = None if mask is None else Packing.of(mask)
-        x = x if packing is None else packing.pack(x)
+        packing, x, _ = Packing.take_out(x, mask)
         A, C, dt = self._model(x.dtype)
         found = s4d(
             x.transpose(1, 2),

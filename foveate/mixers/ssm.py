@@ -56,6 +56,25 @@ class Packing:
         valid = torch.arange(mask.shape[1], device=mask.device) <= place[:, -1:]
         return cls(order, valid, place.clamp(min=0), mask)
 
+    @classmethod
+    def take_out(
+        cls, x: Tensor, mask: Tensor | None, segments: Tensor | None = None
+    ) -> tuple[Packing | None, Tensor, Tensor | None]:
+        """A sequence without its masked tokens.
+
+        Args:
+            x: ``(batch, L, dim)``.
+            mask: bool ``(batch, L)``, True = a real token; None: all are, and nothing moves.
+            segments: int ``(batch, L)``, the tokens' documents, which move with them; None: there is one.
+
+        Returns:
+            The packing (None without a mask), and ``x`` and ``segments``, packed.
+        """
+        if mask is None:
+            return None, x, segments
+        packing = cls.of(mask)
+        return packing, packing.pack(x), None if segments is None else segments.gather(1, packing.order)
+
     def pack(self, x: Tensor) -> Tensor:
         """``(batch, L, dim)`` with its real tokens in front, zeros behind them."""
         x = x.gather(1, self.order.unsqueeze(-1).expand_as(x))

@@ -108,6 +108,26 @@ def _misfit(name: str, given: Any, fresh: Any, batch: int, batched: bool) -> str
     return ""
 
 
+def is_another(given: Any, fresh: Any) -> bool:
+    """Whether the states in it, and their number, are not those of a fresh one, whatever their sizes.
+
+    For a model's state, which may have begun with tokens of its own: :func:`misfit` is for those of its layers.
+    """
+    if isinstance(fresh, State):
+        if type(given) is not type(fresh):
+            return True
+        return any(is_another(getattr(given, name), getattr(fresh, name)) for name, _ in _fields(type(fresh)))
+    if isinstance(fresh, tuple) and any(isinstance(part, State) for part in fresh):
+        return len(given) != len(fresh) or any(is_another(g, f) for g, f in zip(given, fresh, strict=True))
+    return False
+
+
+def samples_of(state: Any) -> int:
+    """Samples of a state: the first axis of its first tensor that has axes."""
+    leaves = (leaf for leaf in _pytree.tree_leaves(state) if isinstance(leaf, Tensor))
+    return next((len(leaf) for leaf in leaves if leaf.ndim), 1)
+
+
 @functools.cache
 def _fields(kind: type[State]) -> list[tuple[str, bool]]:
     """Names of a state's fields, and whether they have a batch axis."""

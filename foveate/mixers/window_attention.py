@@ -127,11 +127,9 @@ class WindowAttention(Mixer):
         self.check_input(x, mask, context, layout)
         positions = None if layout is None else layout.positions
         segments = None if layout is None else layout.segments
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:  # behind the real tokens, padding comes too late to be seen
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
-            positions = None if positions is None else positions.expand(x.shape[:2]).gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)  # padding behind comes too late to be seen
+        if packing is not None and positions is not None:
+            positions = positions.expand(x.shape[:2]).gather(1, packing.order)
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         numbers = None if segments is None else document_numbers(segments)
@@ -155,8 +153,7 @@ class WindowAttention(Mixer):
             InvalidValue: the state is not of this mixer or of another batch.
         """
         self.check_stream(x, state, mask)
-        packing = None if mask is None else Packing.of(mask)
-        x = x if packing is None else packing.pack(x)
+        packing, x, _ = Packing.take_out(x, mask)
         q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         k, v = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)
         read, past = k.shape[2], state.keys.shape[2]

@@ -40,6 +40,7 @@ class Network(Protocol):
     Attributes:
         shapes: of its weights, in titans-pytorch's order; gains have one axis.
         first: for each matrix, whether it reads the input itself, whose gradient nobody wants.
+        names: titans-pytorch's of the weights.
         mixes: a token's answer depends on others.
     """
 
@@ -47,14 +48,13 @@ class Network(Protocol):
     def shapes(self) -> list[tuple[int, ...]]: ...
 
     @property
-    def names(self) -> list[str]:
-        """titans-pytorch's names of the weights."""
-        ...
+    def names(self) -> list[str]: ...
 
     @property
     def first(self) -> list[bool]: ...
 
-    mixes: bool
+    @property
+    def mixes(self) -> bool: ...
 
     def run(self, weights: Sequence[Tensor], x: Tensor, group: int) -> tuple[Tensor, Back]:
         """Answer, and what makes of the gradient by the answers those of the weights.

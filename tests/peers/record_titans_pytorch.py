@@ -8,6 +8,7 @@ titans-pytorch 0.5.5 must be installed. Of each case of :data:`MEMORIES` and :da
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,10 @@ def recorded(model: nn.Module, x: Tensor, run: Any) -> dict[str, Tensor]:
 
 def memory(options: dict[str, Any]) -> dict[str, Tensor]:
     """One of :data:`MEMORIES`."""
-    import titans_pytorch.memory_models as kinds
-    from titans_pytorch import NeuralMemory
-
+    kinds, package = import_module("titans_pytorch.memory_models"), import_module("titans_pytorch")
     options = {**MEMORY, **options}
     name, given = NETWORKS[options.pop("network")]
-    model = NeuralMemory(model=getattr(kinds, name)(options["dim_head"], **given), **options).eval()
+    model = package.NeuralMemory(model=getattr(kinds, name)(options["dim_head"], **given), **options).eval()
     shape = (3, 2, LENGTH, DIM) if options.get("qkv_receives_diff_views") else (2, LENGTH, DIM)
     x = torch.randn(shape).double().requires_grad_()
     return recorded(model, x, lambda x: model(x)[0])
@@ -114,9 +113,7 @@ def memory(options: dict[str, Any]) -> dict[str, Tensor]:
 
 def transformer(options: dict[str, Any]) -> dict[str, Tensor]:
     """One of :data:`TRANSFORMERS`."""
-    from titans_pytorch import MemoryAsContextTransformer
-
-    model = MemoryAsContextTransformer(**TRANSFORMER, **options).eval()
+    model = import_module("titans_pytorch").MemoryAsContextTransformer(**TRANSFORMER, **options).eval()
     return recorded(model, torch.randint(11, (2, LENGTH)), model)
 
 

@@ -162,10 +162,7 @@ class GatedRecurrence(Mixer):
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, state: RecurrenceState | None
     ) -> tuple[Tensor, RecurrenceState]:
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         before = None if state is None else state.conv
         g, u, inputs, conv = self.convolved(x, before, segments)
         decay, write, read = self.gate(u)

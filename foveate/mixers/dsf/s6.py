@@ -190,10 +190,7 @@ class S6(Mixer):
     def _mix(
         self, x: Tensor, mask: Tensor | None, segments: Tensor | None, state: ScanState | None
     ) -> tuple[Tensor, ScanState]:
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         dt, bias, b, c = self.read(x)
         if packing is not None:
             dt = dt.masked_fill(~packing.valid.unsqueeze(-1), -math.inf)

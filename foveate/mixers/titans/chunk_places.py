@@ -74,10 +74,7 @@ class ChunkPlaces:
             past: what was read before, of whose open chunk these tokens are the rest.
         """
         batch, length = x.shape[:2]
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         if packing is None and segments is None and past is None:
             tokens, valid = F.pad(x, (0, 0, 0, -length % chunk)), None
             if length % chunk:
@@ -109,7 +106,7 @@ class ChunkPlaces:
         """Bool ``(batch, groups)``: whether ``every`` chunks are full; after ``past`` chunk by chunk, by its count."""
         done, device = self.complete, self.tokens.device
         if done is None:
-            done = torch.ones(len(self.tokens), self.chunks, dtype=torch.bool, device=device)
+            done = torch.ones(self.tokens.shape[0], self.chunks, dtype=torch.bool, device=device)
         if past is None:
             return F.pad(done, (0, -self.chunks % every))[:, every - 1 :: every]
         number = past.count[:, None] // self.chunk + torch.arange(1, self.chunks + 1, device=device)

@@ -298,10 +298,7 @@ class TitansLMM(Mixer):
         read: bool = True,
         aligned: bool = False,
     ) -> tuple[Tensor, MemoryState]:
-        given, packing = x, None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        given, (packing, x, segments) = x, Packing.take_out(x, mask, segments)
         raw = self.qkv(x)
         qkv, conv = self._convolve(raw, 3 * self.inner, segments, None if past is None else past.conv, packing)
         gates, frame = self.gates(x), None

@@ -289,10 +289,7 @@ class TitansMAC(Mixer):
     ) -> tuple[Tensor, ContextState]:
         """As :meth:`forward`, where samples stand at different places of a segment."""
         batch, length, _ = x.shape
-        packing = None if mask is None else Packing.of(mask)
-        if packing is not None:
-            x = packing.pack(x)
-            segments = None if segments is None else segments.gather(1, packing.order)
+        packing, x, segments = Packing.take_out(x, mask, segments)
         real = torch.ones(batch, length, dtype=torch.bool, device=x.device) if packing is None else packing.valid
         fresh = self.memory.init_state(batch, x.device, x.dtype)
         held = self.init_state(batch, x.device, x.dtype) if past is None else past

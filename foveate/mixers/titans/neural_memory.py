@@ -58,7 +58,7 @@ class NeuralMemory(Mixer):
         network: what a memory is, see :mod:`foveate.ops.memory_kinds`.
         depth: matrices of a memory ("mlp"), pairs of them ("factorized") or layers; "attention" has one.
         expansion: width between matrices, in head widths; for "swiglu" times 2/3. Not of "factorized".
-        rank: of "factorized".
+        rank: of "factorized"; None: that of the head, at most 32.
         scale: of the products of "attention".
         momentum: past surprise goes on.
         norm: normalise a memory's output and add its input.
@@ -119,7 +119,7 @@ class NeuralMemory(Mixer):
         network: Kind = "mlp",
         depth: int = 2,
         expansion: float = 4.0,
-        rank: int = 32,
+        rank: int | None = None,
         scale: float = 8.0,
         momentum: bool = True,
         norm: bool = True,
@@ -128,6 +128,7 @@ class NeuralMemory(Mixer):
     ) -> None:
         super().__init__(dim, causal=causal)
         head_dim = check_heads(dim, num_heads) if head_dim is None else head_dim
+        rank = min(32, head_dim) if rank is None else rank
         check_positive(num_heads=num_heads, head_dim=head_dim, chunk=chunk, depth=depth, rank=rank)
         if network not in KINDS:
             raise invalid("network", network, f"it must be one of {', '.join(KINDS)}")
@@ -221,7 +222,7 @@ class NeuralMemory(Mixer):
             wanted = f"(batch, length, {self.views * self.dim})"
             raise InvalidValue(f"{type(self).__name__}: x has shape {tuple(x.shape)}; {wanted} is needed.")
         if state is not None:
-            self._check_state(state, len(x))
+            self._check_state(state, x.shape[0])
         y, state, known = self._mix(x, None, None, state, other, trace=True)
         assert known is not None
         return y, state, known
@@ -323,7 +324,7 @@ class NeuralMemory(Mixer):
         if (other is not None) != self.extras["accept_weight_residual"]:
             need = "needs the weights of" if other is None else "takes no weights of"
             raise InvalidValue(f"{type(self).__name__} {need} the memory before it: see accept_weight_residual.")
-        batch, every = len(x), 1 if self.rebase is None else self.rebase // self.chunk
+        batch, every = x.shape[0], 1 if self.rebase is None else self.rebase // self.chunk
         at = ChunkPlaces.of(x, mask, segments, past, self.chunk, every)
         tokens, chunks = at.tokens, at.chunks
         group = chunks if self.rebase is None else every if past is None else 1

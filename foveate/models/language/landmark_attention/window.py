@@ -220,7 +220,8 @@ class WindowGPT(LandmarkGPT):
         layers = []
         for past in state.layers:
             last = slice(past.length - kept, past.length)
-            rest = KVCache.empty(*past.keys.shape[:2], past.keys.shape[3], past.keys.device, past.keys.dtype)
+            batch, heads, _, width = past.keys.shape
+            rest = KVCache.empty(batch, heads, width, past.keys.device, past.keys.dtype)
             real = None if past.slots is None else past.slots[:, last] >= 0
             layers.append(rest.extend(past.keys[:, :, last], past.values[:, :, last], real))
         none = state.landmarks.new_zeros(len(state.landmarks), kept)
