@@ -315,12 +315,6 @@ def test_the_landmark_learns_alone_or_with_the_model(tmp_path: Path) -> None:
     assert not same(fingerprint(model), before)
 
 
-@pytest.mark.slow
-def test_landmarks_are_learned_and_a_longer_text_is_read_by_them() -> None:
-    """A key is shown once, early; its value is asked for at the end of a text five times as long as in training."""
-    raise NotImplementedError
-
-
 def test_illegal_landmarks_are_refused() -> None:
     model, ids = decoder("llama"), texts(19)
     cases: tuple[tuple[dict[str, Any], str], ...] = (
