@@ -168,6 +168,8 @@ def test_what_a_call_says() -> None:
 def test_queries_and_keys_before_rotation(family: str, told: bool) -> None:
     model, ids, raw = decoder(family), texts(), {}
     mask = padded(ids, left=4)
+    if told:
+        mask[1, 3:5] = 0  # a hole: padding takes up no position
     positions = (mask.cumsum(1) - 1).clamp(min=0) if told else None
     name = {"qwen3": "k_norm", "gpt2": "c_attn", "neox": "query_key_value"}.get(family, "k_proj")
     getattr(model.get_submodule(attention_paths(model)[0]), name).register_forward_hook(
