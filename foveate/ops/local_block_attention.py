@@ -190,7 +190,7 @@ def placed(
     )
     distance = between(chunk, chunk + reach, 0, q.device)
     first = (at[:, :, reach:] // block - back) * block  # the first position that each query sees
-    visible = (distance <= 0) & (at[:, :, None, :] >= first[..., None]) & (at >= 0)[:, :, None, :]
+    visible = (distance <= 0) & (at[:, :, None, :] >= first[..., None])
     visible = visible & (number[:, :, None, :] == number[:, :, reach:, None])
     if real:
         visible = visible & (real[0] > 0)[:, :, None, :]

@@ -159,9 +159,9 @@ class RoutedLayer(nn.Module):
         x = self._before(x, 0, mask)
         return self._behind(self.attention(x, mask=mask), 0)
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What the feed-forward adds."""
-        return self._behind(self.mlp(self._before(x, 1, None)), 1)
+        return self._behind(self.mlp(self._before(x, 1, mask)), 1)
 
     def _before(self, x: Tensor, which: int, mask: Tensor | None) -> Tensor:
         x = x if self.norms is None else self.norms[which](x)

@@ -240,14 +240,14 @@ class RoutingTransformer(Model):
     def _one_stream(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self._layers():
             x = x + layer.attend(x, mask)
-            x = x + layer.feed(x)
+            x = x + layer.feed(x, mask)
         return x
 
     def _two_streams(self, x: Tensor, mask: Tensor | None) -> Tensor:
         first = second = x
         for layer in self._layers():
             first = first + layer.attend(second, mask)
-            second = second + layer.feed(first)
+            second = second + layer.feed(first, mask)
         return (first + second) / 2
 
     def _layers(self) -> list[RoutedLayer]:
