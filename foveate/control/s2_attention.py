@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from ..ops.block_sparse_attention import BlockIndices, block_sparse_attention
 from ..ops.s2_pattern import LocalStride
+from ..registry import register
 from .decoder_call import DecoderCall, _key_heads
 from .decoders import DecoderAttention
 
 
+@register("control", "s2_attention")
 class S2Attention(DecoderAttention):
     """Causal attention to a window and to stripes of blocks, other ones in every head of keys and values.
 
