@@ -30,11 +30,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from foveate.control import Control
-from foveate.control.hip_attention import HipAttention
-from foveate.control.s2_attention import S2Attention
-from foveate.control.seer_attention import SeerAttention, calibrate, distill
-from foveate.control.sliding_window import SlidingWindow
+from foveate.control import Control, HipAttention, S2Attention, SeerAttention, SlidingWindow
+from foveate.control.seer_attention import calibrate, distill
 from foveate.files import read_json, write_json
 from foveate.measure.machine import cpu_name
 
