@@ -30,10 +30,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from foveate.control import Control, SlidingWindow
-from foveate.control.hip_attention import HipAttention
-from foveate.control.s2_attention import S2Attention
-from foveate.control.seer_attention import SeerAttention, calibrate, distill
+from foveate.control import Control, HipAttention, S2Attention, SeerAttention, SlidingWindow
+from foveate.control.seer_attention import distill
 from foveate.files import read_json, write_json
 from foveate.measure.machine import cpu_name
 
@@ -49,9 +47,9 @@ READ = ("_pydecimal.py", "email", "inspect.py", "tarfile.py", "typing.py")
 SHARE = 4
 SINKS = 16
 #: Blocks of Seer's gate, the share of causal blocks that is left out, and by how much more on the texts it is set by.
-BLOCK, SPARSITY, MARGIN = 32, 0.8, 0.015
-#: Longest samples that its gate is taught on, and steps of so many tokens.
-TAUGHT, STEPS = 4096, 150
+BLOCK, SPARSITY, MARGIN = 16, 0.8, 0.005
+#: Longest samples that its gate is taught on, steps of so many tokens, and the highest rate.
+TAUGHT, STEPS, RATE = 4096, 400, 1e-2
 #: What is allowed: perplexity over dense attention's, and the speed of prefill.
 ALLOWED, FASTER = 1.02, 2.0
 
@@ -77,17 +75,24 @@ def hip_attention_published(model: LlamaForCausalLM, context: int) -> Control:
 
 
 def seer_attention(model: LlamaForCausalLM, context: int) -> Control:
-    """Blocks chosen by a gate that was taught on training texts; the threshold is set on validation texts."""
+    """Blocks chosen by a gate that was taught on training texts; how many is set on a validation text."""
     taught = min(context, TAUGHT)
     gates, folder = SeerAttention.for_model(model, block_size=BLOCK), OUT / f"gates_{taught}"
     if folder.exists():
         gates = SeerAttention.from_pretrained(folder)
     else:
-        losses = distill(gates, model, text_of("train", taught, STEPS).split(TAUGHT // taught), steps=STEPS)
+        batches = text_of("train", taught, STEPS * TAUGHT // taught).split(TAUGHT // taught)
+        losses = distill(gates, model, batches, steps=STEPS, lr=RATE)
         print(f"gates, {taught} tokens: loss {losses[0]:.3f} to {losses[-1]:.3f}", flush=True)
         gates.save_pretrained(folder)
-    calibrate(gates, model, text_of("validation", context, 1), SPARSITY + MARGIN)
-    return gates
+    text, ratio = text_of("validation", context, 1), 1 - SPARSITY
+    with gates.attached(model), torch.inference_mode():
+        while True:  # the last two rows of blocks are dense, so that fewer of the others may be
+            gates.set_selection(select="ratio", ratio=ratio)
+            model(input_ids=text, use_cache=False)
+            if gates.density() <= 1 - SPARSITY - MARGIN:
+                return gates
+            ratio -= MARGIN
 
 
 def s2_attention(model: LlamaForCausalLM, context: int) -> Control:

@@ -51,7 +51,10 @@ CONFIG = {
 }
 #: Of Muon for the layers' matrices, and of AdamW for the embedding and the norms.
 RATES = {"muon": 1e-2, "adamw": 3e-3}
-WARM_UP, DECAY = 40, 0.33
+WARM_UP, DECAY = 40, 0.8
+#: The share of samples in whose second half a piece of the first half comes again: what far-away tokens are good for is
+#: learned sooner than from the texts' own repetitions.
+COPIED = 0.25
 SEED = 0
 EVERY = 50  # steps between checkpoints
 
@@ -71,7 +74,7 @@ class Stage:
     spread: float = 0.0
 
 
-STAGES = (Stage(600, 512), Stage(220, 2048), Stage(230, 2048, spread=0.5), Stage(10, 8192, spread=0.5))
+STAGES = (Stage(1100, 512), Stage(500, 2048), Stage(500, 2048, spread=0.5), Stage(170, 8192, spread=0.5))
 TOKENS = 4096
 STEPS = sum(stage.steps for stage in STAGES)
 
@@ -120,6 +123,11 @@ def batch(tokens: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
     size, length = max(1, TOKENS // stage.length), stage.length
     starts = torch.randint(len(tokens) - length - 1, (size, 1), generator=generator)
     rows = tokens[starts + torch.arange(length + 1)]
+    for row, share, piece, source, target in zip(rows, *torch.rand(4, size, generator=generator).tolist(), strict=True):
+        if share < COPIED:
+            count = 16 + int(piece * (length // 4 - 16))
+            source, target = (int(place * (length // 2 - count)) for place in (source, target))
+            row[length // 2 + target :][:count] = row[source : source + count].clone()
     # Gaps in the positions show the model distances that a sample is too short for (Zhu et al., 2023, PoSE).
     gap = torch.rand(size, 1, generator=generator) * (LONGEST - length)
     gap *= torch.rand(size, 1, generator=generator) < stage.spread
