@@ -8,6 +8,7 @@ titans-pytorch 0.5.5 must be installed. Of each case of :data:`MEMORIES` and :da
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def main() -> None:
     for made, record in ((MEMORIES, memory), (TRANSFORMERS, transformer)):
         for number, (name, options) in enumerate(made.items()):
             torch.manual_seed(number)
+            random.seed(number)  # the peer draws the first stream of a connection by it
             case = f"{record.__name__}/{name}"
             tensors |= {f"{case}/{key}": value.contiguous().clone() for key, value in record(options).items()}
     save_file(tensors, FILE)
