@@ -223,7 +223,7 @@ def _learned(seed: int) -> dict[str, float]:
 @claim(
     "seer_attention",
     kind="learned",
-    says="A trained gate finds 80 % of the important blocks; untrained under 30 %, the nearest and the first under 50 %.",
+    says="A trained gate finds 80 % of the important blocks; untrained under 30 %, the nearest and first under 50 %.",
 )
 def gate_finds_the_important_blocks() -> Measurement:
     """Seen failing (0.22) with gates that are asked with the queries of another sample. The worst of three seeds."""

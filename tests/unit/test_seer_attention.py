@@ -509,5 +509,5 @@ def test_it_writes_in_a_language_model():
         for t in range(33, 40):
             y, state = model.step(tokens[:, t], state)
         torch.testing.assert_close(y, model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
-    with pytest.raises(InvalidValue, match="mixer='seer_attention' is not possible here: .* strictly causal"):
+    with pytest.raises(InvalidValue, match=r"mixer='seer_attention' is not possible here: .* strictly causal"):
         LanguageModel("seer_attention", vocabulary=20, context=64, dim=32, depth=2)
