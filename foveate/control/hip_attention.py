@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,8 @@ class HipAttention(DecoderAttention):
     def check(self, model: nn.Module) -> None:
         """Refuse head groups that do not divide the heads, and what the base refuses."""
         super().check(model)
-        count = model.config.num_attention_heads if self.heads is None else len(self.heads)
+        config: Any = model.config
+        count = config.num_attention_heads if self.heads is None else len(self.heads)
         if count % self.search.head_group:
             raise invalid("head_group", self.search.head_group, f"it must divide the {count} heads that are changed")
 

@@ -46,7 +46,8 @@ def read_documents(
             offsets = torch.arange(int(sizes[these].max()), device=q.device)
             inside = offsets < sizes[these, None]
             place = torch.where(inside, starts[these, None] + offsets, starts[these, None])
-            part = read(*(m[place].transpose(1, 2) for m in flat), inside).transpose(1, 2)
+            some_q, some_k, some_v = (m[place].transpose(1, 2) for m in flat)
+            part = read(some_q, some_k, some_v, inside).transpose(1, 2)
             o = o.index_put((place[inside],), part[inside])
         longest *= 2
     return o.unflatten(0, (batch, length)).transpose(1, 2)
