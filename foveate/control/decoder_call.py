@@ -101,7 +101,7 @@ class LayerPass:
             positions = torch.arange(total - new, total, device=q.device)[None]
         groups = q.shape[1] // k.shape[1]
         if part.heads is not None:
-            kept = _key_heads(part.heads, groups)
+            kept = key_heads(part.heads, groups)
             q, k, v = q[:, list(part.heads)], k[:, kept], v[:, kept]
         scale = kwargs.get("scaling")
         return DecoderCall(
@@ -177,6 +177,11 @@ class DecoderCall:
             states = layer._foveate = CacheStates(layer)
         before = self.dropped + self.cached
         return states.of(self._token, before, before + self.q.shape[2], self.q.shape[0])
+
+    @property
+    def rotary(self) -> nn.Module | None:
+        """The model's rotary embedding, ``(x, positions)`` to cosines and sines; None: it has none."""
+        return self._pass.rotary
 
     def unrotated(self) -> tuple[Tensor, Tensor]:
         """``q`` and ``k`` as they were before rotary position embedding (after query and key norms).
@@ -337,7 +342,7 @@ def _real_keys(
     return real
 
 
-def _key_heads(heads: tuple[int, ...], groups: int) -> list[int]:
+def key_heads(heads: tuple[int, ...], groups: int) -> list[int]:
     """The key heads of chosen query heads: each once where whole groups are chosen, else one per query head."""
     each = [h // groups for h in heads]
     kept = sorted(set(each))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..ops.block_sparse_attention import BlockIndices, block_sparse_attention
 from ..ops.s2_pattern import LocalStride
 from ..registry import register
-from .decoder_call import DecoderCall, _key_heads
+from .decoder_call import DecoderCall, key_heads
 from .decoders import DecoderAttention
 
 
@@ -92,7 +92,7 @@ class S2Attention(DecoderAttention):
         count = config.num_attention_heads
         groups = count // (getattr(config, "num_key_value_heads", None) or count)
         heads = tuple(range(count)) if self.heads is None else self.heads
-        pattern = self.pattern(len(heads), len(_key_heads(heads, groups)))
+        pattern = self.pattern(len(heads), len(key_heads(heads, groups)))
         if not pattern.covers():
             lost = pattern.vert_stride - len(set(pattern.residues))
             warnings.warn(

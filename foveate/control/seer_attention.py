@@ -37,7 +37,7 @@ from ..ops.softmax_attention import softmax_attention
 from ..registry import register
 from .attachment import Attachment
 from .base import Adapter
-from .decoder_call import DecoderCall, _key_heads
+from .decoder_call import DecoderCall, key_heads
 from .decoders import DecoderAttention, attention_paths
 
 # Rotary embeddings of a gate's width, made of those of a head's.
@@ -102,7 +102,7 @@ class SeerAttention(DecoderAttention, Adapter):
         self.sizes = (num_layers, num_heads, num_kv_heads, head_dim)
         self.block_size, self.gate_loss = block_size, gate_loss
         self.selection = Selection(select, ratio, threshold, last_block_dense)
-        read = num_kv_heads if self.heads is None else len(_key_heads(self.heads, num_heads // num_kv_heads))
+        read = num_kv_heads if self.heads is None else len(key_heads(self.heads, num_heads // num_kv_heads))
         self.gates = nn.ModuleDict()
         for layer in range(num_layers) if self.layers is None else self.layers:
             self.gates[str(layer)] = AttnGate(
@@ -145,7 +145,8 @@ class SeerAttention(DecoderAttention, Adapter):
         if unknown:
             raise InvalidType(f"{unknown[0]!r} is not an option of a selection: legal are {', '.join(kept)}.")
         self.selection = Selection(**{**kept, **options})
-        self._hub_mixin_config = {**(self._hub_mixin_config or {}), **options}  # what is saved begins with these
+        saved: Any = self._hub_mixin_config or {}
+        self._hub_mixin_config = {**saved, **options}  # what is saved begins with these
         return self
 
     def check(self, model: nn.Module) -> None:
@@ -335,7 +336,7 @@ def _sizes(model: Any) -> dict[str, int]:
 
 def _block_rope(call: DecoderCall, width: int, size: int, there: Tensor | None) -> Rope | None:
     """The model's rotary embedding at the first real token of each block; None: the model has none."""
-    rotary: Any = call._pass.rotary
+    rotary: Any = call.rotary
     if rotary is None:
         return None
     first, keys = call.query_positions, call.k.shape[2]
