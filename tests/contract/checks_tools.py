@@ -50,7 +50,7 @@ def every_parameter_learns(case: MixerCase) -> None:
         grid = case.grid(tokens=29)
         mixer = case.build(causal=causal, grid=grid).train()
         x = case.input(grid).requires_grad_()
-        (case.run(mixer, x).pow(3).mean() + sum(aux_losses(mixer).values())).backward()
+        (case.run(mixer, x).pow(3).mean() + sum(loss.sum() for loss in aux_losses(mixer).values())).backward()
         for name, tensor in (("x", x), *mixer.named_parameters()):
             if not tensor.requires_grad:
                 continue
