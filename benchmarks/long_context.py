@@ -46,8 +46,8 @@ READ = ("_pydecimal.py", "email", "inspect.py", "tarfile.py", "typing.py")
 #: Keys that a query may read: this share of the context.
 SHARE = 4
 SINKS = 16
-#: Blocks of Seer's gate, and the share of causal blocks that is left out.
-BLOCK, SPARSITY = 16, 0.8
+#: Blocks of Seer's gate in each context, as many as blocks of 64 are in 32,768 tokens, and the share that is left out.
+BLOCKS, SPARSITY = 512, 0.8
 #: Longest samples that its gate is taught on, steps of so many tokens, and the highest rate.
 TAUGHT, STEPS, RATE = 4096, 400, 1e-2
 #: What is allowed: perplexity over dense attention's, and the speed of prefill.
@@ -83,8 +83,8 @@ def hip_attention_published(model: LlamaForCausalLM, context: int) -> Control:
 
 def seer_attention(model: LlamaForCausalLM, context: int) -> Control:
     """A fifth of the blocks, chosen by a gate that was taught on training texts."""
-    taught = min(context, TAUGHT)
-    gates, folder = SeerAttention.for_model(model, block_size=BLOCK), OUT / f"gates_{taught}"
+    taught, block = min(context, TAUGHT), context // BLOCKS
+    gates, folder = SeerAttention.for_model(model, block_size=block), OUT / f"gates_{taught}_{block}"
     if folder.exists():
         gates = SeerAttention.from_pretrained(folder)
     else:
