@@ -1,0 +1,90 @@
+"""Parts that several image backbones share, channels last where not said otherwise."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import invalid
+from ...mixers.parts import Linear
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a sample's residual branch is left out with probability ``rate``.
+
+    Huang et al., 2016 (arXiv 1603.09382); what stays is divided by ``1 - rate``.
+
+    Args:
+        rate: in [0, 1).
+
+    Raises:
+        InvalidValue: another rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise invalid("drop_path_rate", rate, "it must be at least 0 and below 1")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, ...)``, same shape."""
+        if not self.training or not self.rate:
+            return x
+        keep = 1 - self.rate
+        return x * (torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < keep).to(x.dtype) / keep
+
+
+def drop_path_rates(rate: float, depths: tuple[int, ...] | list[int]) -> list[list[float]]:
+    """Rates that rise linearly from 0 to ``rate`` over all blocks, by stage."""
+    total = sum(depths)
+    rates = iter([rate * i / max(1, total - 1) for i in range(total)])
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear: the feed-forward of a vision transformer, with timm's names.
+
+    Args:
+        dim: channels in and out.
+        hidden: channels between.
+        dropout: after both layers.
+        bias: both layers have biases.
+    """
+
+    #: What stands between the two layers.
+    activation: ClassVar[type[nn.Module]] = nn.GELU
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden, bias=bias)
+        self.act = self.activation()
+        self.fc2 = Linear(hidden, dim, bias=bias)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` in and out."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """``(B, C, *grid)`` to ``(B, *grid, C)``, a view."""
+    return x.movedim(1, -1)
+
+
+def to_channels_first(x: Tensor) -> Tensor:
+    """``(B, *grid, C)`` to ``(B, C, *grid)``, a view."""
+    return x.movedim(-1, 1)
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Initialise as vision transformers are: linear layers from a normal of 0.02 cut at two deviations, zero biases.
+
+    For ``model.apply``; other layers keep their defaults.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
