@@ -51,7 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "equal": {
         "systems": SYSTEMS,
         "options": dict.fromkeys(SYSTEMS, SIZES),
-        "tokens": 2_000_000,
+        "tokens": 1_000_000,
         "batch_size": 16,
         "learning_rates": (1e-3, 3e-3),
         "seeds": 1,
