@@ -3,11 +3,13 @@
 from ..spec import Grid, MixerSpec, Order
 from .base import Fuser, Mixer, aux_losses
 from .layout import TokenLayout
+from .look import Look
 from .state import State, Streaming, shared, state
 
 __all__ = [
     "Fuser",
     "Grid",
+    "Look",
     "Mixer",
     "MixerSpec",
     "Order",

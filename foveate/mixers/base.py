@@ -13,6 +13,7 @@ from ..errors import InvalidType, InvalidValue, invalid
 from ..measure.cost import Cost
 from ..spec import MixerSpec
 from .layout import TokenLayout
+from .look import Look
 from .state import State, misfit
 
 
@@ -107,6 +108,19 @@ class Mixer(nn.Module):
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Analytic cost of one forward pass over this grid, with the special tokens of :meth:`plan_tokens`."""
         raise NotImplementedError
+
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """What this mixer attends to in ``x``, as :class:`~foveate.mixers.look.Look` s; default: it cannot tell.
+
+        Args:
+            x: what :meth:`forward` is given, ``(batch, *grid, dim)``.
+            query: a place of the grid whose token is asked; None: all of them, or the middle.
+
+        Raises:
+            InvalidType: this mixer shows nothing.
+            InvalidValue: as :meth:`check_input`, or a query outside of the grid.
+        """
+        raise InvalidType(f"{type(self).__name__} shows nothing of what it attends to: it defines no look().")
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
