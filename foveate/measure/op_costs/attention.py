@@ -103,3 +103,22 @@ def window_attention(
     return attention_cost(
         batch * heads * pairs, batch * heads * length, batch * heads * keys, d, e, batch * heads * length
     )
+
+
+@formula("shifted_window_attention")
+def shifted_window_attention(
+    *, grid: Sequence[int], window: Sequence[int], d: int, e: int | None = None, batch: int = 1, heads: int = 1
+) -> Cost:
+    """Whole windows, padding and pairs that a shift hides among them: what is computed by everybody."""
+    windows = math.prod(-(-size // w) for size, w in zip(grid, window, strict=True))
+    pairs = batch * heads * windows * math.prod(window) ** 2
+    tokens = batch * heads * math.prod(grid)
+    return attention_cost(pairs, tokens, tokens, d, d if e is None else e, tokens)
+
+
+@formula("sample_at")
+def sample_at(*, points: int, d: int, height: int, width: int, batch: int = 1, heads: int = 1) -> Cost:
+    """Four pixels for each point; a map that is read all over is read from memory once."""
+    many, pixels = batch * heads * points, batch * heads * height * width
+    moved = 4 * (pixels * d + many * (d + 2))
+    return Cost(elementwise=many * (8 * d + 12), activation_bytes=4 * (pixels * d + 2 * many), moved_bytes=moved)
