@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,6 +88,25 @@ def _table() -> dict[tuple[str, str], Entry]:
     return table
 
 
+@functools.cache
+def _sizes() -> dict[str, Entry]:
+    """Published sizes of models by name; theirs and registered names are all different."""
+    taken = {name: entry.file for (_, name), entry in _table().items()}
+    sizes: dict[str, Entry] = {}
+    of_plugins = {id(entry): plugin for plugin in plugins() for entry in plugin.entries}
+    for entry in _table().values():
+        plugin = of_plugins.get(id(entry))
+        for name in list(entry.configurations):
+            if name not in taken:
+                taken[name], sizes[name] = entry.file, replace(entry, configuration=name)
+            elif plugin is None:
+                raise InvalidValue(f"the name {name!r} is registered twice: in {taken[name]} and in {entry.file}.")
+            else:
+                del entry.configurations[name]
+                refuse(plugin, f"the size {name!r} of {entry.file} is left out: {taken[name]} has the name.")
+    return sizes
+
+
 def entries(kind: str | None = None) -> list[Entry]:
     """All registered entries, sorted by kind and name."""
     if kind is not None and kind not in KINDS:
@@ -95,15 +114,21 @@ def entries(kind: str | None = None) -> list[Entry]:
     return sorted((e for e in _table().values() if kind in (None, e.kind)), key=lambda e: (e.kind, e.name))
 
 
+def sizes(kind: str | None = None) -> list[Entry]:
+    """Published sizes of all models, sorted by their names, which are :attr:`Entry.configuration`."""
+    return [entry for _, entry in sorted(_sizes().items()) if kind in (None, entry.kind)]
+
+
 def find(name: str, kind: str | None = None) -> Entry:
-    """The entry of this name.
+    """The entry of this name, or of the class that has a published size of this name.
 
     Raises:
         UnknownName: nothing has this name (the nearest names are given), or several kinds have it and ``kind`` is None.
     """
-    hits = [e for e in entries(kind) if e.name == name]
+    hits = [e for e in entries(kind) if e.name == name] or [e for e in sizes(kind) if e.configuration == name]
     if not hits:
-        raise unknown_name(kind or "name", name, {e.name for e in entries(kind)})
+        known = {e.name for e in entries(kind)} | {e.configuration for e in sizes(kind)}
+        raise unknown_name(kind or "name", name, known)
     if len(hits) > 1:
         kinds = " or ".join(f"kind={e.kind!r}" for e in hits)
         raise UnknownName(f"{name!r} is the name of more than one thing: say {kinds}.")
@@ -164,9 +189,9 @@ def create(name: str, kind: str | None = None, **options: Any) -> Any:
     For an op the function itself is returned (it takes tensors, not options).
 
     Args:
-        name: registered name, see :func:`list_names`.
+        name: registered name, see :func:`list_names`, or that of a published size (``davit_tiny``).
         kind: needed when the name is ambiguous.
-        options: constructor options.
+        options: constructor options; they win over those of a published size.
 
     Raises:
         UnknownName: no such name; the nearest ones are given.
@@ -179,6 +204,7 @@ def create(name: str, kind: str | None = None, **options: Any) -> Any:
         if options:
             raise InvalidType(f"the op {name!r} takes tensors when called, no options when created.")
         return target
+    options = {**entry.options, **options}
     check_options(name, target, options)
     return target(**options)
 
@@ -301,6 +327,9 @@ def get_system(slug: str) -> System:
     for entry in entries():
         if entry.name == slug:
             raise UnknownName(f"unknown system {slug!r}: the {entry.kind} of this name belongs to {entry.system!r}.")
+    for entry in sizes():
+        if entry.configuration == slug:
+            raise UnknownName(f"unknown system {slug!r}: it is a published size of {entry.system!r}.")
     raise unknown_name("system", slug, _systems())
 
 

@@ -35,7 +35,9 @@ _BLOCK = re.compile(
 _REGISTER = re.compile(r"^@register\(", re.MULTILINE)
 _FUNCTION = re.compile(r"^(?:async )?def ", re.MULTILINE)
 _METHOD = re.compile(r"^    (?:def |async def |@)", re.MULTILINE)
-_SPEC = re.compile(r"^    spec\b", re.MULTILINE)
+#: What is read from a class body, by the name it is assigned to.
+_READ = ("spec", "configurations", "published_costs")
+_SAID = re.compile(rf"^    (?:{'|'.join(_READ)})\b", re.MULTILINE)
 
 
 class PluginWarning(UserWarning):
@@ -54,6 +56,9 @@ class Entry:
         file: the source file.
         spec: its :class:`~foveate.spec.MixerSpec` or :class:`~foveate.spec.ModelSpec`, if it has one.
         summary: first line of its docstring.
+        configurations: of a model, published sizes: names, which are found as registered ones are, to options.
+        published_costs: what its publication says of them: million parameters, billion multiply-adds, pixels of a side.
+        configuration: the published size that was asked for, of :attr:`configurations`; "" for the class itself.
     """
 
     kind: str
@@ -64,6 +69,14 @@ class Entry:
     file: Path
     spec: Any = None
     summary: str = ""
+    configurations: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+    published_costs: dict[str, tuple[float, float, int]] = field(default_factory=dict, hash=False)
+    configuration: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the published size that was asked for."""
+        return self.configurations[self.configuration] if self.configuration else {}
 
     def load(self) -> Any:
         """Import the module and return the registered class or function."""
@@ -122,13 +135,15 @@ def _decorations(node: ast.ClassDef | ast.FunctionDef, name: str) -> Iterator[tu
             yield [_literal(a) for a in decorator.args], {str(k.arg): _literal(k.value) for k in decorator.keywords}
 
 
-def _class_spec(node: ast.AST) -> Any:
-    for statement in getattr(node, "body", []):
+def _said(node: ast.AST) -> dict[str, Any]:
+    """What a class body says of the class, by the names of :data:`_READ`."""
+    found = {}
+    for statement in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if any(getattr(t, "id", None) == "spec" for t in targets):
-                return _literal(statement.value)
-    return None
+            for name in {getattr(t, "id", None) for t in targets} & set(_READ):
+                found[name] = _literal(statement.value)
+    return found
 
 
 def _tree(source: str, file: Path) -> list[ast.ClassDef | ast.FunctionDef]:
@@ -138,7 +153,7 @@ def _tree(source: str, file: Path) -> list[ast.ClassDef | ast.FunctionDef]:
 def _heads(source: str) -> str | None:
     """What a registration says, cut out of its file: decorators, header, docstring and the plain lines of a class.
 
-    Methods are most of a file and take most of the time to parse. None where cutting would lose a spec.
+    Methods are most of a file and take most of the time to parse. None where cutting would lose what a class says.
     """
     heads = []
     for block in _BLOCK.findall(source):
@@ -147,7 +162,7 @@ def _heads(source: str) -> str | None:
         end = method.start() if method else len(block)
         if opened >= 0:
             end = block.find('"""', opened + 3) + 3
-        elif _SPEC.search(block, end):
+        elif _SAID.search(block, end):
             return None
         heads.append(block[:end])
     text = "\n".join(heads)
@@ -169,7 +184,7 @@ def scan_file(file: Path, module: str) -> list[Entry]:
         summary = (ast.get_docstring(node) or "").split("\n")[0]
         for (kind, name), keywords in _decorations(node, "register"):
             system = keywords.get("system") or name
-            entries.append(Entry(kind, name, system, module, node.name, file, _class_spec(node), summary))
+            entries.append(Entry(kind, name, system, module, node.name, file, summary=summary, **_said(node)))
     return entries
 
 

@@ -28,7 +28,8 @@ def _facts(entry: Entry) -> dict[str, Any]:
     import dataclasses
 
     spec = dataclasses.asdict(entry.spec) if entry.spec is not None else {}
-    return {"kind": entry.kind, "name": entry.name, "system": entry.system, "summary": entry.summary, "spec": spec}
+    facts = {"kind": entry.kind, "name": entry.name, "system": entry.system, "summary": entry.summary, "spec": spec}
+    return facts | ({"configurations": entry.configurations} if entry.configurations else {})
 
 
 def _row(system: System, score: float | None) -> dict[str, Any]:

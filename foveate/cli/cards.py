@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..catalog import FAMILIES
 from ..catalog.results import Measured
-from ..registry import STATUSES, System
+from ..registry import STATUSES, Entry, System
 from ..sources import Check
 
 if TYPE_CHECKING:
@@ -194,6 +194,14 @@ def _checks(out: Console, system: System) -> None:
     _section(out, "Checks", rows, note)
 
 
+def _size(entry: Entry, name: str) -> str:
+    """What its publication says of a size, or how it is built."""
+    if name not in entry.published_costs:
+        return ", ".join(f"{option}={value}" for option, value in entry.configurations[name].items())
+    parameters, multiplications, pixels = entry.published_costs[name]
+    return f"{parameters:g} M parameters, {multiplications:g} G multiply-adds at {pixels} px"
+
+
 def _near(file: Path) -> str:
     """A path as it is typed here: relative where the file is in or below the current folder."""
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
@@ -223,6 +231,7 @@ def card(system: System) -> None:
     uses = (("when", system.when), ("when not", system.when_not), ("cost", system.cost))
     _section(out, "Use", [(label, text) for label, text in uses])
     _section(out, "Provides", [(f"{e.kind} {e.name}", e.summary) for e in system.provides])
+    _section(out, "Published sizes", [(name, _size(e, name)) for e in system.provides for name in e.configurations])
     _section(out, "Claims, as published", [(c.kind, c.says) for c in system.claims])
     _checks(out, system)
     for title, texts in (("Reconstructed", system.reconstructed), ("Unverified", system.unverified)):

@@ -19,7 +19,7 @@ from ..measure.machine import usable_cores
 from ..mixers.base import Mixer
 from ..models.base import Model
 from ..models.build import Contestant, network_for, network_options, resolve
-from ..registry import check_options, entries, find
+from ..registry import check_options, entries, find, sizes
 from ..spec import MixerSpec, ModelSpec, mixer_fits
 from ..tasks.base import Task
 from .settings import Settings
@@ -117,10 +117,12 @@ def contestants(settings: Settings, task: Task) -> list[Contestant]:
     if not names:
         raise InvalidValue("no system takes part: name at least one.")
     everything = {e.name for kind in ("model", "mixer") for e in entries(kind)}
+    published = {e.configuration: e.name for e in sizes("model")}
     for name in names:
-        if ":" not in name and name not in everything:
-            raise unknown_name("system", name, [*known, "all"])
-        if ":" not in name and name not in known:
+        of = published.get(name, name)
+        if ":" not in name and of not in everything:
+            raise unknown_name("system", name, [*known, *(s for s, of in published.items() if of in known), "all"])
+        if ":" not in name and of not in known:
             raise InvalidValue(f"system {name!r} cannot do the task {task.info.task!r}: leave it out.")
     chosen = [resolve(name) for name in names]
     for name, options in settings.options.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..registry import Entry, System, entries, get_system
+from ..registry import Entry, System, entries, get_system, sizes
 from .files import sealed
 
 Config = Mapping[str, Any]
@@ -71,7 +71,7 @@ def render(config: Config, *, repo: str | None = None, licence: str | None = Non
 def _entry(config: Config) -> Entry | None:
     """What is registered under the system's name; None for a class of the user's own."""
     kinds = (config["kind"],) if "kind" in config else ("model", "mixer")
-    found = {e.kind: e for e in entries() if e.name == config["system"]}
+    found = {e.kind: e for e in (*entries(), *sizes()) if config["system"] == (e.configuration or e.name)}
     return next((found[kind] for kind in kinds if kind in found), None)
 
 

@@ -1,7 +1,7 @@
 """Contestants: from a name to a model for a task.
 
-A name is a registered model, a registered mixer (which a network makes into a model: see :func:`network`), or
-``package.module:Class``, a Model or Mixer subclass of the user's.
+A name is a registered model, one of its published sizes, a registered mixer (which a network makes into a model: see
+:func:`network`), or ``package.module:Class``, a Model or Mixer subclass of the user's.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class Contestant:
         name: as the user gave it.
         kind: "model", "mixer", or "custom" for the user's own class.
         target: the Model or Mixer subclass.
+        configuration: the published size of the model, if the name is that of one.
     """
 
     name: str
     kind: str
     target: type[Model] | type[Mixer]
+    configuration: str = ""
 
     @property
     def baseline(self) -> bool:
@@ -69,7 +71,8 @@ class Contestant:
         if info.task not in self.target.spec.tasks:
             raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")
         check_options(self.name, self.target, options, partial=True)
-        return self.target.for_task(info, **options)
+        size = {"configuration": self.configuration} if self.configuration else {}
+        return self.target.for_task(info, **size, **options)
 
 
 def network(reads: str) -> type[Model]:
@@ -102,7 +105,7 @@ def resolve(name: str) -> Contestant:
         return Contestant(name, "custom", _import(name))
     known = {e.name: e.kind for e in (*entries("mixer"), *entries("model"))}
     entry = find(name, known.get(name))
-    return Contestant(name, entry.kind, entry.load())
+    return Contestant(name, entry.kind, entry.load(), entry.configuration)
 
 
 def _import(name: str) -> type[Model] | type[Mixer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -41,6 +42,7 @@ def _fresh() -> Iterator[None]:
         sources.plugins,
         sources.all_records,
         registry._table,
+        registry._sizes,
         registry._systems,
         registry._unrecorded,
     )
@@ -107,6 +109,8 @@ def test_reading_the_heads_is_reading_the_file(file: Path, monkeypatch):
         "@register('mixer', 'a')\nclass A:\n    '''Shows\n\n    def f(): pass\n    '''\n    spec = MixerSpec()\n",
         "@register('mixer', 'a')\nclass A:\n    x = 1\n\n    def f(): pass\n\n    spec = MixerSpec(ranks=(2,))\n",
         "@register(\n    'mixer',\n    'a',\n    system='s',\n)\nclass A:\n    spec = MixerSpec(ranks=(1,))\n",
+        "@register('model', 'a')\nclass A:\n    configurations: dict = {\n        'a_tiny': {'n': (2, 2)},\n    }\n",
+        "@register('model', 'a')\nclass A:\n    def f(): pass\n\n    configurations = {'a_tiny': {}}\n",
         "@register('op', 'a')\ndef f(x): pass",
         "x = '''\n@register('op', 'never')\n'''\n@register('op', 'a')\ndef f(x): pass\n",
     ],
@@ -132,6 +136,93 @@ def test_checks_are_read_as_they_are_registered():
     for slug in ("mamba2", "dlinear", "beyond_llms"):
         registered = [(c.name, c.kind, c.says, c.timed) for c in claims_of(slug)]
         assert [(c.name, c.kind, c.says, c.timed) for c in foveate.get_system(slug).checks] == registered
+
+
+# Published sizes ----------------------------------------------------------------------------------------------------
+
+MODEL = """
+from foveate.registry import register
+from foveate.spec import ModelSpec
+
+
+@register('model', 'others_net')
+class Net:
+    '''A network.'''
+    spec = ModelSpec(reads='image', tasks=())
+    configurations = {'others_tiny': {'width': 16}, 'others_large': {'width': 32, 'depth': 4}}
+    published_costs = {'others_tiny': (28.3, 4.5, 224)}
+
+    def __init__(self, width=8, depth=1):
+        self.width, self.depth = width, depth
+"""
+
+
+@pytest.fixture
+def sized(tmp_path, join, monkeypatch) -> Path:
+    """A module with a model that has published sizes."""
+    monkeypatch.delitem(sys.modules, "others_sized", raising=False)
+    file = tmp_path / "others_sized.py"
+    file.write_text(MODEL)
+    join(mine="others_sized")
+    return file
+
+
+def test_a_published_size_is_found_and_built_by_its_name(sized):
+    entry = registry.find("others_large")
+    assert (entry.name, entry.configuration) == ("others_net", "others_large")
+    assert entry.options == {"width": 32, "depth": 4}
+    assert registry.find("others_net").options == {}
+    assert registry.find("others_tiny", "model").published_costs == {"others_tiny": (28.3, 4.5, 224)}
+    made = foveate.create("others_large", depth=2)
+    assert (made.width, made.depth) == (32, 2)
+    assert [e.configuration for e in registry.sizes() if e.file == sized] == ["others_large", "others_tiny"]
+    assert "others_tiny" not in foveate.list_names()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: foveate.create("others_tiny", heads=1), "'others_tiny' has no option 'heads': its options are width"),
+        (lambda: foveate.create("others_tinny"), "unknown name 'others_tinny': did you mean 'others_tiny'"),
+        (lambda: foveate.create("others_tiny", kind="mixer"), "unknown mixer 'others_tiny'"),
+        (lambda: foveate.get_system("others_tiny"), "it is a published size of 'others_net'"),
+    ],
+)
+def test_what_is_wrong_with_a_size_is_named(call, message, sized):
+    with pytest.raises((LookupError, TypeError), match=message):
+        call()
+
+
+def test_the_name_of_a_size_cannot_be_taken(sized):
+    sized.write_text(sized.read_text().replace("others_tiny", "timesnet"))
+    with pytest.warns(PluginWarning, match=r"the size 'timesnet' of .*others_sized.py is left out: .*timesnet.py has"):
+        assert registry.sizes()
+    assert registry.find("timesnet").configuration == ""
+    assert registry.find("others_large").options
+    assert "timesnet" not in registry.find("others_net").configurations
+
+
+def test_a_size_of_ours_cannot_have_a_name_that_is_in_use(monkeypatch):
+    entry = registry.find("timesnet")
+
+    def with_sizes(*names: str) -> None:
+        registry._sizes.cache_clear()
+        made = dataclasses.replace(entry, configurations={name: {} for name in names})
+        monkeypatch.setattr(registry, "_table", lambda: {("model", "timesnet"): made})
+
+    with_sizes("timesnet_b", "timesnet_a")
+    assert [e.configuration for e in registry.sizes()] == ["timesnet_a", "timesnet_b"]
+    with_sizes("timesnet_b", "timesnet")
+    with pytest.raises(InvalidValue, match=r"the name 'timesnet' is registered twice: in .*timesnet.py and in"):
+        registry.sizes()
+
+
+def test_a_card_shows_published_sizes(sized, capsys):
+    from foveate.cli import cards
+
+    cards.card(next(s for s, _ in registry.find_systems() if s.slug == "others_net"))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Published sizes others_tiny 28.3 M parameters, 4.5 G multiply-adds at 224 px others_large width=32" in told
 
 
 # Plug-ins -----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ class Backbone(Model):
     #: Published sizes: a name (``davit_tiny``) to options of the constructor. Literals, as :attr:`spec` is: the names
     #: are known without importing torch, and ``foveate.create(name)`` builds them.
     configurations: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: What the publication says of them: million parameters, billion multiply-adds, pixels along a side. Literals.
+    published_costs: ClassVar[dict[str, tuple[float, float, int]]] = {}
+    #: Why one of them is more than 1 % off what is counted here, by name.
+    cost_differences: ClassVar[dict[str, str]] = {}
     #: Dotted path of the linear layer (an identity if there are no classes) that answers.
     classifier: ClassVar[str] = "head"
     #: Pixels that a side of the image must have.
@@ -56,8 +60,11 @@ class Backbone(Model):
         raise NotImplementedError
 
     @classmethod
-    def for_task(cls, info: Any, **options: Any) -> Self:
-        """A small form for ``classify-images``; options win.
+    def for_task(cls, info: Any, configuration: str = "", **options: Any) -> Self:
+        """For ``classify-images``: a small form, or a published size; options win.
+
+        Args:
+            configuration: one of :attr:`configurations`; "": the small form.
 
         Raises:
             InvalidType: another task.
@@ -65,7 +72,8 @@ class Backbone(Model):
         if info.task not in cls.spec.tasks:
             raise InvalidType(f"{cls.__name__} cannot be built for the task {info.task!r}.")
         common = {"in_chans": info.channels, "num_classes": info.classes}
-        return cls(**{**cls.small(info), **common, **options})
+        size = cls.configurations[configuration] if configuration else cls.small(info)
+        return cls(**{**size, **common, **options})
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Maps of all stages, ``(B, channels, H / reduction, W / reduction)`` each, as :attr:`feature_info` says.
