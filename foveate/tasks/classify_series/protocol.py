@@ -148,7 +148,7 @@ def prepare_samples(samples: Samples, split: str | None, seed: int) -> Prepared:
         classes += test.classes
         part = np.concatenate([part, np.full(len(test.values), 2)])
     _check_labels(classes, part, samples, test)
-    names = _ordered(set(classes))
+    names = ordered(set(classes))
     notes: list[str] = []
     rare = [n for n in names if sum(c == n and p == 1 for c, p in zip(classes, part, strict=True)) == 0]
     if rare:
@@ -237,6 +237,7 @@ def _check_labels(classes: list[str], part: np.ndarray, samples: Samples, test: 
             )
 
 
-def _ordered(names: set[str]) -> tuple[str, ...]:
+def ordered(names: set[str]) -> tuple[str, ...]:
+    """Names of classes, sorted; as numbers, if all are whole numbers."""
     whole = all(n.removeprefix("-").isdecimal() for n in names)
     return tuple(sorted(names, key=(lambda n: (int(n), n)) if whole else None))

@@ -1,0 +1,1 @@
+"""The task `classify-images`: one class for each of many images."""
