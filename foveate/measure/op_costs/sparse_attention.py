@@ -27,6 +27,25 @@ def block_sparse_attention(
     return attention_cost(pairs, rows, keys, d, d if e is None else e, rows)
 
 
+@formula("routed_region_attention")
+def routed_region_attention(
+    *,
+    regions: int,
+    tokens: int,
+    topk: int,
+    d: int,
+    e: int | None = None,
+    key_regions: int | None = None,
+    key_tokens: int | None = None,
+    heads: int = 1,
+    batch: int = 1,
+) -> Cost:
+    """Each of a region's ``tokens`` reads the ``key_tokens`` of ``topk`` regions (None: as queries have them)."""
+    rows, each = batch * heads * regions * tokens, key_tokens or tokens
+    keys = batch * heads * (key_regions or regions) * each
+    return attention_cost(rows * topk * each, rows, keys, d, d if e is None else e, rows)
+
+
 @formula("hip_mask")
 def hip_mask(
     *, length: int, d: int, mask_k: int, block_size_q: int, block_size_k: int, heads: int = 1, batch: int = 1

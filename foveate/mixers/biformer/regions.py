@@ -1,0 +1,81 @@
+"""Cutting a map into regions, and joining regions to a map."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import invalid
+
+
+def to_regions(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``(batch, *grid, channels)`` to ``(batch, regions, *size, channels)``, regions row by row; sizes divide the grid."""
+    rank = len(size)
+    shape = [n for length, edge in zip(x.shape[1:-1], size, strict=True) for n in (length // edge, edge)]
+    x = x.reshape(x.shape[0], *shape, x.shape[-1])
+    order = [0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1]
+    return x.permute(order).flatten(1, rank)
+
+
+def from_regions(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """The way back of :func:`to_regions`: ``(batch, regions, *size, channels)`` to ``(batch, *grid, channels)``."""
+    rank, size = len(grid), x.shape[2:-1]
+    x = x.unflatten(1, [length // edge for length, edge in zip(grid, size, strict=True)])
+    order = [0, *(axis for i in range(rank) for axis in (1 + i, 1 + rank + i)), 2 * rank + 1]
+    return x.permute(order).reshape(x.shape[0], *grid, x.shape[-1])
+
+
+def pad_to(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Zeros behind ``(batch, *grid, channels)`` up to this grid."""
+    missing = [n - length for n, length in zip(grid, x.shape[1:-1], strict=True)]
+    if not any(missing):
+        return x
+    return F.pad(x, (0, 0, *(n for more in reversed(missing) for n in (0, more))))
+
+
+def crop(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """The beginning of ``(batch, *larger, channels)``, a view."""
+    for axis, length in enumerate(grid, 1):
+        x = x.narrow(axis, 0, length)
+    return x
+
+
+def filled(grid: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> Tensor:
+    """How many places of each region lie inside the grid, the last regions being cut off: ``(regions,)``."""
+    found = torch.ones(1, device=device)
+    for length, edge in zip(grid, size, strict=True):
+        starts = torch.arange(0, length, edge, device=device)
+        found = (found[:, None] * (length - starts).clamp(max=edge)).flatten()
+    return found
+
+
+class Convolution(torch.nn.Module):
+    """A depthwise convolution over ``(batch, *grid, channels)``, zeros outside of the grid, same shape.
+
+    ``weight`` is ``(channels, 1, *kernel)`` and ``bias`` ``(channels,)``, as those of a PyTorch convolution.
+
+    Args:
+        channels: of the map.
+        kernel: its edge, an odd number.
+        rank: axes of the grid.
+    """
+
+    def __init__(self, channels: int, kernel: int, rank: int) -> None:
+        super().__init__()
+        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+            raise invalid("side_dwconv", kernel, "an odd number, or 0 for none, is needed")
+        self.weight = torch.nn.Parameter(torch.empty(channels, 1, *(kernel,) * rank))
+        self.bias = torch.nn.Parameter(torch.empty(channels))
+        bound = 1 / math.sqrt(kernel**rank)
+        torch.nn.init.uniform_(self.weight, -bound, bound)
+        torch.nn.init.uniform_(self.bias, -bound, bound)
+        self.padding = kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, *grid, channels)``, same shape."""
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+        y = convolve(x.movedim(-1, 1), self.weight, self.bias, padding=self.padding, groups=x.shape[-1])
+        return y.movedim(1, -1)
