@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import InvalidType, InvalidValue
 from .backend import choose
 from .handwritten import sum_dtype
+from .native import shifted_window_attention as native
 from .shifted_windows import PADDINGS, Axis, axes_of, from_windows, real_places, to_windows, window_mask
 
 __all__ = ["shifted_window_attention", "window_mask"]
@@ -72,7 +73,8 @@ def shifted_window_attention(
     """
     axes = _check(q, k, v, window, shift, partition, bias, pad_k, pad_v, padding)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return choose(reference, fused)(q, k, v, bias, pad_k, pad_v, axes, partition, padding, scale)
+    fast = native.shifted_window_attention_native if native.fits(q, k, v, (bias, pad_k, pad_v), axes) else None
+    return choose(reference, fused, fast)(q, k, v, bias, pad_k, pad_v, axes, partition, padding, scale)
 
 
 def reference(

@@ -29,6 +29,20 @@ constexpr R NEVER = -std::numeric_limits<R>::infinity();
 inline int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
 inline int64_t divided(int64_t numbers, int64_t by) { return (numbers + by - 1) / by; }
 
+// Cleared room for blocks of these sizes, each a multiple of LANES; null if there is none.
+template <class R>
+std::unique_ptr<vec<R>[]> make_room(std::initializer_list<std::pair<R**, int64_t>> own,
+                                    std::initializer_list<std::pair<R**, int64_t>> more) {
+  int64_t total = 0;
+  for (const auto* parts : {&own, &more})
+    for (auto& part : *parts) total += part.second;
+  std::unique_ptr<vec<R>[]> memory(new (std::nothrow) vec<R>[total / LANES]());
+  R* next = reinterpret_cast<R*>(memory.get());
+  for (const auto* parts : {&own, &more})
+    for (auto& part : *parts) *part.first = next, next += memory ? part.second : 0;
+  return memory;
+}
+
 // Not inlined: compilers take long over it where a vector of doubles has several registers.
 template <class R>
 __attribute__((noinline)) void turn(Block<R> to, Factor<R> from, int64_t rows, int64_t columns) {
@@ -87,13 +101,13 @@ template <class R>
 constexpr int TOGETHER = sizeof(R) == 4 ? 4 : 1;
 
 // The softmax of N vectors of queries over the keys of one more tile: their weights in place of scores, the running
-// maxima and sums, and what earlier sums shrink by.
+// maxima and sums, and what earlier sums shrink by. `known`: the maxima with this tile's scores, or null.
 template <class R, int N>
-void soften(Block<R> scores, int64_t many, bool guarded, R* top, R* total, R* factor) {
+void soften(Block<R> scores, int64_t many, bool guarded, R* top, R* total, R* factor, const R* known = nullptr) {
   vec<R> most[N], base[N], sums[N] = {};
 #pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) most[n] = read(top + n * LANES);
-  for (int64_t r = 0; r < many; ++r)
+  for (int n = 0; n < N; ++n) most[n] = read((known ? known : top) + n * LANES);
+  for (int64_t r = 0; r < (known ? 0 : many); ++r)
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       const vec<R> score = read(scores.at(r, n * LANES));

@@ -69,20 +69,13 @@ struct ListReader {
 
   // Make room, cleared, for what both passes need and for `more`; whether there is room.
   bool room(std::initializer_list<std::pair<R**, int64_t>> more) {
-    const std::pair<R**, int64_t> own[] = {{&q.from, QUERIES * D},
-                                           {&qt.from, QUERIES * D},
-                                           {&k.from, KEYS * D},
-                                           {&v.from, KEYS * E},
-                                           {&scores.from, KEYS * QUERIES}};
-    int64_t total = 0;
-    for (auto& part : own) total += part.second;
-    for (auto& part : more) total += part.second;
-    memory.reset(new (std::nothrow) V[total / LANES]());
-    if (!memory || !list || !kept) return false;
-    R* next = reinterpret_cast<R*>(memory.get());
-    for (auto& part : own) *part.first = next, next += part.second;
-    for (auto& part : more) *part.first = next, next += part.second;
-    return true;
+    memory = make_room<R>({{&q.from, QUERIES * D},
+                           {&qt.from, QUERIES * D},
+                           {&k.from, KEYS * D},
+                           {&v.from, KEYS * E},
+                           {&scores.from, KEYS * QUERIES}},
+                          more);
+    return memory && list && kept;
   }
 
   int64_t key_head() const { return h / (a.heads / a.key_heads); }

@@ -53,22 +53,15 @@ struct Reader {
 
   // Make room, cleared, for what both passes need and for `more`; whether there is room.
   bool room(std::initializer_list<std::pair<R**, int64_t>> more) {
-    const std::pair<R**, int64_t> own[] = {{&q.from, QUERIES * D},
-                                           {&qt.from, QUERIES * D},
-                                           {&k.from, KEYS * D},
-                                           {&v.from, KEYS * E},
-                                           {&scores.from, KEYS * QUERIES},
-                                           {&strip.from, LANES * KEYS},
-                                           {&across.from, KEYS * LANES}};
-    int64_t total = 0;
-    for (auto& part : own) total += part.second;
-    for (auto& part : more) total += part.second;
-    memory.reset(new (std::nothrow) V[total / LANES]());
-    if (!memory || (a.mask && !seen)) return false;
-    R* next = reinterpret_cast<R*>(memory.get());
-    for (auto& part : own) *part.first = next, next += part.second;
-    for (auto& part : more) *part.first = next, next += part.second;
-    return true;
+    memory = make_room<R>({{&q.from, QUERIES * D},
+                           {&qt.from, QUERIES * D},
+                           {&k.from, KEYS * D},
+                           {&v.from, KEYS * E},
+                           {&scores.from, KEYS * QUERIES},
+                           {&strip.from, LANES * KEYS},
+                           {&across.from, KEYS * LANES}},
+                          more);
+    return memory && (!a.mask || seen);
   }
 
   const T* k_at(int64_t key) const {
