@@ -191,12 +191,16 @@ def create(name: str, kind: str | None = None, **options: Any) -> Any:
     Args:
         name: registered name, see :func:`list_names`, or that of a published size (``davit_tiny``).
         kind: needed when the name is ambiguous.
-        options: constructor options; they win over those of a published size.
+        options: constructor options; they win over those of a published size. Of a model, ``pretrained`` besides: a
+            safetensors file, a folder with one, or a repo's id on the hub (``user/name``), in foveate's layout or that
+            of a release or peer that the model knows; and ``source``, which one, where names alone should not decide.
+            The model is then in eval mode, and has the weights' number of classes; with another ``num_classes`` its
+            classifier is a fresh one.
 
     Raises:
         UnknownName: no such name; the nearest ones are given.
         InvalidType: an option does not exist or is missing.
-        InvalidValue: an option's value is illegal.
+        InvalidValue: an option's value is illegal, or weights do not fit.
     """
     entry = find(name, kind)
     target = entry.load()
@@ -205,6 +209,8 @@ def create(name: str, kind: str | None = None, **options: Any) -> Any:
             raise InvalidType(f"the op {name!r} takes tensors when called, no options when created.")
         return target
     options = {**entry.options, **options}
+    if entry.kind == "model" and options.get("pretrained") is not None:
+        return target.with_weights(options.pop("pretrained"), name=name, **options)
     check_options(name, target, options)
     return target(**options)
 

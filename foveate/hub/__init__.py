@@ -4,6 +4,7 @@ from .card import render
 from .files import CARD, CONFIG, FORMAT, WEIGHTS, is_ours, read_config, read_weights, write, write_card
 from .remote import PREFIX, is_remote, local_folder, push_folder
 from .saved import Saved
+from .weights import Weights, find_weights
 
 __all__ = [
     "CARD",
@@ -12,6 +13,8 @@ __all__ = [
     "PREFIX",
     "WEIGHTS",
     "Saved",
+    "Weights",
+    "find_weights",
     "is_ours",
     "is_remote",
     "local_folder",

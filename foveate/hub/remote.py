@@ -26,6 +26,24 @@ def is_remote(where: str | Path) -> bool:
     return isinstance(where, str) and where.startswith(PREFIX)
 
 
+def named(where: str | Path) -> str | Path:
+    """A place as :func:`local_folder` takes it, by the hub's custom: what is not here and is a repo's id is on the hub.
+
+    Args:
+        where: a folder or file; or, if there is none of this name, ``user/name`` or ``hub:user/name``.
+
+    Raises:
+        InvalidValue: neither.
+    """
+    if not isinstance(where, str) or is_remote(where) or Path(where).exists():
+        return where
+    try:
+        validate_repo_id(where)
+    except errors.HFValidationError as error:
+        raise InvalidValue(f"{where!r} is no folder here, and no repo's id (user/name).") from error
+    return PREFIX + where
+
+
 def local_folder(
     where: str | Path,
     *,

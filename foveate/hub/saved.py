@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InvalidType, InvalidValue
 from .card import render
 from .files import CARD, read_config, write, write_card
-from .remote import PREFIX, card_is_there, is_remote, local_folder, spoken
+from .remote import PREFIX, card_is_there, local_folder, named, spoken
 
 
 class Saved(PyTorchModelHubMixin, library_name="foveate"):
@@ -154,13 +153,7 @@ class Saved(PyTorchModelHubMixin, library_name="foveate"):
             UnknownName: no such repo or revision, or a system that this installation does not have.
             InvalidType: the model is of another class, or an option does not exist.
         """
-        where = pretrained_model_name_or_path
-        if isinstance(where, str) and not is_remote(where) and not Path(where).exists():
-            try:
-                validate_repo_id(where)
-            except HFValidationError as error:
-                raise InvalidValue(f"{where!r} is no folder here, and no repo's id (user/name).") from error
-            where = PREFIX + where
+        where = named(pretrained_model_name_or_path)
         hub = {"force_download": force_download, "token": token, "cache_dir": cache_dir, "revision": revision}
         folder = local_folder(where, local_files_only=local_files_only, **hub)
         return cls._open(folder, read_config(folder), model_kwargs)

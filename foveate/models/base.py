@@ -79,6 +79,25 @@ class Model(nn.Module, Saved):
 
     # ----- saving and loading
 
+    @classmethod
+    def with_weights(
+        cls, where: str | Path, *, name: str = "", source: str | None = None, **options: Any
+    ) -> Self:
+        """A model with weights that somebody else saved, in eval mode.
+
+        Args:
+            where: a safetensors file, a folder with one, or a repo's id on the hub.
+            name: what the model is called in messages.
+            source: the layout of the weights, of :attr:`official_keys`, or "foveate"; None: whichever fits.
+            options: of the constructor; with another ``num_classes`` than the weights', the classifier is a fresh one.
+
+        Raises:
+            InvalidValue, InvalidType, UnknownName: see :func:`foveate.models.pretrained.with_weights`.
+        """
+        from .pretrained import with_weights
+
+        return with_weights(cls, name or cls.__name__, where, options, source)  # type: ignore[return-value]
+
     def _identity(self) -> dict[str, Any]:
         """ "kind" and "system" of ``config.json``: what :meth:`_target` finds the class by."""
         if type(self).named_by_mixer:

@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..errors import InvalidType, InvalidValue, unknown_name
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A state dict under a model's own names.
+
+    Attributes:
+        source: the release whose table renamed it.
+        tensors: by the model's names, those that it does not have included.
+        missing: names of the model that nothing was given for.
+        left_over: what was given and the table does not know, or the model does not have.
+    """
+
+    source: str
+    tensors: dict[str, Tensor]
+    missing: list[str]
+    left_over: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the names are the model's, all of them."""
+        return not self.missing and not self.left_over
+
+    @property
+    def misfits(self) -> str:
+        """What keeps it from fitting, in words."""
+        return f"missing {some(self.missing)}; left over {some(self.left_over)}"
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | None = None) -> None:
@@ -15,7 +43,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
 
     The model's class carries ``official_keys = {source: {pattern: ours}}``: regular expressions over the release's
     keys, matched in full, the first that fits decides; an empty replacement drops the key (a constant buffer); or it
-    defines ``convert_official(state_dict, source) -> state_dict`` where renaming is not enough.
+    defines ``convert_official(state_dict, source) -> state_dict`` where renaming is not enough, which leaves alone what
+    it does not know.
 
     Args:
         source: which release, where the model knows several; None: its first.
@@ -31,12 +60,21 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     source = source or next(iter(tables))
     if source not in tables:
         raise unknown_name("source", source, tables)
+    found = rename(model, state_dict, source)
+    if not found.fits:
+        raise InvalidValue(f"these are not the weights of {type(model).__name__} as {source} has them: {found.misfits}.")
+    fill(model, found.tensors)
+
+
+def rename(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> Renamed:
+    """A release's state dict under the model's names, by the table of ``source``."""
+    table: Mapping[str, str] = model.official_keys[source]  # type: ignore[assignment,index]
     convert = getattr(model, "convert_official", None)
     given = dict(convert(state_dict, source) if convert else state_dict)
     renamed: dict[str, Tensor] = {}
     left_over = []
     for key, value in given.items():
-        for pattern, replacement in tables[source].items():
+        for pattern, replacement in table.items():
             match = re.fullmatch(pattern, key)
             if match:
                 if replacement:
@@ -45,22 +83,26 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         else:
             left_over.append(key)
     own = model.state_dict()
-    missing = sorted(set(own) - set(renamed))
-    left_over += sorted(set(renamed) - set(own))
-    if missing or left_over:
-        raise InvalidValue(
-            f"these are not the weights of {type(model).__name__} as {source} has them: "
-            f"missing {_some(missing)}; left over {_some(left_over)}."
-        )
+    return Renamed(source, renamed, sorted(set(own) - set(renamed)), left_over + sorted(set(renamed) - set(own)))
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model tensors under its own names.
+
+    Raises:
+        InvalidValue: shapes differ; they are named.
+    """
+    own = model.state_dict()
     wrong = [
-        f"{k} {tuple(v.shape)} (needs {tuple(own[k].shape)})" for k, v in renamed.items() if v.shape != own[k].shape
+        f"{k} {tuple(v.shape)} (needs {tuple(own[k].shape)})" for k, v in tensors.items() if v.shape != own[k].shape
     ]
     if wrong:
-        raise InvalidValue(f"weights of the wrong shape for this {type(model).__name__}: {_some(wrong)}.")
-    model.load_state_dict(renamed)
+        raise InvalidValue(f"weights of the wrong shape for this {type(model).__name__}: {some(wrong)}.")
+    model.load_state_dict(tensors)
 
 
-def _some(names: list[str], count: int = 5) -> str:
+def some(names: list[str], count: int = 5) -> str:
+    """The first of many names."""
     if not names:
         return "nothing"
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
