@@ -17,14 +17,13 @@ without it there is no network to attach to.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MissingExtra
+from ..mixers.neighborhood import window_weights
 from ..ops.neighborhood_attention import neighborhood_attention
 from ..ops.neighborhood_windows import axes_of
 
@@ -83,7 +82,8 @@ def _forward(self: Any, hidden_states: Tensor, output_attentions: bool | None = 
     if not (output_attentions or dropping):
         options = {"dilation": self.dilation, "bias": self.rpb.to(q.dtype)}
         return (_joined(neighborhood_attention(q, k, v, self.kernel_size, **options)),)  # type: ignore[arg-type]
-    weights, seen = _weights(self, q, k)
+    axes = axes_of(tuple(q.shape[2:4]), self.kernel_size, self.dilation)
+    weights, seen = window_weights(q, k, axes, self.rpb, None)
     values = v.flatten(2, 3)[:, :, seen]  # (batch, heads, queries, keys, head_dim)
     out = (self.dropout(weights)[..., None, :] @ values)[..., 0, :].unflatten(2, hidden_states.shape[1:3])
     found = _joined(out), weights.unflatten(2, hidden_states.shape[1:3])
@@ -93,22 +93,3 @@ def _forward(self: Any, hidden_states: Tensor, output_attentions: bool | None = 
 def _joined(out: Tensor) -> Tensor:
     """``(batch, heads, height, width, head_dim)`` to ``(batch, height, width, dim)``."""
     return out.permute(0, 2, 3, 1, 4).flatten(-2)
-
-
-def _weights(self: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax weights ``(batch, heads, queries, keys)``, and which keys a query sees, int64 ``(queries, keys)``."""
-    height, width = axes_of(tuple(q.shape[2:4]), self.kernel_size, self.dilation)
-    rows, columns = (_seen(axis, q.device) for axis in (height, width))
-    seen = (rows[:, None, :, None] * width.size + columns[None, :, None, :]).reshape(height.size * width.size, -1)
-    away = [
-        (keys - torch.arange(axis.size, device=q.device)[:, None]) // axis.dilation + axis.window - 1
-        for axis, keys in ((height, rows), (width, columns))
-    ]
-    bias = self.rpb[:, away[0][:, None, :, None], away[1][None, :, None, :]].flatten(3, 4).flatten(1, 2)
-    scores = (q.flatten(2, 3)[..., None, :] @ k.flatten(2, 3)[:, :, seen].mT)[..., 0, :] / math.sqrt(q.shape[-1])
-    return nn.functional.softmax(scores + bias, dim=-1), seen
-
-
-def _seen(axis: Any, device: torch.device) -> Tensor:
-    """The keys that each query of an axis sees, int64 ``(size, window)``, ascending."""
-    return axis.mask(device).nonzero()[:, 1].view(axis.size, axis.window)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .handwritten import Results, handwritten, sum_dtype
-from .neighborhood_windows import Axis, Box, boxes
+from .neighborhood_windows import Axis, Box, boxes, pieces
 
 #: The arguments of the fast forms, native or not.
 ARGUMENTS = (
@@ -23,6 +23,18 @@ ARGUMENTS = (
 )
 #: Positions of a box along each axis, by the rank of the grid.
 EDGE = {1: 64, 2: 8, 3: 4}
+
+
+def boxed_pairs(axes: tuple[Axis, ...]) -> int:
+    """Pairs of query and key that the boxes compute, seen or not: one head's products, by which FLOPs are told."""
+    edge, pairs = EDGE[len(axes)], 1
+    for axis in axes:
+        along = 0
+        for residue, start, stop in pieces(axis, edge):
+            n = axis.length(residue)
+            along += (stop - start) * (axis.bounds(stop - 1, n)[1] - axis.bounds(start, n)[0])
+        pairs *= along
+    return pairs
 
 
 def _axes(q: Tensor, window: list[int], dilation: list[int], stride: list[int], causal: list[bool]) -> tuple[Axis, ...]:

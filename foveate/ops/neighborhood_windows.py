@@ -165,11 +165,11 @@ class Box(NamedTuple):
 
 def boxes(axes: tuple[Axis, ...], edge: int, device: torch.device | str | None = None) -> Iterator[Box]:
     """Cut all queries into boxes of at most ``edge`` positions along each axis."""
-    for pieces in itertools.product(*(list(_pieces(axis, edge)) for axis in axes)):
+    for place in itertools.product(*(list(pieces(axis, edge)) for axis in axes)):
         seen = torch.ones(1, 1, dtype=torch.bool, device=device)
         distance = torch.zeros(1, 1, dtype=torch.int64, device=device)
         queries, keys = [], []
-        for axis, (residue, start, stop) in zip(axes, pieces, strict=True):
+        for axis, (residue, start, stop) in zip(axes, place, strict=True):
             first, end = (t[start:stop, None] for t in axis.table(residue, device))
             length, step = axis.length(residue), axis.dilation
             low, high = axis.bounds(start, length)[0], axis.bounds(stop - 1, length)[1]
@@ -184,7 +184,8 @@ def boxes(axes: tuple[Axis, ...], edge: int, device: torch.device | str | None =
         yield Box(tuple(queries), tuple(keys), seen, distance)
 
 
-def _pieces(axis: Axis, edge: int) -> Iterator[tuple[int, int, int]]:
+def pieces(axis: Axis, edge: int) -> Iterator[tuple[int, int, int]]:
+    """Residue, first place in it and the one behind the last, of stretches of at most ``edge`` places."""
     for residue in range(axis.dilation):
         length = axis.length(residue)
         for start in range(0, length, edge):
