@@ -211,4 +211,3 @@ class WindowAttention(Mixer):
         """Views ``(batch, heads, *grid, c)`` of the projections."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).movedim(-2, 1).unbind(-2)
         return q, k, v
-
