@@ -32,7 +32,7 @@ ATTENTIONS = ("spatial", "channel")
 
 
 class ConvPosEnc(nn.Module):
-    """``x + conv(x)``, a depthwise convolution 3 x 3; the sum is the centre of the filter, one pass over memory less."""
+    """``x + conv(x)`` with a depthwise filter 3 x 3; the sum is the filter's centre: one pass over memory less."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
