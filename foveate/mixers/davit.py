@@ -7,8 +7,8 @@ of ``c`` channels, one per head, the attention matrix is made by channels that h
     o = q A^T
 
 These are the roles of the released classifiers; the paper, and Florence-2's encoder (arXiv 2311.06242), have
-``A = softmax(q^T k / sqrt(n))`` over ``n`` places and ``o = v A^T``. The cost is linear in places and the matrix has the
-same size on every grid. The windows are those of Swin without shifts, biases and masks: DaViT sends nothing across
+``A = softmax(q^T k / sqrt(n))`` over ``n`` places and ``o = v A^T``. The cost is linear in places and the matrix has
+the same size on every grid. The windows are those of Swin without shifts, biases and masks: DaViT sends nothing across
 their borders but by channels.
 """
 
@@ -211,4 +211,3 @@ class WindowAttention(Mixer):
         """Views ``(batch, heads, *grid, c)`` of the projections."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).movedim(-2, 1).unbind(-2)
         return q, k, v
-

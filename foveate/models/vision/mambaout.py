@@ -236,7 +236,7 @@ class MambaOut(Backbone):
     ) -> None:
         super().__init__()
         if not depths or len(depths) != len(dims):
-            raise InvalidValue(f"MambaOut: {len(depths)} depths and {len(dims)} dims were given; one of each per stage.")
+            raise InvalidValue(f"MambaOut: {len(depths)} depths and {len(dims)} dims are given; one of each per stage.")
         if dims[0] % 2:
             raise invalid("dims", tuple(dims), "the first one must be even: the stem begins with half of it")
         if stem_stride not in (2, 4):

@@ -12,13 +12,13 @@ from foveate.models.vision.mambaout import Block, MambaOut
 
 TOLERANCE = 1e-5
 
-#: Options of the official classes that say nothing about what is computed in eval mode, or are the same under our names.
+#: Options of the official classes that have the same names here.
 MODEL = {"in_chans", "num_classes", "depths", "dims", "conv_ratio", "kernel_size", "drop_path_rate"}
 BLOCK = {"expansion_ratio", "kernel_size", "conv_ratio"}
 
 
 def _rest(config: dict[str, Any]) -> None:
-    """Refuse what the adapter does not know; ``_`` names the official code's own spelling of a default."""
+    """Refuse what the adapter does not know."""
     if config:
         raise NotImplementedError(f"options {sorted(config)} of the official code are not known")
 
