@@ -6,6 +6,7 @@ A recorded network's sizes are read off the shapes of its parameters; what its c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from cases import Answer, Case
@@ -40,7 +41,7 @@ def attention(case: Case) -> Answer:
 
 def network(case: Case) -> Answer:
     shapes = {name: tuple(value.shape) for name, value in case.params.items()}
-    stages = sum(bool(re.fullmatch(r"patch_embed\d\.norm\.weight", name)) for name in shapes)
+    stages = count(r"patch_embed\d\.norm\.weight", shapes)
     first = [f"block{i + 1}.0" for i in range(stages)]
     dims = [shapes[f"patch_embed{i + 1}.norm.weight"][0] for i in range(stages)]
     ratios = [shapes[f"{block}.attn.sr.weight"][2] for block in first]
@@ -74,6 +75,10 @@ def network(case: Case) -> Answer:
     own = {official_name(name): p for name, p in model.named_parameters()}
     answers = {"y": y, "logits": y, "features": features}
     return answers, case.gradients(y.square().mean(), {"x": x, **own})
+
+
+def count(pattern: str, names: Iterable[str]) -> int:
+    return sum(bool(re.fullmatch(pattern, name)) for name in names)
 
 
 def official_name(name: str) -> str:
