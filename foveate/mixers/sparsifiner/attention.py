@@ -31,7 +31,7 @@ from ..look import Look, check_query
 from ..parts import Linear
 from .predictor import ConnectivityPredictor, Links
 
-Phase = Literal["sparse", "reconstruct"]
+Phase = Literal["sparse", "reconstruct", "dense"]
 
 
 @register("mixer", "sparsifiner")
@@ -54,8 +54,9 @@ class SparsifinerAttention(Mixer):
             coef_threshold, score_topk, score_threshold: see
             :class:`~foveate.mixers.sparsifiner.predictor.ConnectivityPredictor`.
         prune_rows: masked tokens link to nothing; without it what they read is left out behind it all the same.
-        phase: "sparse", or "reconstruct": in training mode attention is dense, and the guess has the basis with its
-            signs and all coefficients. May be set later.
+        phase: "sparse"; "reconstruct": in training mode attention is dense, and the guess has the basis with its signs
+            and all coefficients; "dense": attention is dense in every mode, and nothing is guessed but for
+            ``self_distil``. May be set later.
         self_distil: see above; 0: the predictor learns from what others make of its guess alone.
         qkv_bias: the projection to queries, keys and values has a bias.
         qk_scale: factor on the products; None: ``1 / sqrt(head width)``.
@@ -162,16 +163,24 @@ class SparsifinerAttention(Mixer):
         grid = tuple(x.shape[1:-1])
         x, alive = x.flatten(1, -2), None if mask is None else mask.flatten(1)
         q, k, v = self.project(x, alive)
-        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            precise = sum_dtype(x.dtype)  # which links are picked does not depend on narrow roundings
-            wide = (q, k) if x.dtype == precise else self.project(x, alive, precise)[:2]
-            links = self.connect(*wide, alive)
-            self.aux_losses = self._self_distillation(*wide, links, alive) if self.training else {}
-        dense = self.training and self.phase == "reconstruct"
-        o = softmax_attention(q, k, v, mask=alive if dense else links.mask, scale=self.scale)
+        visible, self.aux_losses = alive, {}
+        if self.phase != "dense" or (self.training and self.self_distil):
+            with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+                precise = sum_dtype(x.dtype)  # which links are picked does not depend on narrow roundings
+                wide = (q, k) if x.dtype == precise else self.project(x, alive, precise)[:2]
+                links = self.connect(*wide, alive)
+                if self.training and self.self_distil:
+                    self.aux_losses = {"connectivity": self._distance(*wide, links, alive)}
+            visible = alive if self.is_dense else links.mask
+        o = softmax_attention(q, k, v, mask=visible, scale=self.scale)
         y = self.proj(o.transpose(1, 2).flatten(2))
         y = y if alive is None else y.masked_fill(~alive[..., None], 0)
         return y.unflatten(1, grid)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether attention is dense in this mode and phase."""
+        return self.phase == "dense" or (self.phase == "reconstruct" and self.training)
 
     def project(
         self, x: Tensor, alive: Tensor | None = None, dtype: torch.dtype | None = None
@@ -241,19 +250,20 @@ class SparsifinerAttention(Mixer):
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """What is computed: the dense products under the mask. :func:`linked_flops` says what the links alone need."""
         n, dim, heads = grid_size(grid), self.dim, self.num_heads
-        flops = linear_flops(batch * n, dim, 4 * dim) + 4 * batch * n * n * dim + self.mask_predictor.flops(batch)
+        flops = linear_flops(batch * n, dim, 4 * dim) + 4 * batch * n * n * dim
         # Saved: x, q, k, v, the heads' outputs (twice: they are merged), a number per row, and the mask as numbers.
-        saved = batch * n * (6 * dim + heads) + batch * heads * n * n
+        saved = batch * n * (6 * dim + heads)
+        if self.phase != "dense":
+            flops, saved = flops + self.mask_predictor.flops(batch), saved + batch * heads * n * n
         return Cost(flops, sum(p.numel() for p in self.parameters()), 4 * saved)
 
-    def _self_distillation(self, q: Tensor, k: Tensor, links: Links, alive: Tensor | None) -> dict[str, Tensor]:
-        if not self.self_distil:
-            return {}
+    def _distance(self, q: Tensor, k: Tensor, links: Links, alive: Tensor | None) -> Tensor:
+        """Of the guess from the dense map, for ``aux_losses``."""
         first = int(self.class_token)
         error = links.guess - self.dense_map(q, k)[:, :, first:]
         if alive is not None:
             error = error * (alive[:, None, first:, None] & alive[:, None, None, :])
-        return {"connectivity": self.self_distil * error.square().sum() / len(q)}
+        return self.self_distil * error.square().sum() / len(q)
 
 
 def linked_flops(mixer: SparsifinerAttention, basis_density: float) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.mixers.sparsifiner import SparsifinerAttention
 from foveate.models.official import load_official
+from foveate.models.vision.sparsifiner import Sparsifiner
 
 TOLERANCE = 1e-5
 #: Keys of the official configuration file that change the forward pass, and those that do not.
@@ -77,7 +78,7 @@ def attention(case: Case) -> Answer:
     mixer.train(trains(case, config, options["phase"]))
     assert not config, f"configuration keys that nothing reads: {sorted(config)}"
     load_official(mixer, case.params)
-    dense = mixer.training and mixer.phase == "reconstruct"
+    dense = mixer.is_dense
     x = case.inputs["x"].requires_grad_()
     before = next((case.inputs[n].bool() for n in ("prev_token_mask", "token_mask") if n in case.inputs), None)
     alive = None
@@ -116,3 +117,58 @@ def loss_of(case: Case, outputs: dict[str, Tensor]) -> Tensor:
         terms = [("y" if "y" in outputs else "logits", "mean")]
         terms += [("approx_attn", "mean")] * any("mask_predictor" in key for key in case.grads)
     return sum((getattr(outputs[name].square(), how)() for name, how in terms), torch.zeros(()))
+
+
+def network(case: Case) -> Answer:
+    config = case.config
+    options = shared_options(config)
+    assert config.pop("hybrid_backbone", None) is None, "a hybrid backbone is not built"
+    assert not config.pop("attn_drop_rate", 0.0), "dropout of the attention cannot be repeated"
+    for key in ("norm_layer", "distill"):  # which norm is said by its parameters; the other changes nothing
+        config.pop(key, None)
+    depth = config.pop("depth", 12)
+    prunes = config.pop("token_pruning_loc_indicator", None) or [False] * depth
+    layers = [i for i, here in enumerate(prunes) if here]
+    rates = config.pop("token_keep_rate_list", None) or [1.0] * depth
+    train = trains(case, config, options["phase"])
+    given = {"embed_dim": 768, "num_heads": 12, "qkv_bias": True, **config}
+    known = {
+        "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "num_heads", "mlp_ratio", "qkv_bias",
+        "representation_size", "drop_rate", "drop_path_rate", "attn_keep_rate_list",
+    }  # fmt: skip
+    assert not set(given) - known, f"configuration keys that nothing reads: {sorted(set(given) - known)}"
+    model = Sparsifiner(
+        depth=depth,
+        attn_keep_rate=given.pop("attn_keep_rate_list"),
+        token_prune_layers=layers,
+        token_keep_rate=[rates[i] for i in layers],
+        **given,
+        **options,
+    )
+    load_official(model, case.params)
+    model.train(train)
+    seen: list[dict[str, Any]] = [{} for _ in range(depth)]
+    for one, block in zip(seen, model.blocks, strict=True):
+        block.register_forward_hook(lambda m, a, out, one=one: one.update(token_mask=out[1]))
+        block.attn.register_forward_pre_hook(
+            lambda m, a, k, one=one: one.update(x=a[0], alive=k["mask"]), with_kwargs=True
+        )
+    x = case.inputs["x"].requires_grad_()
+    logits = model(x)
+    outputs = {"logits": logits, "y": logits, "x": logits, "features": model.forward_features(x)[:, 1:]}
+    for i, (one, block) in enumerate(zip(seen, model.blocks, strict=True)):
+        q, k, _ = block.attn.project(one["x"], one["alive"])
+        links = block.attn.connect(q, k, one["alive"])
+        whole = block.attn.dense_map(q, k)
+        outputs |= {f"attn_mask_{i}": links.mask, f"approx_attn_{i}": links.guess, f"basis_coef_{i}": links.coef}
+        outputs[f"unmasked_attn_{i}"] = whole
+        outputs[f"masked_attn_{i}"] = whole if block.attn.is_dense else block.attn.sparse_map(q, k, links.mask)
+        if one["token_mask"] is not None:
+            outputs[f"token_mask_{i}"] = one["token_mask"][:, 1:]
+    return outputs, case.gradients(loss_of(case, outputs), {"x": x, **dict(model.named_parameters())})
+
+
+def kept(scores: Tensor, before: Tensor | None, count: int) -> Tensor:
+    """bool: the so many tokens of the best scores among those that were left before."""
+    scores = scores if before is None else scores.masked_fill(~before, -math.inf)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(count, sorted=False)[1], True)
