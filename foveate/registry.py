@@ -150,7 +150,7 @@ def _fits(
         if is_mixer:
             fits = _spec.mixer_fits(s, spec, flattened=False)
         else:
-            fits = (spec.models_of or task) in getattr(s, "tasks", ())
+            fits = isinstance(s, _spec.ModelSpec) and _spec.model_fits(s, spec, task)
         if not fits:
             return False
     if causal is not None and not (is_mixer and (s.causal == "strict" if causal else s.bidirectional)):

@@ -137,6 +137,7 @@ class TaskSpec:
         baselines: trivial models that are always among the contestants.
         shortlist: default contestants: models and mixers.
         models_of: the task whose models and mixers take part, for a task that differs in its rules alone; "": its own.
+        heads_on: the task whose models take part too, with a head of this task on them; "": none.
     """
 
     reads: str
@@ -148,6 +149,7 @@ class TaskSpec:
     baselines: tuple[str, ...] = ()
     shortlist: tuple[str, ...] = ()
     models_of: str = ""
+    heads_on: str = ""
 
     @property
     def ranked_on(self) -> str:
@@ -165,6 +167,12 @@ class TaskSpec:
         if not self.test_metrics or self.test_higher_is_better is None:
             return self.higher_is_better
         return self.test_higher_is_better
+
+
+def model_fits(spec: ModelSpec, task: TaskSpec, name: str) -> bool:
+    """Whether a model can do the task of this name, by itself or with a head on it."""
+    with_head = bool(task.heads_on) and task.heads_on in spec.tasks and not spec.baseline
+    return (task.models_of or name) in spec.tasks or with_head
 
 
 def mixer_fits(spec: MixerSpec, task: TaskSpec, *, flattened: bool) -> bool:

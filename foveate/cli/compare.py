@@ -49,6 +49,7 @@ def _add(task: str, about: str, *data: options.Group) -> None:
 _add("forecast", "Forecast the next steps of one or more series.", options.forecast_data)
 _add("forecast-m4", "Forecast what follows each of many short series, by M4's rules.", options.forecast_m4_data)
 _add("classify-series", "Tell the class of whole series.", options.classify_series_data)
+_add("classify-images", "Tell the class of images.", options.classify_images_data)
 _add("detect-anomalies", "Find the unusual steps of a series.", options.detect_anomalies_data)
 _add("language", "Foresee the next token of text.", options.language_data)
 _add("impute", "Fill what is missing in one or more series.", options.impute_data)

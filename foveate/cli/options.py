@@ -136,6 +136,34 @@ def classify_series_data(
     """What `classify-series` reads."""
 
 
+def classify_images_data(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]", help="Folder of class folders, CSV of paths, IDX or .npz; none: embedded digits."
+        ),
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Test part.", show_default="as found, else a share")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of classes in a CSV file.", show_default="found")] = None,
+    path: Annotated[str | None, typer.Option(help="Column of image files in it.", show_default="found")] = None,
+    group: Annotated[str | None, typer.Option(help="Column of what must stay in one part, such as a person.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares.", show_default="0.7/0.1/0.2; with a test part 0.8/0.2")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws the parts.", show_default="0")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels: 32, or 24x32 (height x width).", show_default="native, if alike")
+    ] = None,
+    fit: Annotated[str | None, typer.Option(help="Other shapes: crop or stretch.", show_default="crop")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="1 if all are grey")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="shift, flip, colour, by commas, or none.", show_default="shift")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")] = False,
+) -> None:
+    """What `classify-images` reads."""
+
+
 def impute_data(
     source: Annotated[
         str | None, typer.Argument(metavar="[DATA]", help="CSV or Parquet file; none: an embedded series.")

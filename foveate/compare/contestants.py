@@ -16,11 +16,10 @@ from typing import Any
 
 from ..errors import InvalidType, InvalidValue, UnknownName, unknown_name
 from ..measure.machine import usable_cores
-from ..mixers.base import Mixer
 from ..models.base import Model
-from ..models.build import Contestant, network_for, network_options, resolve
+from ..models.build import Contestant, network_options, resolve
 from ..registry import check_options, entries, find, sizes
-from ..spec import MixerSpec, ModelSpec, mixer_fits
+from ..spec import MixerSpec, ModelSpec, mixer_fits, model_fits
 from ..tasks.base import Task
 from .settings import Settings
 
@@ -96,7 +95,7 @@ def fitting(task: Task) -> dict[str, str]:
             isinstance(spec, MixerSpec) and entry.kind == "mixer" and mixer_fits(spec, task.spec, flattened=True)
         )
         # A model of the same name as a mixer comes later and wins: it is the complete published network.
-        if fits_mixer or (isinstance(spec, ModelSpec) and task.info.task in spec.tasks):
+        if fits_mixer or (isinstance(spec, ModelSpec) and model_fits(spec, task.spec, task.info.task)):
             found[entry.name] = entry.kind
     return found
 
@@ -137,9 +136,9 @@ def contestants(settings: Settings, task: Task) -> list[Contestant]:
 
 def _check_system_options(contestant: Contestant, options: Mapping[str, Any], task: str) -> None:
     """A wrong option is the user's slip, to be told at once; a wrong value shows when the model is built."""
-    target = contestant.target
-    if issubclass(target, Mixer):
-        own = network_options(network_for(task))
+    target, around = contestant.target, contestant.around(task)
+    if around is not None:
+        own = network_options(around)
         options = {k: v for k, v in options.items() if k not in own}
     check_options(contestant.name, target, dict(options), partial=True)
 

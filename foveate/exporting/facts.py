@@ -26,6 +26,8 @@ _ANSWERS = {
     "forecast-m4": "the next steps, in the unit of the series",
     "impute": "the window without gaps, in the units of the columns",
     "classify-series": "logits of package.classes; softmax gives their probabilities",
+    "classify-images": "logits of package.info.class_names; softmax gives their probabilities",
+    "segment": "logits of package.info.class_names for every pixel or voxel",
     "language": "logits of the token after each; package.tokeniser says which they are",
     "detect-anomalies": "the score of every step of the window by itself; above threshold it is unusual",
 }
@@ -92,6 +94,8 @@ def _dtype(x: Tensor) -> str:
 
 
 def _meaning(name: str, info: Any, model: nn.Module) -> str:
+    if name == "x" and getattr(info, "task", "") in ("classify-images", "segment"):
+        return "pixels between 0 and 1" if info.task == "classify-images" else "intensities as in the files"
     if name == "x" and info is not None:
         missing = {"impute": ", NaN where nothing was measured", "forecast-m4": ", NaN in front of a shorter one"}
         columns = "the columns" if hasattr(model, "columns") else "the series"

@@ -40,6 +40,8 @@ class Model(nn.Module, Saved):
     untrained_share: ClassVar[float] = 0.1
     #: It stands around a mixer, and its saved form is named by that.
     named_by_mixer: ClassVar[bool] = False
+    #: What it is made of, the name of an option: "mixer" or "backbone"; ``<name>_options`` are given on.
+    made_of: ClassVar[str] = "mixer"
     #: The official release's state-dict keys to ours; see :func:`foveate.models.official.load_official`.
     official_keys: ClassVar[dict[str, dict[str, str]]] = {}
 

@@ -22,6 +22,8 @@ from .base import Model
 from .language.language_model import LanguageModel
 from .mixer_net import MixerNet
 from .outlook import with_outlook
+from .vision.backbone import Backbone
+from .vision.segmenter import Segmenter
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,20 @@ class Contestant:
         """
         return with_outlook(self._build(info, options), info)
 
-    def _build(self, info: Any, options: dict[str, Any]) -> Model:
+    def around(self, task: str) -> type[Model] | None:
+        """The network that makes it into a model for this task (``info.task``); None: it is one."""
         if issubclass(self.target, Mixer):
-            around = network_for(info.task)
+            return network_for(task)
+        segments = task in Segmenter.spec.tasks and task not in self.target.spec.tasks
+        return Segmenter if segments and issubclass(self.target, Backbone) else None
+
+    def _build(self, info: Any, options: dict[str, Any]) -> Model:
+        around = self.around(info.task)
+        if around is not None:
             own = {k: v for k, v in options.items() if k in network_options(around)}
             rest = {k: v for k, v in options.items() if k not in own}
-            mixer = self.target if self.kind == "custom" else self.name
-            return around.for_task(info, mixer=mixer, mixer_options=rest, **own)
+            inside, what = self.target if self.kind == "custom" else self.name, around.made_of
+            return around.for_task(info, **{what: inside, f"{what}_options": rest}, **own)
         if info.task not in self.target.spec.tasks:
             raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")
         check_options(self.name, self.target, options, partial=True)
@@ -86,8 +95,9 @@ def network_for(task: str) -> type[Model]:
 
 
 def network_options(around: type[Model]) -> set[str]:
-    """Options that are the network's own; all others are its mixer's."""
-    return set(inspect.signature(around.__init__).parameters) - {"self", "mixer", "mixer_options"}
+    """Options that are the network's own; all others are those of the mixer or backbone inside."""
+    inside = around.made_of
+    return set(inspect.signature(around.__init__).parameters) - {"self", inside, f"{inside}_options"}
 
 
 def _listed(model: type[Model]) -> str:

@@ -11,6 +11,7 @@ The blocks are those of :mod:`foveate.models.mixer_stack`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -29,6 +30,7 @@ from .readers import (
     ClassHead,
     ForecastHead,
     GapReader,
+    MapHead,
     PatchHead,
     PatchReader,
     SeriesReader,
@@ -42,11 +44,12 @@ class MixerNet(Model):
 
     Args:
         mixer: registered name (or, for a mixer of your own, its class).
-        reads: "series" (B, T, C), "image" (B, C, H, W) or "video" (B, C, T, H, W); text and other token numbers are
-            :class:`~foveate.models.language.language_model.LanguageModel`'s.
+        reads: "series" (B, T, C), "image" (B, C, H, W) or "video" (B, C, T, H, W), which is what volumes are read as
+            too; text and other token numbers are :class:`~foveate.models.language.language_model.LanguageModel`'s.
         answers: "forecast" (B, horizon, C), "gaps" (B, T, C) and "reconstruct" (B, T, C), for series; "classes"
-            (B, outputs), for series, image and video. All but classes treat every channel of a series as a sample of
-            its own, with its own scale; classes are read from patches of all channels together, as they come.
+            (B, outputs), for series, image and video; "map" (B, outputs, *size), for image and video. All but classes
+            treat every channel of a series as a sample of its own, with its own scale; classes are read from patches of
+            all channels together, as they come.
         size: lookback T, or (H, W), or (T, H, W).
         channels: input channels.
         outputs: horizon or number of classes; not used for gaps and reconstructions.
@@ -63,15 +66,15 @@ class MixerNet(Model):
 
     spec = ModelSpec(
         reads="series",
-        tasks=("forecast", "classify-series", "impute", "detect-anomalies"),
+        tasks=("forecast", "classify-series", "impute", "detect-anomalies", "classify-images", "segment"),
         quantiles=True,
         onnx=True,
     )
     named_by_mixer: ClassVar[bool] = True
     _ANSWERS = {
         "series": ("forecast", "classes", "gaps", "reconstruct"),
-        "image": ("classes",),
-        "video": ("classes",),
+        "image": ("classes", "map"),
+        "video": ("classes", "map"),
     }
 
     def __init__(
@@ -133,6 +136,8 @@ class MixerNet(Model):
             self.head = Linear(dim, patch)
         elif answers == "reconstruct":
             self.head = PatchHead(dim, patch, shape[0])
+        elif answers == "map":
+            self.head = MapHead(dim, patch, outputs, shape)
         else:
             self.head = ClassHead(dim, outputs)
 
@@ -141,13 +146,19 @@ class MixerNet(Model):
         """The network for a task; see :class:`Model`.
 
         A forecaster of ``info.horizon`` steps from ``info.lookback`` of ``info.channels``, an imputer or reconstructor
-        of such windows, or a classifier of series of up to ``info.lookback`` steps into ``info.classes``.
+        of such windows, a classifier of series of up to ``info.lookback`` steps into ``info.classes``, or one of images
+        or of pixels or voxels, of ``info.size``.
 
         Raises:
             InvalidType: another task, or series of several lengths (``info.padded``) and a mixer that takes no mask.
         """
         if info.task not in cls.spec.tasks:
             raise InvalidType(f"MixerNet cannot be built for the task {info.task!r} yet.")
+        if info.task in _TOKENS:
+            shape, reads = tuple(info.size), "image" if len(info.size) == 2 else "video"
+            seen = {"reads": reads, "size": shape, "channels": info.channels, "outputs": info.classes}
+            answers, most = _TOKENS[info.task]
+            return cls(**{**seen, "answers": answers, "patch": _patch_edge(shape, most), **options})
         common: dict[str, Any] = {"patch": min(8, info.lookback), "size": info.lookback, "channels": info.channels}
         if info.task == "forecast":
             return cls(**{**common, "outputs": info.horizon, **options, "quantiles": levels_of(info)})
@@ -207,6 +218,10 @@ class MixerNet(Model):
                     f"MixerNet: mask has shape {tuple(mask.shape)} and type {mask.dtype}; it must be bool "
                     f"{tuple(expected)}."
                 )
+        if self.reads != "series":
+            self._check_pixels(x)
+        if self.answers == "map":
+            return self.head(self.forward_features(x, mask=mask))
         if self.answers == "gaps":
             mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
             tokens, statistics = self.reader(x, mask)
@@ -216,6 +231,24 @@ class MixerNet(Model):
             mask = self.reader.token_mask(mask)  # type: ignore[operator]
         features = self.forward_features(x, mask=mask)
         return self.head(features, mask)
+
+    def _check_pixels(self, x: Tensor) -> None:
+        expected = (self.channels, *self.size)
+        if tuple(x.shape[1:]) != expected:
+            sizes = ", ".join(map(str, expected))
+            raise InvalidValue(f"MixerNet: x has shape {tuple(x.shape)}; it must be (batch, {sizes}).")
+        if not x.is_floating_point():
+            raise InvalidType(f"MixerNet: x must be floating point, not {x.dtype}.")
+
+
+#: Of a task of images or volumes: what is answered, and the most tokens that patches are chosen for.
+_TOKENS = {"classify-images": ("classes", 100), "segment": ("map", 512)}
+
+
+def _patch_edge(size: tuple[int, ...], most: int) -> int:
+    """Edge of a patch: the smallest power of two, up to 16, that makes at most so many tokens."""
+    edges = (1, 2, 4, 8)
+    return next((e for e in edges if math.prod(-(-side // e) for side in size) <= most), 16)
 
 
 def _short_patch(steps: int) -> int:

@@ -120,8 +120,8 @@ class PatchReader(nn.Module):
     """Non-overlapping patches of ``(B, C, H, W)`` images or ``(B, C, T, H, W)`` videos as tokens ``(B, *grid, dim)``.
 
     Args:
-        size: (H, W) or (T, H, W) of the input.
-        patch: patch edge, one number or one per axis; must divide ``size``.
+        size: (H, W) or (T, H, W) of the input; what a patch does not divide ends in zeros.
+        patch: patch edge, one number or one per axis.
         channels: C.
         dim: token width.
     """
@@ -129,14 +129,15 @@ class PatchReader(nn.Module):
     def __init__(self, size: Sequence[int], patch: int | Sequence[int], channels: int, dim: int) -> None:
         super().__init__()
         edges = tuple(patch) if isinstance(patch, Sequence) else (patch,) * len(size)
-        if len(edges) != len(size) or any(e < 1 or s % e for s, e in zip(size, edges, strict=True)):
-            raise InvalidValue(f"patch={patch!r} is not possible: it must divide the input size {tuple(size)}.")
-        self.grid = tuple(s // e for s, e in zip(size, edges, strict=True))
+        if len(edges) != len(size) or min(edges) < 1:
+            raise InvalidValue(f"patch={patch!r} is not possible: it must be positive along the axes of {tuple(size)}.")
+        self.grid = tuple(-(-s // e) for s, e in zip(size, edges, strict=True))
+        self.padding = [n for s, e in zip(size[::-1], edges[::-1], strict=True) for n in (0, -s % e)]
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
         self.project = convolution(channels, dim, edges, stride=edges)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).movedim(1, -1)
+        return self.project(F.pad(x, self.padding) if any(self.padding) else x).movedim(1, -1)
 
 
 class ForecastHead(nn.Module):
@@ -167,6 +168,32 @@ class PatchHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x).flatten(1)[:, -self.length :]
+
+
+class MapHead(nn.Module):
+    """Every token to the class logits of the pixels of its patch: ``(B, *grid, dim)`` to ``(B, classes, *size)``.
+
+    Args:
+        dim: token width.
+        patch: patch edge.
+        classes: of a pixel or voxel.
+        size: of the answer, at most ``grid * patch``; the rest is cut off.
+    """
+
+    def __init__(self, dim: int, patch: int, classes: int, size: Sequence[int]) -> None:
+        super().__init__()
+        self.edges, self.classes, self.size = (patch,) * len(size), classes, tuple(size)
+        self.project = Linear(dim, classes * math.prod(self.edges))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rank = len(self.size)
+        y = self.project(x).unflatten(-1, (self.classes, *self.edges))
+        order = [n for i in range(rank) for n in (1 + i, rank + 2 + i)]
+        y = y.permute(0, rank + 1, *order)
+        y = y.reshape(*y.shape[:2], *(y.shape[2 + 2 * i] * self.edges[i] for i in range(rank)))
+        for axis, side in enumerate(self.size):
+            y = y.narrow(2 + axis, 0, side)
+        return y
 
 
 class ClassHead(nn.Module):

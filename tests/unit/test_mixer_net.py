@@ -152,7 +152,7 @@ def test_parameters_are_spread_over_depth():
         ({"patch": 97}, "patch=97 is not possible: it must be between 1 and the lookback 96"),
         ({"depth": 0}, "depth=0 is not possible"),
         ({"mixer_options": {"heads": 3}}, "'softmax_attention' has no option 'heads'"),
-        ({"reads": "image", "answers": "classes", "size": (8, 9), "patch": 4}, "it must divide the input size"),
+        ({"reads": "image", "answers": "classes", "size": (8, 9), "patch": 0}, "it must be positive along the axes"),
     ],
 )
 def test_bad_options_are_refused(options, message):

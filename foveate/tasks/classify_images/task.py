@@ -50,8 +50,8 @@ class ClassifyImagesTask(PreparedTask):
         rank=2,
         metrics=("accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
         higher_is_better=True,
-        baselines=(),
-        shortlist=(),
+        baselines=("frequent_class", "nearest_centroid", "pixel_ridge"),
+        shortlist=("softmax_attention",),
     )
     info: ClassifyImagesInfo
     info_type = ClassifyImagesInfo

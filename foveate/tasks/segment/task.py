@@ -19,8 +19,9 @@ class SegmentTask(PreparedTask):
         rank=2,
         metrics=("dice",),
         higher_is_better=True,
-        baselines=(),
-        shortlist=(),
+        baselines=("background", "voxel_bayes"),
+        shortlist=("softmax_attention",),
+        heads_on="classify-images",
     )
     info: SegmentInfo
     info_type = SegmentInfo
