@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Endings of files that are taken for images.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pgm", ".ppm", ".pnm")
 #: Decoders that may be asked, whatever an ending says: none that starts other programs or reads other files.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "GIF", "BMP", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5", b"P6", b"P2", b"P3")
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")

@@ -57,7 +57,7 @@ def read_folder(folder: Path, labelled: bool, skip_bad: bool) -> Pictures:
                 f"paths and classes)."
             )
         for child in named:
-            own, more = images_below(child)
+            own, more = images_below(child, part, folder)
             others += more
             if not own:
                 raise InvalidValue(f"the class folder {str(child)!r} holds no image: fill it, or remove it.")
@@ -72,8 +72,9 @@ def single_image(path: Path) -> Pictures:
     return of_files(str(path), path.parent, [path], None, [OPEN], False, 0)
 
 
-def images_below(folder: Path) -> tuple[list[Path], int]:
-    """The image files of a folder and its sub-folders, by name, and how many other files there are.
+def images_below(folder: Path, *inside: Path) -> tuple[list[Path], int]:
+    """The image files of a folder (which lies ``inside`` of others) and its sub-folders, by name, and how many other
+    files there are.
 
     Links are followed; what begins with a dot is not looked at.
 
@@ -82,7 +83,7 @@ def images_below(folder: Path) -> tuple[list[Path], int]:
     """
     files: list[Path] = []
     others = 0
-    waiting = [(folder, frozenset({_identity(folder)}))]
+    waiting = [(folder, frozenset(_identity(f) for f in (folder, *inside)))]
     while waiting:
         here, above = waiting.pop()
         for entry in _listed(here):
