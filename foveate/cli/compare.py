@@ -52,6 +52,7 @@ _add("classify-series", "Tell the class of whole series.", options.classify_seri
 _add("classify-images", "Tell the class of images.", options.classify_images_data)
 _add("detect-anomalies", "Find the unusual steps of a series.", options.detect_anomalies_data)
 _add("language", "Foresee the next token of text.", options.language_data)
+_add("segment", "Tell the class of every pixel of images, or voxel of volumes.", options.segment_data)
 _add("impute", "Fill what is missing in one or more series.", options.impute_data)
 for _task, (_about, _data) in PROBES.items():
     _add(_task, _about, _data, drawn)

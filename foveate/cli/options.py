@@ -164,6 +164,30 @@ def classify_images_data(
     """What `classify-images` reads."""
 
 
+def segment_data(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Folder with images/ and masks/, or .npz; none: scenes of digits."),
+    ] = None,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Without data: volumes of digits.")] = False,
+    split: Annotated[str | None, typer.Option(help="Shares.", show_default="0.7/0.1/0.2, if not in folders")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws parts and patches.", show_default="0")] = None,
+    patch: Annotated[
+        str | None, typer.Option(help="What models read: 64, or 32x64x64.", show_default="by the sizes")
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Of volumes: median, 1x1x2 (mm) or keep.", show_default="refuse differing ones"),
+    ] = None,
+    normalise: Annotated[str | None, typer.Option(help="training or each.", show_default="training")] = None,
+    ignore: Annotated[int | None, typer.Option(help="Value in masks that does not count.")] = None,
+    overlap: Annotated[float | None, typer.Option(help="Of windows, a share.", show_default="0.5")] = None,
+    blending: Annotated[str | None, typer.Option(help="gaussian or constant.", show_default="gaussian")] = None,
+    hd95: Annotated[bool, typer.Option("--hd95", help="Score distances of borders too.")] = False,
+) -> None:
+    """What `segment` reads."""
+
+
 def impute_data(
     source: Annotated[
         str | None, typer.Argument(metavar="[DATA]", help="CSV or Parquet file; none: an embedded series.")

@@ -17,7 +17,9 @@ _DIGITS = "%.7g"
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Such as OUT/best, or hub:user/name.")],
     source: Annotated[str | None, typer.Argument(metavar="[DATA]", help="As trained on; none: embedded.")] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV or Parquet to write.", show_default="standard output")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet; of masks a folder.", show_default="standard output")
+    ] = None,
     time: Annotated[str | None, typer.Option(help="Name of the time column.", show_default="as trained")] = None,
     id: Annotated[str | None, typer.Option(help="Name of the id column.", show_default="as trained")] = None,
     system: Annotated[str | None, typer.Option(help="module:Class, if the model was trained from your own.")] = None,
@@ -25,7 +27,7 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Give a trained model new data: what it was trained for, in the data's own units and names."""
-    if out is not None and out.suffix not in (".csv", ".parquet"):
+    if out is not None and out.suffix not in (".csv", ".parquet", ""):
         raise InvalidValue(f"--out {out} is not possible: the name must end in .csv or .parquet.")
     if out is not None and out.exists() and not force:
         raise InvalidValue(f"--out {out} exists: choose another name, or replace it with --force.")
@@ -44,6 +46,11 @@ def predict(
         )
     packaged = load(folder, system=resolve(system).target if system else None)
     task = find(config["task"], "task").load()
+    if out is not None and not out.suffix:
+        if not hasattr(task, "write_predictions"):
+            raise InvalidValue(f"--out {out} is not possible: the name must end in .csv or .parquet.")
+        print(f"{task.write_predictions(packaged, source, out)} masks: {out}")
+        return
     table = task.predict(packaged, source, time=time, id=id)
     if out is None:
         table.to_csv(sys.stdout, index=False, float_format=_DIGITS)

@@ -153,7 +153,7 @@ def read_npz(path: Path, labelled: bool) -> Pictures:
     """
     label = str(path)
     raw = _read(path)
-    arrays = _arrays(path)
+    arrays = npz_arrays(path)
     parts = []
     for number, suffix in ((OPEN, ""), *enumerate(_PARTS)):
         for images, labels in _PAIRS:
@@ -163,7 +163,7 @@ def read_npz(path: Path, labelled: bool) -> Pictures:
             for image_name, label_name in names:
                 if image_name in arrays:
                     told = arrays.pop(label_name, None)
-                    pixels = _pixels(arrays.pop(image_name), f"{label!r}: {image_name}")
+                    pixels = image_array(arrays.pop(image_name), f"{label!r}: {image_name}")
                     parts.append((number, pixels, _labels(told, label_name, len(pixels), label, labelled)))
     if not parts or arrays:
         raise InvalidValue(
@@ -180,7 +180,7 @@ def read_npz(path: Path, labelled: bool) -> Pictures:
     return of_arrays(label, hashlib.sha256(raw).hexdigest(), parts)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def npz_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a file, after a look at how large they will be."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -197,7 +197,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _pixels(array: np.ndarray, what: str) -> np.ndarray:
+def image_array(array: np.ndarray, what: str) -> np.ndarray:
     """uint8 ``(samples, height, width, 1 or 3)`` of what may have its channels first, last or not at all."""
     array = np.asarray(array)
     shape = array.shape

@@ -85,6 +85,32 @@ def decode(raw: bytes, path: Path) -> np.ndarray:
         return pixels[..., None] if grey else pixels
 
 
+def decode_mask(raw: bytes, path: Path) -> tuple[np.ndarray, bool]:
+    """Classes of a mask, int32 ``(height, width)``, and whether they are colours (red * 65536 + green * 256 + blue).
+
+    Of palettes the indices are the classes, of one bit 0 and 1.
+
+    Raises:
+        Unreadable: see :func:`decode`; or JPEG, which blurs classes.
+    """
+    from PIL import ImageOps
+
+    with _opened(io.BytesIO(raw), path) as image:
+        image.load()
+        if image.format in ("JPEG", "MPO"):
+            raise Unreadable(f"{str(path)!r} is a JPEG file, which blurs the borders of classes: save masks as PNG.")
+        image = ImageOps.exif_transpose(image)
+        values = np.asarray(image)
+        if image.mode == "LA" or values.dtype.kind == "f":
+            raise Unreadable(
+                f"{str(path)!r} has pixels of mode {image.mode}: save masks with whole numbers or colours."
+            )
+        if values.ndim == 2:
+            return values.astype(np.int32), False
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), -1, 0)
+        return red * 65536 + green * 256 + blue, True
+
+
 @contextmanager
 def _opened(source: Any, path: Path) -> Iterator[Image]:
     try:
