@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InvalidType, InvalidValue
 from .backend import choose
 from .handwritten import sum_dtype
+from .native import sample_at as native
 
 
 def sample_at(x: Tensor, points: Tensor) -> Tensor:
@@ -42,7 +43,8 @@ def sample_at(x: Tensor, points: Tensor) -> Tensor:
     if x.ndim == 4:
         x, points = x.unsqueeze(1), points.unsqueeze(1)
     flat = points.flatten(2, -2)
-    return choose(reference, by_grid_sample)(x, flat).view(*lead, *places, x.shape[-1])
+    fast = native.sample_at_native if native.fits(x, flat) else None
+    return choose(reference, by_grid_sample, fast)(x, flat).view(*lead, *places, x.shape[-1])
 
 
 def reference(x: Tensor, points: Tensor) -> Tensor:
@@ -52,9 +54,10 @@ def reference(x: Tensor, points: Tensor) -> Tensor:
     x, points = x.to(real).flatten(2, 3), points.to(real)
     first = points.detach().floor()
     y = torch.zeros_like(x[:, :, :1].expand(*points.shape[:3], x.shape[-1]))
+    share = points - first  # of the pixel to the right, and of the one below
     for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):
         pixel = first + first.new_tensor(corner)
-        weight = (1 - (points - pixel).abs()).prod(-1, keepdim=True)
+        weight = share.where(first.new_tensor(corner) == 1, 1 - share).prod(-1, keepdim=True)
         inside = ((pixel >= 0) & (pixel < pixel.new_tensor((width, height)))).all(-1, keepdim=True)
         column, row = pixel.where(inside, 0).long().unbind(-1)
         found = x.gather(2, (row * width + column)[..., None].expand(y.shape))

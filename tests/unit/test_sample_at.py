@@ -62,6 +62,15 @@ def test_forms_equal_the_definition(size: tuple[int, int], form: str):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("form", ["reference", *FORMS])
+def test_a_point_on_a_pixel_has_the_slope_to_its_right_and_below(form: str):
+    x = torch.arange(12.0, dtype=torch.float64).view(1, 3, 4, 1) ** 2
+    points = torch.tensor([[[1.0, 1.0], [3.0, 2.0]]], dtype=torch.float64, requires_grad=True)
+    with backend(form):
+        (slope,) = torch.autograd.grad(sample_at(x, points).sum(), points)
+    assert slope[0].tolist() == [[6**2 - 5**2, 9**2 - 5**2], [-(11**2), -(11**2)]]
+
+
 @each_form
 def test_gradcheck(form: str):
     x, points = make()

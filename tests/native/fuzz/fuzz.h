@@ -105,3 +105,5 @@ void fuzz_neighborhood_attention(Random& chance);
 void fuzz_linear_attention(Random& chance);
 void fuzz_softmax_attention(Random& chance);
 void fuzz_block_sparse_attention(Random& chance);
+void fuzz_shifted_window_attention(Random& chance);
+void fuzz_sample_at(Random& chance);

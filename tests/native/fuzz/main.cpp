@@ -13,7 +13,9 @@ int main(int count, char** arguments) {
                  {"neighborhood_attention", fuzz_neighborhood_attention},
                  {"linear_attention", fuzz_linear_attention},
                  {"softmax_attention", fuzz_softmax_attention},
-                 {"block_sparse_attention", fuzz_block_sparse_attention}};
+                 {"block_sparse_attention", fuzz_block_sparse_attention},
+                 {"shifted_window_attention", fuzz_shifted_window_attention},
+                 {"sample_at", fuzz_sample_at}};
   for (auto& kernel : kernels) {
     for (int64_t i = first; i < first + cases; ++i) {
       std::fprintf(stdout, "\r%s: case %lld", kernel.name, static_cast<long long>(i));
