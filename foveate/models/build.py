@@ -76,6 +76,8 @@ class Contestant:
             own = {k: v for k, v in options.items() if k in network_options(around)}
             rest = {k: v for k, v in options.items() if k not in own}
             inside, what = self.target if self.kind == "custom" else self.name, around.made_of
+            if self.configuration:
+                own["configuration"] = self.configuration
             return around.for_task(info, **{what: inside, f"{what}_options": rest}, **own)
         if info.task not in self.target.spec.tasks:
             raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")

@@ -68,8 +68,11 @@ class Segmenter(Model):
         self.classify = nn.Conv2d(width, num_classes, 1)
 
     @classmethod
-    def for_task(cls, info: Any, **options: Any) -> Self:
-        """The small form of a backbone with a head for ``info`` (size, channels, classes); options win.
+    def for_task(cls, info: Any, configuration: str = "", **options: Any) -> Self:
+        """A backbone with a head for ``info`` (size, channels, classes); options win.
+
+        Args:
+            configuration: published size of the backbone; "": its small form.
 
         Raises:
             InvalidType: another task, or volumes.
@@ -79,9 +82,9 @@ class Segmenter(Model):
         if len(info.size) != 2:
             raise InvalidType("image backbones segment images; of volumes they can read no more than slices.")
         inside = _backbone_class(options["backbone"])
-        small = inside.small(SimpleNamespace(size=info.size, channels=info.channels, classes=info.classes))
-        small = {k: v for k, v in small.items() if k not in ("in_chans", "num_classes")}
-        settings = {**options, "backbone_options": {**small, **(options.get("backbone_options") or {})}}
+        size = inside.configurations[configuration] if configuration else inside.small(_as_classes(info))
+        size = {k: v for k, v in size.items() if k not in ("in_chans", "num_classes")}
+        settings = {**options, "backbone_options": {**size, **(options.get("backbone_options") or {})}}
         return cls(**{"in_chans": info.channels, "num_classes": info.classes, **settings})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +100,11 @@ class Segmenter(Model):
         for finer in maps[-2::-1]:
             top = finer + _resized(top, finer.shape[-2:])
         return _resized(self.classify(self.mix(top)), x.shape[-2:])
+
+
+def _as_classes(info: Any) -> SimpleNamespace:
+    """What the backbone is told: images of this size to classify."""
+    return SimpleNamespace(task="classify-images", size=info.size, channels=info.channels, classes=info.classes)
 
 
 def _resized(x: Tensor, size: Any) -> Tensor:

@@ -55,13 +55,13 @@ def read_nifti(path: Path, mask: Path | None, name: str) -> Case:
     label = label[..., 0] if label.ndim == 4 and label.shape[3] == 1 else label
     if label.shape != image.shape[1:]:
         raise InvalidValue(
-            f"{str(mask)!r} has {_times(label.shape)} voxels, its volume {path.name} has {_times(image.shape[1:])}: they "
-            f"must be alike."
+            f"{str(mask)!r} has {_times(label.shape)} voxels, its volume {path.name} has {_times(image.shape[1:])}: "
+            f"they must be alike."
         )
     if not np.allclose(file.affine, other.affine, rtol=0, atol=1e-2 * max(_spacing(file))):
         raise InvalidValue(
-            f"{str(mask)!r} lies elsewhere in space than its volume {path.name} (their affines differ): resample it onto "
-            f"the volume."
+            f"{str(mask)!r} lies elsewhere in space than its volume {path.name} (their affines differ): resample it "
+            f"onto the volume."
         )
     if not np.isfinite(label).all() or not (label == np.round(label)).all() or np.abs(label).max(initial=0) > 2**31 - 1:
         raise InvalidValue(f"{str(mask)!r} holds values that are not whole: a mask has one class for each voxel.")

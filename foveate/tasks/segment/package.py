@@ -25,8 +25,8 @@ class ImageSegmenter(Packaged):
         normalise: "training" or "each".
         spacing: of training voxels in millimetres, which ``predict`` brings volumes to; None: none.
         overlap, blending: of the sliding window.
-        mean, scale: ``(channels,)`` statistics of the training images divided by ``unit``; None: 0 and 1, to be loaded by
-            ``load_state_dict`` (they are float32 buffers).
+        mean, scale: ``(channels,)`` statistics of the training images divided by ``unit``; None: 0 and 1, to be loaded
+            by ``load_state_dict`` (they are float32 buffers).
     """
 
     mean: Tensor
@@ -107,8 +107,8 @@ class ImageSegmenter(Packaged):
         if x.ndim != 2 + rank or x.shape[1] != self.info.channels or not x.is_floating_point():
             axes = ", ".join(("depth", "height", "width")[-rank:])
             raise InvalidValue(
-                f"x has shape {tuple(x.shape)} and dtype {x.dtype}: floating point (batch, {self.info.channels}, {axes}) is "
-                f"needed."
+                f"x has shape {tuple(x.shape)} and dtype {x.dtype}: floating point (batch, {self.info.channels}, "
+                f"{axes}) is needed."
             )
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(x).all()):
             raise InvalidValue("x has missing or infinite values: replace them.")

@@ -17,7 +17,7 @@ from .cases import Case, Cases, Store, Writer, resampled
 from .scores import IGNORED
 
 OPEN = -1
-#: Longest side of a patch that is chosen for the user, by rank, and what its sides are multiples of where images differ.
+#: Longest side of a patch that is chosen for the user, by rank; what its sides are multiples of where images differ.
 LONGEST = {2: 256, 3: 64}
 MULTIPLE = {2: 16, 3: 32}
 #: Patches of one image that training sees, where it is larger than a patch.
@@ -86,8 +86,8 @@ def prepare_cases(
     """Read every case once and prepare it.
 
     Raises:
-        InvalidType, InvalidValue: spacings differ and nothing says what to do, a mask has a value that training does not
-            have or no class but one, too few images, illegal options; the message names the file.
+        InvalidType, InvalidValue: spacings differ and nothing says what to do, a mask has a value that training does
+            not have or no class but one, too few images, illegal options; the message names the file.
     """
     if len(found) < 3 and (found.parts == OPEN).all():
         raise InvalidValue(f"{found.label!r} has too few images ({len(found)}): at least three are needed.")
@@ -156,8 +156,8 @@ def read_patch(patch: int | str, rank: int) -> tuple[int, ...]:
 
 
 def choose_patch(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The size of a patch: of all images if they are alike and no side is too long (:data:`LONGEST`); else the median of
-    each side, at most that, rounded up to :data:`MULTIPLE`."""
+    """The size of a patch: of all images if they are alike and no side is too long (:data:`LONGEST`); else the median
+    of each side, at most that, rounded up to :data:`MULTIPLE`."""
     rank = len(shapes[0])
     if len(set(shapes)) == 1 and max(shapes[0]) <= LONGEST[rank]:
         return tuple(shapes[0])
@@ -189,7 +189,7 @@ def choose_spacing(found: Cases, spacing: str | None) -> tuple[float, ...] | Non
             if not np.allclose(first, other, rtol=1e-2):
                 raise InvalidValue(
                     f"{found.label!r}: the voxels of {found.names[0]!r} and {name!r} have different spacings "
-                    f"({_millimetres(first)} and {_millimetres(other)}): resample with spacing median or such as "
+                    f"({_millimetres(first)} and {_millimetres(other)}): resample with spacing median, or such as "
                     f"{_millimetres(first).replace(' mm', '').replace(' ', '')} (--spacing), or keep."
                 )
         return None
@@ -228,8 +228,8 @@ def _classes(found: Cases, values: list[dict[int, int]], part: np.ndarray, ignor
         new = sorted(set(own) - learned - {ignore})
         if new:
             raise InvalidValue(
-                f"{found.label!r}: the mask of {name!r} has the class {new[0]}, which no training mask has: give training "
-                f"images of it, or ignore it."
+                f"{found.label!r}: the mask of {name!r} has the class {new[0]}, which no training mask has: give "
+                f"training images of it, or ignore it."
             )
     if len(classes) < 2:
         raise InvalidValue(f"{found.label!r}: the training masks have {len(classes)} class: at least two are needed.")
@@ -272,7 +272,8 @@ def choose_origins(store: Store, size: tuple[int, ...], seed: int) -> np.ndarray
     """Where the patches of every case begin, int64 ``(cases, patches, rank)``.
 
     One at 0 where no image is larger than a patch. Else :data:`PATCHES`, drawn from the seed and the case: every second
-    one around a pixel of a class that is drawn among those that are there, the background left out; the others anywhere.
+    one around a pixel of a class that is drawn among those that are there, the background left out; the others
+    anywhere.
     """
     shapes = store.shapes.numpy()
     count = PATCHES if (shapes > np.array(size)).any() else 1

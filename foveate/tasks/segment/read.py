@@ -165,8 +165,8 @@ def _from_npz(path: Path, labelled: bool) -> Cases:
     masks = arrays.get("masks", arrays.get("y", arrays.get("labels")))
     if images is None or (labelled and masks is None):
         raise InvalidValue(
-            f"{label!r} holds the arrays {', '.join(arrays) or 'none'}: images (samples, height, width) and masks of the "
-            f"same shape are needed."
+            f"{label!r} holds the arrays {', '.join(arrays) or 'none'}: images (samples, height, width) and masks of "
+            f"the same shape are needed."
         )
     if masks is None:
         volumes = images.ndim == 4 and images.shape[3] not in (1, 3, 4)

@@ -1,8 +1,8 @@
 """The default data: scenes and volumes of real digits on noise, drawn from a seed.
 
-The embedded digits are divided first, so that no digit of a training scene stands in a validation or test scene. A digit
-is shown at 14 to 18 pixels, brighter or darker; in volumes it is drawn out over 6 to 12 slices. Its mask are the pixels
-with enough ink.
+The embedded digits are divided first, so that no digit of a training scene stands in a validation or test scene. A
+digit is shown at 14 to 18 pixels, brighter or darker; in volumes it is drawn out over 6 to 12 slices. Its mask are the
+pixels with enough ink.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ _SMOOTH = 1e-5
 def dice_and_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
     """Soft Dice loss of all classes but the background, plus cross-entropy.
 
-    ``1 - (2 sum p g + s) / (sum p + sum g + s)`` with ``s = 1e-5``, averaged over samples and classes (Milletari et al.,
-    2016, arXiv 1606.04797, with sums of probabilities in the denominator).
+    ``1 - (2 sum p g + s) / (sum p + sum g + s)`` with ``s = 1e-5``, averaged over samples and classes (Milletari et
+    al., 2016, arXiv 1606.04797, with sums of probabilities in the denominator).
 
     Args:
         logits: ``(B, classes, *size)``.

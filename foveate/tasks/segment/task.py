@@ -37,11 +37,12 @@ _MOST_COLUMNS = 6
 class SegmentTask(PreparedTask):
     """A class for every pixel of images, or voxel of volumes.
 
-    Make it with :meth:`prepare`. Training batches are patches: ``x`` float32 ``(B, channels, *size)``, standardised; ``y``
-    int64 ``(B, *size)``, 255 where nothing counts. Whole images are scored with a sliding window.
+    Make it with :meth:`prepare`. Training batches are patches: ``x`` float32 ``(B, channels, *size)``, standardised;
+    ``y`` int64 ``(B, *size)``, 255 where nothing counts. Whole images are scored with a sliding window.
 
     Metrics: ``dice``, averaged over images and all classes but the background, 1 where a class is in neither truth nor
-    answer; ``iou``, likewise; with few classes ``dice(NAME)`` for each; ``hd95`` if asked for, in millimetres or pixels.
+    answer; ``iou``, likewise; with few classes ``dice(NAME)`` for each; ``hd95`` if asked for, in millimetres or
+    pixels.
     """
 
     # Of images; a task of volumes, or with more metrics, has its own.
@@ -92,11 +93,11 @@ class SegmentTask(PreparedTask):
         """Read images with masks, or volumes with labels, and prepare them.
 
         Args:
-            source: a folder with folders called images and masks (or labels), perhaps inside of folders called train, val
-                and test; an ``.npz`` file with images and masks; or None for scenes of embedded digits.
+            source: a folder with folders called images and masks (or labels), perhaps inside of folders called train,
+                val and test; an ``.npz`` file with images and masks; or None for scenes of embedded digits.
             volumes: without a source: volumes of digits instead of scenes.
             split: shares "0.7/0.1/0.2" of training, validation and test.
-            split_seed: draws the parts and the patches; the same for every trial.
+            split_seed: draws parts, patches and scenes; the same for every trial.
             patch: size that models are given, 64 or "32x64x64"; None: see :func:`~.protocol.choose_patch`.
             spacing: what volumes are resampled to: "median", or "1x1x2" in millimetres; "keep": nothing is done; None:
                 differing ones are refused.
