@@ -17,7 +17,7 @@ from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.neighborhood_attention import neighborhood_attention
 from ..ops.neighborhood_boxes import boxed_pairs
-from ..ops.neighborhood_windows import Axis, axes_of
+from ..ops.neighborhood_windows import Axis, axes_of, neighborhood_pairs
 from .base import Mixer, check_heads, grid_size
 from .parts import Linear
 
@@ -122,6 +122,11 @@ class NeighborhoodMixer(Mixer):
         saved = filled * (dim + 2 * self.kv_dim + dim + self.num_heads)  # q, k, v, output and log-sum-exps
         saved += filled * dim + padding * tokens * dim  # what the projections read; the second reads the op's output
         return Cost(flops=flops, parameters=sum(p.numel() for p in self.parameters()), activation_bytes=4 * saved)
+
+    def masked_flops(self, grid: tuple[int, ...], batch: int = 1) -> int:
+        """FLOPs of :meth:`cost` that fall on pairs which do not see each other: no publication counts them."""
+        axes = self.axes(tuple(grid))
+        return 4 * batch * self.dim * (boxed_pairs(axes) - neighborhood_pairs(axes))
 
 
 def filled_up(x: Tensor, axes: tuple[Axis, ...]) -> Tensor:

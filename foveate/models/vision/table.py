@@ -21,7 +21,8 @@ class Counted:
     Attributes:
         parameters: learned numbers.
         macs: multiply-adds of one forward pass in matrix products, convolutions and attention, half the FLOPs of
-            :func:`~foveate.measure.flops.count_flops`.
+            :func:`~foveate.measure.flops.count_flops`, without those of a mixer on pairs that are masked
+            (``masked_flops``).
     """
 
     parameters: int
@@ -75,7 +76,13 @@ def count(name: str, size: int | tuple[int, ...] = 224, **options: Any) -> Count
     with torch.device("meta"), backend("torch"):
         model = target(**{**entry.options, **options}).eval()
         x = torch.empty(1, model.in_chans, *((size, size) if isinstance(size, int) else size))
-        flops = count_flops(lambda: model(x))
+        masked: list[int] = []
+        for module in model.modules():
+            if hasattr(module, "masked_flops"):
+                module.register_forward_pre_hook(
+                    lambda mixer, given: masked.append(mixer.masked_flops(tuple(given[0].shape[1:-1]), len(given[0])))
+                )
+        flops = count_flops(lambda: model(x)) - sum(masked)
     return Counted(sum(p.numel() for p in model.parameters()), flops // 2)
 
 
