@@ -44,13 +44,10 @@ class RelativeBias(nn.Module):
         self.window = window
         self.table = nn.Parameter(torch.empty(num_heads, *(2 * w - 1 for w in window)))
         nn.init.normal_(self.table, std=0.02)
-        self.register_buffer("index", offsets(window), persistent=False)
-        self.index: Tensor
 
     def forward(self) -> Tensor:
         """``(heads, n, n)`` for the ``n`` tokens of a window: queries, then keys."""
-        tokens = self.index.shape[0]
-        return self.table.flatten(1)[:, self.index.flatten()].unflatten(1, (tokens, tokens))
+        return by_pair(self.table, self.window)
 
     def flops(self) -> int:
         """Of one call: nothing is multiplied."""
@@ -78,29 +75,32 @@ class LogPositionMlp(nn.Module):
         axes = [torch.arange(w - 1, -w, -1) for w in window]  # in the table's order: the key's offset rises
         distance = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2).to(self.fc1.weight.dtype)
         self.register_buffer("log_offsets", distance.sign() * distance.abs().log1p(), persistent=False)
-        self.register_buffer("index", offsets(window), persistent=False)
         self.log_offsets: Tensor
-        self.index: Tensor
 
     def forward(self) -> Tensor:
         """``(heads, n, n)`` for the ``n`` tokens of a window: queries, then keys."""
-        tokens = self.index.shape[0]
         table = self.fc2(self.drop(self.act(self.fc1(self.log_offsets))))
-        return table[self.index.flatten()].T.unflatten(1, (tokens, tokens))
+        return by_pair(table.T.unflatten(1, [2 * w - 1 for w in self.window]), self.window)
 
     def flops(self) -> int:
         """Of one call."""
         return sum(linear_flops(len(self.log_offsets), m.in_features, m.out_features) for m in (self.fc1, self.fc2))
 
 
-def offsets(window: tuple[int, ...]) -> Tensor:
-    """Flat index ``(n, n)`` into a table of ``2 w - 1`` entries per axis by ``key - query + w - 1``, int64."""
-    index = torch.zeros((), dtype=torch.int64)
-    places = torch.stack(torch.meshgrid(*(torch.arange(w) for w in window), indexing="ij"), -1).flatten(0, -2)
-    for axis, w in enumerate(window):
-        place = places[:, axis]
-        index = index * (2 * w - 1) + place[None, :] - place[:, None] + w - 1
-    return index
+def by_pair(table: Tensor, window: tuple[int, ...]) -> Tensor:
+    """Entries ``table[head, key - query + w - 1]`` for all pairs of a window's tokens, ``(heads, n, n)``.
+
+    The entries of the last query are the table's first ``w``, those of the query before begin one later: windows that
+    slide over the table, in reverse.
+
+    Args:
+        table: ``(heads, 2 w - 1, ...)``, an axis for each of ``window``.
+        window: places along every axis.
+    """
+    axes = list(range(1, 1 + len(window)))
+    for axis, w in zip(axes, window, strict=True):
+        table = table.unfold(axis, w, 1)
+    return table.flip(axes).flatten(1, len(window)).flatten(2)
 
 
 @register("mixer", "maxvit")

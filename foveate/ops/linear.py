@@ -36,11 +36,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., out)``, in the dtype of ``x``; gradients of all three, any number of times.
     """
-    onednn = _onednn_linear if _takes(x, weight, bias) else None
+    onednn = _onednn_linear if takes_onednn(x, weight, bias) else None
     return choose(F.linear, F.linear, onednn)(x, weight, bias)
 
 
-def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN takes these and is faster."""
     if torch.compiler.is_compiling():  # compilers choose for themselves, and cannot look at what comes here
         return False

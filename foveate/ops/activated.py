@@ -1,0 +1,131 @@
+"""Linear maps and convolutions with an activation behind them, in one pass over memory where nothing needs a gradient.
+
+PyTorch computes the map and then the activation; its tanh form of GELU alone takes several times as long as the map
+itself on CPUs. oneDNN, which PyTorch carries, applies the function to results while they are still in a register. What
+is computed is the same, to float32 rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import invalid
+from .backend import current_backend
+from .linear import linear, takes_onednn, transformed
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "none"]
+#: Of the argument of the hyperbolic tangent, at 0.
+_SLOPE = math.sqrt(2 / math.pi)
+#: oneDNN's names: function and algorithm.
+_NAMES = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", ""), "none": ("none", "")}
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The function alone; same shape and dtype.
+
+    Args:
+        x: any shape.
+        activation: "gelu" (exact), "gelu_tanh" (its approximation by tanh), "silu" or "none".
+
+    Raises:
+        InvalidValue: another function.
+    """
+    check_activation(activation)
+    if activation == "none":
+        return x
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "gelu_tanh" and not torch.is_grad_enabled() and _plain_cpu(x):
+        # (1 + tanh(z)) / 2 is the logistic function of 2 z, which is several times as fast.
+        gate = (x * x).mul_(2 * _SLOPE * 0.044715).add_(2 * _SLOPE).mul_(x).sigmoid_()
+        return gate.mul_(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def check_activation(activation: str) -> None:
+    """Refuse what is none of the functions."""
+    if activation not in get_args(Activation):
+        raise invalid("activation", activation, f"it must be one of {', '.join(get_args(Activation))}")
+
+
+def linear_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    """``activation(x W^T + b)``.
+
+    Args:
+        x: ``(..., in)``.
+        weight: ``(out, in)``.
+        bias: ``(out,)``.
+        activation: see :func:`activate`.
+
+    Returns:
+        ``(..., out)``.
+
+    Raises:
+        InvalidValue: another function.
+    """
+    check_activation(activation)
+    if not torch.is_grad_enabled() and takes_onednn(x, weight, bias):
+        function, algorithm = _NAMES[activation]
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], algorithm)
+    return activate(linear(x, weight, bias), activation)
+
+
+def conv2d_activated(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    groups: int = 1,
+) -> Tensor:
+    """``activation(conv(x) + b)``.
+
+    Args:
+        x: ``(B, C, H, W)``, best in channels-last memory.
+        weight: ``(out, C / groups, kh, kw)``.
+        bias: ``(out,)``.
+        activation: see :func:`activate`.
+        stride, padding: along height and width.
+        groups: of channels.
+
+    Returns:
+        ``(B, out, h, w)``.
+
+    Raises:
+        InvalidValue: another function.
+    """
+    check_activation(activation)
+    if not torch.is_grad_enabled() and _fused_convolution(x, weight, bias):
+        function, algorithm = _NAMES[activation]
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, padding, stride, (1, 1), groups, function, [], algorithm
+        )
+    return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), activation)
+
+
+def _fused_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN computes this convolution, as it does PyTorch's own on CPUs."""
+    return (
+        _plain_cpu(x, weight, bias)
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
+
+
+def _plain_cpu(*tensors: Tensor | None) -> bool:
+    """Whether these are float32 on CPUs, and nothing looks into what is computed with them."""
+    if torch.compiler.is_compiling() or current_backend() not in ("auto", "native"):
+        return False
+    return (
+        all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not transformed()
+    )
