@@ -109,7 +109,7 @@ class BiFormer(Backbone):
         n_win: regions along each axis, one number or one for each stage.
         topks: of each stage: regions that each region reads; 0: convolutions instead of attention; -1: dense attention;
             -2: dense attention with a local convolution. Dense attention has 8 heads.
-        head_dim: channels of a head of routed attention.
+        head_dim: channels of a query of routed attention, which says how many heads there are.
         qk_dims: width of the queries of each stage; None: ``embed_dim``.
         qk_scale, kv_downsample_mode, param_attention, routing: of the routed attention, see
             :class:`~foveate.mixers.biformer.BiLevelRoutingAttention`.
@@ -205,8 +205,9 @@ class BiFormer(Backbone):
     ) -> None:
         super().__init__()
         count = len(embed_dim)
+        widths = tuple(qk_dims or embed_dim)
         wins = [n_win] * count if isinstance(n_win, int) else list(n_win)
-        lists = {"depth": depth, "n_win": wins, "qk_dims": qk_dims or embed_dim}
+        lists = {"depth": depth, "n_win": wins, "qk_dims": widths}
         for option, given in lists.items():
             if len(given) != count or not count:
                 raise invalid(option, tuple(given), f"there are {count} stages, and one is needed for each")
@@ -225,8 +226,8 @@ class BiFormer(Backbone):
             raise invalid("stem_stride", stem_stride, "it must be 4, as published, or 2")
         if before_attn_dwconv not in (0, 3):
             raise invalid("before_attn_dwconv", before_attn_dwconv, "it must be 3, or 0 for none")
-        if any(dim % head_dim for dim, topk in zip(embed_dim, topks, strict=False) if topk > 0):
-            raise invalid("head_dim", head_dim, f"it must divide embed_dim={tuple(embed_dim)}")
+        if any(width % head_dim for width, topk in zip(widths, topks, strict=False) if topk > 0):
+            raise invalid("head_dim", head_dim, f"it must divide the widths of queries, {widths}")
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, embed_dim[-1]
         self.layout, self.auto_pad, self.stem_stride, self.wins, self.topks = layout, auto_pad, stem_stride, wins, topks
         self.minimum_size = 1 if layout == "biformer" else stem_stride * 2 ** (count - 1)
@@ -239,14 +240,13 @@ class BiFormer(Backbone):
         for i, (dim, rates) in enumerate(zip(embed_dim, drop_path_rates(drop_path_rate, list(depth)), strict=True)):
             pooling = {"kv_downsample_ratio": kv_downsample_ratios[i], "kv_per_win": kv_per_wins[i]}
             pooling = {option: value for option, value in pooling.items() if value > 0}
-            routed = {**options, "num_heads": dim // head_dim, "n_win": wins[i], "topk": topks[i]}
+            routed = {**options, "num_heads": widths[i] // head_dim, "n_win": wins[i], "topk": topks[i]}
             blocks = []
             for rate in rates:
                 if topks[i] > 0 and layout == "stl_nchw":
                     attn: nn.Module = RegionalRoutingAttention(dim, **routed)
                 elif topks[i] > 0:
-                    qk_dim = (qk_dims or embed_dim)[i]
-                    attn = BiLevelRoutingAttention(dim, **routed, **whole, **pooling, qk_dim=qk_dim)
+                    attn = BiLevelRoutingAttention(dim, **routed, **whole, **pooling, qk_dim=widths[i])
                 else:
                     attn = self._unrouted(dim, topks[i], side_dwconv)
                 blocks.append(
