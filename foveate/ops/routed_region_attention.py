@@ -1,9 +1,9 @@
 """Routed region attention: the tokens of a region attend to all tokens of the regions that it is routed to.
 
-Zhu et al., "BiFormer" (2023, arXiv 2303.08810, section 3.2): softmax attention of each region's queries over the tokens of
-``topk`` regions side by side. Tokens stand in order of their regions, so that this is attention to blocks of equal size:
-:func:`foveate.ops.block_sparse_attention.block_sparse_attention` reads routed keys where they are, and memory is that
-of queries, keys and values, forward and backward. The definition copies keys and values once for every region that
+Zhu et al., "BiFormer" (2023, arXiv 2303.08810, section 3.2): softmax attention of each region's queries over the tokens
+of ``topk`` regions side by side. Tokens stand in order of their regions, so that this is attention to blocks of equal
+size: :func:`foveate.ops.block_sparse_attention.block_sparse_attention` reads routed keys where they are, and memory is
+that of queries, keys and values, forward and backward. The definition copies keys and values once for every region that
 reads them.
 """
 
@@ -69,7 +69,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, scale: float) -> 
 def _defined(
     q: Tensor, k: Tensor, v: Tensor, routes: Tensor, weights: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    real, (batch, heads) = sum_dtype(q.dtype), q.shape[:2]
+    real, batch = sum_dtype(q.dtype), q.shape[0]
     samples = torch.arange(batch, device=q.device).view(-1, 1, 1)
     # (batch, regions, topk, heads, m, width): gathered before heads move to the front
     k, v = (m.transpose(1, 2)[samples, routes].to(real) for m in (k, v))

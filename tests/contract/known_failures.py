@@ -5,5 +5,15 @@ A declared failure that passes fails the suite, and so does one that names nothi
 
 from __future__ import annotations
 
+_ADAPTIVE = "every region keeps kv_per_win places, larger or not: memory follows the number of regions, which steps"
+
 #: (kind, registered name, check): reason.
-KNOWN_FAILURES: dict[tuple[str, str, str], str] = {}
+KNOWN_FAILURES: dict[tuple[str, str, str], str] = {
+    (
+        "mixer",
+        "biformer(routing='soft')",
+        "gradients_are_right",
+    ): "by its definition the weights of routes change the output and pass no gradients; 'differentiable' passes them",
+    ("mixer", "biformer(kv_downsample_mode='ada_avgpool')", "memory_grows_as_claimed"): _ADAPTIVE,
+    ("mixer", "biformer(kv_downsample_mode='ada_maxpool')", "memory_grows_as_claimed"): _ADAPTIVE,
+}

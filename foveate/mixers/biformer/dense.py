@@ -18,7 +18,7 @@ from ...spec import MixerSpec, Order
 from ..base import Mixer, check_heads
 from ..layout import TokenLayout
 from ..parts import Linear
-from .regions import Convolution
+from .regions import Convolution, check_scale
 
 Reads = Literal["input", "values"]
 
@@ -73,7 +73,11 @@ class LePEAttention(Mixer):
             raise invalid("lepe_reads", lepe_reads, f"it must be one of {', '.join(get_args(Reads))}")
         if rank not in (1, 2, 3):
             raise invalid("rank", rank, "it must be one of 1, 2, 3")
-        self.scale, self.attn_drop, self.lepe_reads = qk_scale or self.head_dim**-0.5, attn_drop, lepe_reads
+        self.scale, self.attn_drop, self.lepe_reads = (
+            check_scale(qk_scale) or self.head_dim**-0.5,
+            attn_drop,
+            lepe_reads,
+        )
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)

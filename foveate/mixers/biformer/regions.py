@@ -12,7 +12,7 @@ from ...errors import invalid
 
 
 def to_regions(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """``(batch, *grid, channels)`` to ``(batch, regions, *size, channels)``, regions row by row; sizes divide the grid."""
+    """``(batch, *grid, channels)`` to ``(batch, regions, *size, channels)``, row by row; sizes divide the grid."""
     rank = len(size)
     shape = [n for length, edge in zip(x.shape[1:-1], size, strict=True) for n in (length // edge, edge)]
     x = x.reshape(x.shape[0], *shape, x.shape[-1])
@@ -50,6 +50,31 @@ def filled(grid: tuple[int, ...], size: tuple[int, ...], device: torch.device) -
         starts = torch.arange(0, length, edge, device=device)
         found = (found[:, None] * (length - starts).clamp(max=edge)).flatten()
     return found
+
+
+def best_regions(grid: tuple[int, ...], topk: int = 4, whole: bool = False) -> int:
+    """Regions along each axis for which routing and attention make the fewest products (section 3.3 of the paper).
+
+    Args:
+        grid: places of the map; those that are padded are counted.
+        topk: regions that each region reads.
+        whole: regions have ``grid // count`` places, so that there may be more of them.
+    """
+    fewest = (math.inf, 1)
+    for count in range(1, max(grid) + 1):
+        size = [max(1, length // count) if whole else -(-length // count) for length in grid]
+        regions = math.prod(-(-length // edge) if whole else count for length, edge in zip(grid, size, strict=True))
+        products = 2 * regions * math.prod(size) ** 2 * min(topk, regions) + regions**2
+        if count ** len(grid) >= min(topk, max(grid) ** len(grid)):
+            fewest = min(fewest, (products, count))
+    return fewest[1]
+
+
+def check_scale(scale: float | None) -> float | None:
+    """Refuse a factor on products that is not positive and finite; None is one."""
+    if scale is not None and not 0 < scale < math.inf:
+        raise invalid("qk_scale", scale, "it must be positive and finite")
+    return scale
 
 
 class Convolution(torch.nn.Module):

@@ -12,7 +12,6 @@ The map is cut into ``n_win`` regions along each axis. With the mean query and t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -20,19 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid
+from ...errors import invalid
 from ...measure.cost import Cost, linear_flops
+from ...ops.handwritten import sum_dtype
 from ...ops.routed_region_attention import routed_region_attention
 from ...registry import register
-from ...spec import Grid, MixerSpec, Order
+from ...spec import MixerSpec, Order
 from ..base import Mixer, check_heads, check_key_width
 from ..layout import TokenLayout
+from ..look import Look, check_query
 from ..parts import Linear
-from .regions import Convolution, crop, filled, from_regions, pad_to, to_regions
+from .regions import Convolution, best_regions, check_scale, crop, from_regions, pad_to, to_regions
 
-Form = Literal["legacy", "nchw"]
 Down = Literal["identity", "avgpool", "maxpool", "ada_avgpool", "ada_maxpool"]
 Projections = Literal["qkvo", "qkv"]
+Route = Literal["hard", "soft", "differentiable", "learned"]
 
 
 class Routing(NamedTuple):
@@ -54,6 +55,9 @@ class Routing(NamedTuple):
 class BiLevelRoutingAttention(Mixer):
     """Each region of the map attends to the tokens of the ``topk`` regions most like it.
 
+    A grid that ``n_win`` does not divide is padded behind its ends before the projection, as the released weights' code
+    does with ``auto_pad``: padded places are tokens like others, which are seen and counted in the means.
+
     Args:
         dim: channels of a token.
         num_heads: must divide ``dim`` and ``qk_dim``.
@@ -62,39 +66,31 @@ class BiLevelRoutingAttention(Mixer):
         topk: regions that each region reads; at most all of them.
         qk_dim: width of all queries; None: ``dim``.
         qk_scale: factor on the products; None: ``qk_dim ** -0.5``.
-        kv_downsample_mode: "identity"; "avgpool" or "maxpool" of ``kv_downsample_ratio`` places along each axis of a
-            region; "ada_avgpool" or "ada_maxpool" to ``kv_per_win`` places along each axis.
+        kv_downsample_mode: "identity"; "avgpool" or "maxpool" of ``kv_downsample_ratio`` places (or all there are)
+            along each axis of a region; "ada_avgpool" or "ada_maxpool" to ``kv_per_win`` places along each axis.
         kv_downsample_ratio: see there.
         kv_per_win: see there.
         param_attention: "qkvo", with a projection of the output, or "qkv", without.
-        param_routing: a linear layer on the regions' means; needs ``diff_routing``.
-        diff_routing: gradients pass through the means; needs ``soft_routing``, for without it nothing depends on them.
-        soft_routing: keys and values of a route are multiplied by its weight. They are copied for each route.
+        routing: "hard", the published one: routes decide what is read, without gradients; "soft": keys and values of a
+            route are also multiplied by its weight, for which they are copied for each route; "differentiable": with
+            gradients through these weights; "learned": and with a linear layer on the regions' means. The release
+            says soft_routing, diff_routing and param_routing, each with those before it.
         side_dwconv: edge of the local convolution, odd; 0: none.
-        auto_pad: grids that ``n_win`` does not divide are padded; False: they are refused.
-        form: "legacy", that of the released weights: padding comes before the projection, so that padded places are
-            tokens of the bias, counted in the means, and the convolution sees them. "nchw", the later one: regions
-            have ``grid // n_win`` places, zeros are padded behind the projection and not counted in the means; there
-            is neither pooling, soft routing, ``qk_dim`` nor a choice of projections. Equal where ``n_win`` divides.
         rank: axes of the grid.
 
     Raises:
-        InvalidValue: an option that is not legal, or options that do not go together.
+        InvalidValue: an option that is not legal, or more routes than regions.
     """
 
-    spec = MixerSpec(ranks=(2,), masks=False, padding="as_published", order=Order(flops=1.33, memory=1.0))
-    #: The released modules' names, of both forms.
+    #: Routing and attention grow as n^(4/3) at the best number of regions, projections as n.
+    spec = MixerSpec(ranks=(2,), masks=False, padding="as_published", order=Order(flops=1.2))
+    #: The released module's names.
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
-        "legacy": {
+        "bra_legacy": {
             r"qkv\.qkv\.(weight|bias)": r"qkv.\1",
             r"wo\.(weight|bias)": r"wo.\1",
             r"lepe\.(weight|bias)": r"lepe.\1",
             r"router\.emb\.(weight|bias)": r"router.\1",
-        },
-        "nchw": {
-            r"qkv_linear\.(weight|bias)": r"qkv.\1",
-            r"output_linear\.(weight|bias)": r"wo.\1",
-            r"lepe\.(weight|bias)": r"lepe.\1",
         },
     }
 
@@ -112,12 +108,8 @@ class BiLevelRoutingAttention(Mixer):
         kv_downsample_ratio: int = 4,
         kv_per_win: int = 4,
         param_attention: Projections = "qkvo",
-        param_routing: bool = False,
-        diff_routing: bool = False,
-        soft_routing: bool = False,
+        routing: Route = "hard",
         side_dwconv: int = 3,
-        auto_pad: bool = True,
-        form: Form = "legacy",
         rank: int = 2,
     ) -> None:
         super().__init__(dim, causal=causal)
@@ -126,7 +118,7 @@ class BiLevelRoutingAttention(Mixer):
         for option, value, legal in (
             ("kv_downsample_mode", kv_downsample_mode, get_args(Down)),
             ("param_attention", param_attention, get_args(Projections)),
-            ("form", form, get_args(Form)),
+            ("routing", routing, get_args(Route)),
             ("rank", rank, (1, 2, 3)),
         ):
             if value not in legal:
@@ -141,43 +133,23 @@ class BiLevelRoutingAttention(Mixer):
                 raise invalid(option, value, "a positive whole number is needed")
         if topk > n_win**rank:
             raise invalid("topk", topk, f"there are {n_win**rank} regions, n_win={n_win} along each axis")
-        if param_routing and not diff_routing:
-            raise invalid("param_routing", True, "its layer learns through diff_routing=True alone")
-        if diff_routing and not soft_routing:
-            raise invalid("diff_routing", True, "differentiable routing is soft: it needs soft_routing=True")
-        if form == "nchw" and (kv_downsample_mode != "identity" or soft_routing or param_attention != "qkvo"):
-            raise invalid("form", form, "it has no pooling, no soft routing and all projections; use 'legacy'")
-        if form == "nchw" and self.qk_dim != dim:
-            raise invalid("qk_dim", qk_dim, f"form='nchw' has queries as wide as tokens, {dim}")
-        self.n_win, self.topk, self.rank, self.form, self.auto_pad = n_win, topk, rank, form, auto_pad
-        self.scale = qk_scale or self.qk_dim**-0.5
+        self.n_win, self.topk, self.rank, self.routing = n_win, topk, rank, routing
+        self.scale = check_scale(qk_scale) or self.qk_dim**-0.5
         self.down, self.ratio, self.per_win = kv_downsample_mode, kv_downsample_ratio, kv_per_win
-        self.diff_routing, self.soft_routing = diff_routing, soft_routing
         self.qkv = Linear(dim, 2 * self.qk_dim + dim)
         self.wo = Linear(dim, dim) if param_attention == "qkvo" else nn.Identity()
-        self.router = Linear(self.qk_dim, self.qk_dim) if param_routing else nn.Identity()
+        self.router = Linear(self.qk_dim, self.qk_dim) if routing == "learned" else nn.Identity()
         self.lepe = Convolution(dim, side_dwconv, rank) if side_dwconv else None
-        legal = Grid(minimum=n_win) if form == "nchw" else Grid()
-        if not auto_pad:
-            legal = Grid(minimum=n_win, multiple_of=n_win)
-        padding = "as_published" if auto_pad else "none"
-        if (rank, legal, padding) != (2, Grid(), "as_published"):
-            self.spec = replace(self.spec, ranks=(rank,), grid=legal, padding=padding)
+        if rank != 2:
+            self.spec = replace(self.spec, ranks=(rank,))
+        if routing != "hard":  # copies of keys, and the weights of all pairs
+            self.spec = replace(self.spec, order=Order(flops=1.2, memory=1.2))
 
     @classmethod
     def options_for(cls, grid: tuple[int, ...]) -> dict[str, Any]:
-        """As many regions as make the fewest products at this size, padding counted (the paper's section 3.3)."""
-        rank, fewest = len(grid), (math.inf, 1)
-        for count in range(1, max(grid) + 1):
-            tokens, regions = math.prod(-(-length // count) * count for length in grid), count**rank
-            products = 2 * tokens * min(4, regions) * tokens // regions + regions**2
-            fewest = min(fewest, (products, count))
-        return {"n_win": fewest[1], "topk": min(4, fewest[1] ** rank), **({} if rank == 2 else {"rank": rank})}
-
-    def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Convolutions of one place are linear layers."""
-        pointwise = ("qkv_linear.weight", "output_linear.weight")
-        return {key: m.flatten(1) if key in pointwise else m for key, m in state_dict.items()}
+        """As many regions as make the fewest products at this size, see :func:`best_regions`."""
+        count = best_regions(grid)
+        return {"n_win": count, **({"topk": count ** len(grid)} if count ** len(grid) < 4 else {})}
 
     def forward(
         self,
@@ -186,49 +158,21 @@ class BiLevelRoutingAttention(Mixer):
         mask: Tensor | None = None,
         context: Tensor | None = None,
         layout: TokenLayout | None = None,
-        return_routing: bool = False,
-    ) -> Tensor | tuple[Tensor, Routing]:  # type: ignore[override]
-        """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`.
-
-        Args:
-            return_routing: return a :class:`Routing` too; its attention is computed by the definition.
-        """
+    ) -> Tensor:
+        """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        grid = tuple(x.shape[1:-1])
-        padded, size = self._plan(grid)
-        if self.form == "legacy":
-            qkv = self.qkv(to_regions(pad_to(x, padded), size))
-            values = qkv[..., 2 * self.qk_dim :]
-            lepe = None if self.lepe is None else crop(self.lepe(from_regions(values, padded)), grid)
-        else:
-            qkv = self.qkv(x)
-            lepe = None if self.lepe is None else self.lepe(qkv[..., 2 * self.qk_dim :])
-            qkv = to_regions(pad_to(qkv, padded), size)
-        routing = self._routing(qkv, grid, size)
-        q, kv = qkv.split([self.qk_dim, self.qk_dim + self.dim], -1)
-        k, v = self._pooled(kv).split([self.qk_dim, self.dim], -1)
-        result = routed_region_attention(
-            *(self._heads(m) for m in (q, k, v)),
-            routing.routes,
-            weights=routing.weights if self.soft_routing else None,
-            scale=self.scale,
-            return_attention=return_routing,
-        )
-        out, attention = result if isinstance(result, tuple) else (result, None)
-        y = crop(from_regions(out.movedim(1, -2).flatten(-2).unflatten(2, size), padded), grid)
-        y = self.wo(y if lepe is None else y + lepe)
-        return (y, routing._replace(attention=attention)) if return_routing else y
+        return self._mix(x, with_attention=False)[0]
+
+    def forward_with_routing(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """:meth:`forward`, and where each region read; the attention's weights are computed by the definition."""
+        self.check_input(x)
+        return self._mix(x, with_attention=True)
 
     def route(self, x: Tensor) -> Routing:
         """Where each region of ``x`` ``(batch, *grid, dim)`` reads."""
         self.check_input(x)
-        grid = tuple(x.shape[1:-1])
-        padded, size = self._plan(grid)
-        if self.form == "legacy":
-            qkv = self.qkv(to_regions(pad_to(x, padded), size))
-        else:
-            qkv = to_regions(pad_to(self.qkv(x), padded), size)
-        return self._routing(qkv, grid, size)
+        padded, size = self._plan(tuple(x.shape[1:-1]))
+        return self._routing(x, self._project(x, padded, size)[0], padded, size)
 
     def region_of(self, grid: tuple[int, ...]) -> Tensor:
         """The number of each place's region, int64 ``grid``."""
@@ -239,21 +183,46 @@ class BiLevelRoutingAttention(Mixer):
             number = number * (length // edge) + (torch.arange(length) // edge).view(shape)
         return crop(number[None, ..., None], grid)[0, ..., 0]
 
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """The regions that the query's region is routed to, and, where nothing is padded or pooled, what is read."""
+        self.check_input(x)
+        grid = tuple(x.shape[1:-1])
+        place = check_query(type(self).__name__, query, grid) or tuple(length // 2 for length in grid)
+        padded, size = self._plan(grid)
+        with torch.no_grad():
+            _, found = self.forward_with_routing(x)
+            region = self.region_of(grid).to(x.device)
+            routes = found.routes[:, int(region[place])]
+            visible = (region == routes.view(*routes.shape, *[1] * len(grid))).any(1, keepdim=True)
+            looks = [Look("visible", visible, "routed regions")]
+            if padded != grid or self.down != "identity" or found.attention is None:
+                return looks
+            if query is None:
+                read = found.attention.mean(3) / found.routes.shape[1]
+            else:
+                inside = 0
+                for position, edge in zip(place, size, strict=True):
+                    inside = inside * edge + position % edge
+                read = torch.zeros_like(found.attention[:, :, :, 0])
+                read[:, :, int(region[place])] = found.attention[:, :, int(region[place]), inside]
+            keys = read.unflatten(-1, (-1, math.prod(size)))  # (batch, heads, regions, topk, m)
+            total = torch.zeros_like(keys[:, :, :, 0])
+            total.scatter_add_(2, found.routes[:, None, :, :, None].expand_as(keys).flatten(2, 3), keys.flatten(2, 3))
+            weights = from_regions(total.movedim(1, -1).unflatten(2, size), grid).movedim(-1, 1)
+        return [*looks, Look("weights", weights, "routed attention")]
+
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections, products of regions' means and of routed tokens, the convolution."""
         padded, size = self._plan(grid)
-        n, tokens, each = math.prod(grid), math.prod(padded), math.prod(size)
-        regions, pooled = tokens // each, self._pooled_places(size)
-        projected = tokens if self.form == "legacy" else n
-        wide = 2 * self.qk_dim + self.dim
-        flops = linear_flops(batch * projected, self.dim, wide)
+        n, tokens = math.prod(grid), math.prod(padded)
+        regions, pooled, projected = tokens // math.prod(size), self._pooled_places(size), self._projected(n, tokens)
+        flops = linear_flops(batch * projected, self.dim, 2 * self.qk_dim + self.dim)
         flops += linear_flops(batch * n, self.dim, self.dim) if isinstance(self.wo, Linear) else 0
-        flops += 2 * batch * regions**2 * self.qk_dim
         flops += 2 * linear_flops(batch * regions, self.qk_dim, self.qk_dim) if isinstance(self.router, Linear) else 0
-        pairs = batch * tokens * self.topk * pooled
-        flops += 2 * pairs * (self.qk_dim + self.dim)
+        flops += 2 * batch * regions**2 * self.qk_dim
+        flops += 2 * batch * tokens * min(self.topk, regions) * pooled * (self.qk_dim + self.dim)
         if self.lepe is not None:
-            flops += 2 * batch * projected * self.lepe.weight[0].numel() * self.dim
+            flops += 2 * batch * projected * self.lepe.weight.numel()
         return Cost(
             flops=flops,
             parameters=sum(p.numel() for p in self.parameters()),
@@ -262,46 +231,79 @@ class BiLevelRoutingAttention(Mixer):
 
     def _saved(self, n: int, tokens: int, regions: int, pooled: int, batch: int) -> int:
         """Numbers that are kept for the backward pass."""
-        projected = tokens if self.form == "legacy" else n
-        # What is projected, its projection, the attention's outputs and sums, what is projected at the end.
-        kept = projected * self.dim + tokens * (2 * self.qk_dim + self.dim) + tokens * (self.dim + self.num_heads)
-        kept += n * self.dim if isinstance(self.wo, Linear) else 0
+        projected, wide = self._projected(n, tokens), self.qk_dim + self.dim
+        kept = projected * self.dim  # what is projected, what the convolution and the last projection read
         kept += projected * self.dim if self.lepe is not None else 0
-        if self.form == "nchw" and tokens != n:
-            kept += n * (2 * self.qk_dim + self.dim)
+        kept += n * self.dim if isinstance(self.wo, Linear) else 0
         if self.down != "identity":
-            kept += regions * pooled * (self.qk_dim + self.dim)
-        if self.down.endswith("maxpool"):
-            kept += 2 * regions * pooled * (self.qk_dim + self.dim)
-        if self.soft_routing:
-            kept += regions * self.topk * pooled * 2 * (self.qk_dim + self.dim)
-            kept += tokens * self.topk * pooled * self.num_heads
+            kept += regions * pooled * wide * (3 if self.down.endswith("maxpool") else 1)
+        if self.routing == "hard":  # queries, keys and values, the attention's outputs and sums
+            kept += tokens * (wide + self.qk_dim) + tokens * (self.dim + self.num_heads)
+        else:  # scaled queries, keys and values of each route, weighted and, with gradients, as they were; the weights
+            routed = min(self.topk, regions) * pooled
+            kept += tokens * self.qk_dim + tokens * routed * self.num_heads
+            kept += regions * routed * wide * (1 if self.routing == "soft" else 2)
         return batch * kept
+
+    def _mix(self, x: Tensor, with_attention: bool) -> tuple[Tensor, Routing]:
+        grid = tuple(x.shape[1:-1])
+        padded, size = self._plan(grid)
+        qkv, lepe = self._project(x, padded, size)
+        found = self._routing(x, qkv, padded, size)
+        q, kv = qkv.split([self.qk_dim, self.qk_dim + self.dim], -1)
+        k, v = self._pooled(kv).split([self.qk_dim, self.dim], -1)
+        result = routed_region_attention(
+            *(m.flatten(2, -2).unflatten(-1, (self.num_heads, -1)).movedim(-2, 1) for m in (q, k, v)),
+            found.routes,
+            weights=None if self.routing == "hard" else found.weights,
+            scale=self.scale,
+            return_attention=with_attention,
+        )
+        out, attention = result if isinstance(result, tuple) else (result, None)
+        y = crop(from_regions(out.movedim(1, -2).flatten(-2).unflatten(2, size), padded), grid)
+        y = self.wo(y if lepe is None else y + lepe)
+        return y, found._replace(attention=attention)
+
+    def _projected(self, n: int, tokens: int) -> int:
+        """How many of n tokens, ``tokens`` with padding, are projected."""
+        return tokens
 
     def _plan(self, grid: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The padded grid, and the size of a region."""
-        if self.form == "legacy":
-            size = tuple(-(-length // self.n_win) for length in grid)
-        else:
-            size = tuple(length // self.n_win for length in grid)
-        return tuple(-(-length // edge) * edge if self.form == "nchw" else edge * self.n_win
-                     for length, edge in zip(grid, size, strict=True)), size  # fmt: skip
+        size = tuple(-(-length // self.n_win) for length in grid)
+        return tuple(edge * self.n_win for edge in size), size
 
-    def _routing(self, qkv: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Routing:
-        """The routes by ``(batch, regions, *size, channels)``."""
-        means = qkv[..., : 2 * self.qk_dim]
-        means = means if self.diff_routing else means.detach()
-        means = means.flatten(2, -2).mean(2)
-        if self.form == "nchw" and any(length % edge for length, edge in zip(grid, size, strict=True)):
-            real = filled(grid, size, qkv.device).to(means.dtype)
-            means = means * (math.prod(size) / real)[:, None]
-        q, k = (self.router(m) for m in means.split(self.qk_dim, -1))
-        best, routes = torch.topk((q * self.scale) @ k.mT, self.topk, -1)
-        return Routing(best.softmax(-1), routes)
+    def _project(self, x: Tensor, padded: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values ``(batch, regions, *size, width)``, and the convolution of the values."""
+        qkv = self.qkv(to_regions(pad_to(x, padded), size))
+        if self.lepe is None:
+            return qkv, None
+        values = from_regions(qkv[..., 2 * self.qk_dim :], padded)
+        return qkv, crop(self.lepe(values), tuple(x.shape[1:-1]))
+
+    def _means(self, x: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        """``(batch, regions, *size, width)`` to ``(batch, regions, width)``, at least in float32."""
+        return x.flatten(2, -2).mean(2, dtype=sum_dtype(x.dtype))
+
+    def _routing(self, x: Tensor, qkv: Tensor, padded: tuple[int, ...], size: tuple[int, ...]) -> Routing:
+        """The routes of ``x``, whose projection is ``(batch, regions, *size, channels)``."""
+        grid, width = tuple(x.shape[1:-1]), 2 * self.qk_dim
+        if qkv.dtype in (torch.bfloat16, torch.float16):  # rounded projections would route otherwise
+            weight, bias = self.qkv.weight[:width].float(), self.qkv.bias[:width].float()
+            means = F.linear(self._means(to_regions(pad_to(x, padded), size), grid, size), weight, bias)
+        else:
+            means = self._means(qkv[..., :width], grid, size)
+        means = means.detach() if self.routing in ("hard", "soft") else means
+        pair = means.split(self.qk_dim, -1)
+        if isinstance(self.router, Linear):
+            pair = [F.linear(m, self.router.weight.to(m.dtype), self.router.bias.to(m.dtype)) for m in pair]
+        q, k = pair
+        best, routes = torch.topk((q * self.scale) @ k.mT, min(self.topk, k.shape[1]), -1)
+        return Routing(best.softmax(-1).to(qkv.dtype), routes)
 
     def _pooled(self, kv: Tensor) -> Tensor:
         """Keys and values ``(batch, regions, *size, channels)`` pooled inside each region."""
-        if self.down == "identity" or (not self.down.startswith("ada") and self.ratio == 1):
+        if self.down == "identity":
             return kv
         pools = {
             "avgpool": (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
@@ -309,13 +311,8 @@ class BiLevelRoutingAttention(Mixer):
             "ada_avgpool": (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
             "ada_maxpool": (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
         }
-        places = self.per_win if self.down.startswith("ada") else self.ratio
         size = kv.shape[2:-1]
-        if not self.down.startswith("ada") and min(size) < places:
-            raise InvalidValue(
-                f"{type(self).__name__}: regions of {tuple(size)} places are smaller than kv_downsample_ratio="
-                f"{places}; use fewer regions or a smaller ratio."
-            )
+        places: Any = self.per_win if self.down.startswith("ada") else tuple(min(self.ratio, edge) for edge in size)
         y = pools[self.down][self.rank - 1](kv.flatten(0, 1).movedim(-1, 1), places)
         return y.movedim(1, -1).unflatten(0, kv.shape[:2])
 
@@ -324,8 +321,4 @@ class BiLevelRoutingAttention(Mixer):
             return math.prod(size)
         if self.down.startswith("ada"):
             return self.per_win**self.rank
-        return math.prod(edge // self.ratio for edge in size)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """``(batch, regions, *size, channels)`` to ``(batch, heads, regions, n, width)``, a view."""
-        return x.flatten(2, -2).unflatten(-1, (self.num_heads, -1)).movedim(-2, 1)
+        return math.prod(edge // min(self.ratio, edge) for edge in size)
