@@ -122,3 +122,17 @@ def sample_at(*, points: int, d: int, height: int, width: int, batch: int = 1, h
     many, pixels = batch * heads * points, batch * heads * height * width
     moved = 4 * (pixels * d + many * (d + 2))
     return Cost(elementwise=many * (8 * d + 12), activation_bytes=4 * (pixels * d + 2 * many), moved_bytes=moved)
+
+
+@formula("reversed_attention")
+def reversed_attention(
+    *, length: int, d: int, batch: int = 1, heads: int = 1, parents: int | None = None, e: int | None = None
+) -> Cost:
+    """As many pairs as attention has; kept are the inputs, for the weights are made again."""
+    many, m, width = batch * heads, parents or length, d if e is None else e
+    moved = many * (length * (d + width) + m * (d + width))
+    kept = 4 * many * (length * (d + width) + m * d)
+    pairs = many * length * m
+    return Cost(
+        flops=2 * pairs * (d + width), activation_bytes=kept, elementwise=3 * pairs, exps=pairs, moved_bytes=4 * moved
+    )
