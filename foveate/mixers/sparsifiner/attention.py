@@ -263,7 +263,7 @@ class SparsifinerAttention(Mixer):
         error = links.guess - self.dense_map(q, k)[:, :, first:]
         if alive is not None:
             error = error * (alive[:, None, first:, None] & alive[:, None, None, :])
-        return self.self_distil * error.square().sum() / len(q)
+        return self.self_distil * error.square().sum() / q.shape[0]
 
 
 def linked_flops(mixer: SparsifinerAttention, basis_density: float) -> tuple[int, int]:

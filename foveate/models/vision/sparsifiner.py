@@ -312,7 +312,7 @@ class Sparsifiner(Backbone):
             The tokens, and bool ``(B, 1 + n)``, or None where all are left.
         """
         x = self.patch_embed(x)
-        x = self.pos_drop(torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed)
+        x = self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed)
         alive = None
         for block in self.blocks:
             x, alive = block(x, alive)
