@@ -161,6 +161,7 @@ def system_page(system: System) -> str:
         f'<div class="grid cards advice" markdown="1">\n\n{advice}\n</div>',
         facts(system),
         body.strip(),
+        section("Weights", weights(system)),
         section("Claims", claims(system)),
         section("What is reconstructed", bullets(system.reconstructed)),
         section("What could not be verified", bullets(system.unverified)),
@@ -230,6 +231,17 @@ def claims(system: System) -> str:
     return "\n\n".join(
         part for part in (said if system.claims else "", here, " ".join(filter(None, (when, again)))) if part
     )
+
+
+def weights(system: System) -> str:
+    """Published weights that the system's models take, with their licences."""
+    if not system.weights:
+        return ""
+    rows = [
+        [f"`{w.name}`", f"[{w.where}](https://huggingface.co/{w.where})", w.layout, w.licence] for w in system.weights
+    ]
+    told = "`foveate.create(NAME, pretrained=REPO)` loads them ([image backbones](../vision.md))."
+    return f"{told}\n\n{table(['Size', 'Repo', 'Layout', 'Licence of the weights'], rows)}"
 
 
 def number(value: float | None) -> str:

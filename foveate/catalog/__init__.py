@@ -95,6 +95,23 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownWeights:
+    """Weights that somebody published and that a model here takes.
+
+    Attributes:
+        name: of the published size that they are for.
+        layout: whose names they have, of the model's ``official_keys``.
+        where: a repo's id on the Hugging Face hub.
+        licence: of the weights, as their card says; "unverified" where that could not be looked up.
+    """
+
+    name: str
+    layout: str
+    where: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A catalogue record.
 
@@ -110,6 +127,7 @@ class Record:
         when, when_not, cost: when to use it, when something else is better, and how its cost grows.
         reconstructed: what neither paper nor code settles.
         unverified: facts that could not be checked.
+        weights: published weights that its models take, with their licences.
         claims: the abstract's claims in our words.
     """
 
@@ -131,9 +149,12 @@ class Record:
     keywords: tuple[str, ...] = ()
     reconstructed: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
+    weights: tuple[KnownWeights, ...] = ()
     claims: tuple[Claimed, ...] = ()
 
 
+#: Tables of a record: their class, and what one is called.
+_TABLES = {"weights": (KnownWeights, "entry"), "claims": (Claimed, "claim")}
 _FIELDS = {f.name: f for f in fields(Record) if f.name != "slug"}
 _REQUIRED = tuple(name for name, f in _FIELDS.items() if f.default is MISSING)
 
@@ -143,7 +164,7 @@ def _wrong(found: dict[str, Any]) -> str:
     for key, value in found.items():
         if key not in _FIELDS:
             return f"it has no key {key!r}; its keys are {', '.join(_FIELDS)}"
-        if key == "claims":
+        if key in _TABLES:
             continue
         if key == "year":
             if type(value) is not int:
@@ -156,21 +177,32 @@ def _wrong(found: dict[str, Any]) -> str:
     missing = [key for key in _REQUIRED if not found.get(key)]
     if missing:
         return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-    claims = found.get("claims", [])
-    if not isinstance(claims, list):
-        return "claims is no list of tables: write [[claims]] above each"
-    for number, claim in enumerate(claims, start=1):
-        if not isinstance(claim, dict) or set(claim) != {"says", "kind"}:
-            return f"claim {number} is no table of says and kind"
-        if not isinstance(claim["says"], str):
-            return f"claim {number} says={claim['says']!r} is no string"
-        if claim["kind"] not in CLAIM_KINDS:
-            return f"claim {number} has kind={claim['kind']!r}; legal are {', '.join(CLAIM_KINDS)}"
+    for table in _TABLES:
+        if reason := _wrong_table(table, found.get(table, [])):
+            return reason
     if found["family"] not in FAMILIES:
         return str(unknown_name("family", found["family"], FAMILIES)).rstrip(".?")
     for task in found.get("tasks", ()):
         if task not in TASKS:
             return str(unknown_name("task", task, TASKS)).rstrip(".?")
+    return ""
+
+
+def _wrong_table(table: str, rows: Any) -> str:
+    """What is wrong with the claims or the weights of a record, or nothing."""
+    made, called = _TABLES[table]
+    keys = [f.name for f in fields(made)]
+    if not isinstance(rows, list):
+        return f"{table} is no list of tables: write [[{table}]] above each"
+    for number, row in enumerate(rows, start=1):
+        what = f"{called} {number}" if table == "claims" else f"{called} {number} of {table}"
+        if not isinstance(row, dict) or set(row) != set(keys):
+            return f"{what} is no table of {', '.join(keys[:-1])} and {keys[-1]}"
+        for key, value in row.items():
+            if not isinstance(value, str):
+                return f"{what} {key}={value!r} is no string"
+        if table == "claims" and row["kind"] not in CLAIM_KINDS:
+            return f"{what} has kind={row['kind']!r}; legal are {', '.join(CLAIM_KINDS)}"
     return ""
 
 
@@ -190,7 +222,8 @@ def read(file: Path) -> Record:
     if reason := _wrong(found):
         raise InvalidValue(f"the record {file} is malformed: {reason}.")
     found |= {key: tuple(value) for key, value in found.items() if isinstance(value, list)}
-    found["claims"] = tuple(Claimed(**claim) for claim in found.get("claims", ()))
+    for table, (made, _) in _TABLES.items():
+        found[table] = tuple(made(**row) for row in found.get(table, ()))
     return Record(slug=file.stem, **found)
 
 

@@ -24,6 +24,7 @@ BEST = 15
 _STYLES = {"verified": "green", "working": "yellow", "planned": "bright_black", "failing": "bold red"}
 _MARKS = {"verified": "●", "working": "◐", "planned": "○", "failing": "✗"}
 _PLAIN = {"verified": "*", "working": "+", "planned": "-", "failing": "!"}
+_HOW_TO_LOAD = "foveate.create(NAME, pretrained=REPO)"
 _VERDICTS = {"holds": "green", "fails": "bold red", "error": "bold red"}
 
 
@@ -232,6 +233,7 @@ def card(system: System) -> None:
     _section(out, "Use", [(label, text) for label, text in uses])
     _section(out, "Provides", [(f"{e.kind} {e.name}", e.summary) for e in system.provides])
     _section(out, "Published sizes", [(name, _size(e, name)) for e in system.provides for name in e.configurations])
+    _section(out, "Weights", [(w.name, w.where, w.layout, w.licence) for w in system.weights], _HOW_TO_LOAD)
     _section(out, "Claims, as published", [(c.kind, c.says) for c in system.claims])
     _checks(out, system)
     for title, texts in (("Reconstructed", system.reconstructed), ("Unverified", system.unverified)):

@@ -6,6 +6,7 @@ A mixer that can tell defines :meth:`foveate.mixers.Mixer.look`; ``foveate look`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -91,3 +92,33 @@ def check_query(name: str, query: tuple[int, ...] | None, grid: tuple[int, ...])
     if len(place) != len(grid) or any(not 0 <= i < n for i, n in zip(place, grid, strict=True)):
         raise InvalidValue(f"{name}: query={place} is not on the grid {tuple(grid)}.")
     return place
+
+
+def flat_place(place: tuple[int, ...], grid: tuple[int, ...]) -> int:
+    """The number of a place of the grid, row after row."""
+    number = 0
+    for i, size in zip(place, grid, strict=True):
+        number = number * size + i
+    return number
+
+
+def read_weights(read: Callable[[Tensor], Tensor], like: Tensor, query: int | tuple[int, ...] | None) -> Tensor:
+    """The weights of an attention that is computed without making them, in memory that grows linearly.
+
+    What is read is a sum of values with the weights as factors, so the weights are its derivatives.
+
+    Args:
+        read: values ``(batch, heads, *grid, 1)`` to what is read of them, linear in them.
+        like: gives batch, heads, grid and dtype: ``(batch, heads, *grid, any)``.
+        query: whose weights, by its place; None: the mean over all queries.
+
+    Returns:
+        ``(batch, heads, *grid)``.
+    """
+    with torch.enable_grad():
+        values = torch.ones_like(like[..., :1], memory_format=torch.contiguous_format).requires_grad_()
+        given = read(values)[..., 0]
+        place = query if isinstance(query, tuple) or query is None else (query,)
+        total = given.flatten(2).mean(-1) if place is None else given[(slice(None), slice(None), *place)]
+        (weights,) = torch.autograd.grad(total.sum(), values)
+    return weights[..., 0].detach()

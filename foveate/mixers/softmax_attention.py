@@ -28,6 +28,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads, check_key_width, grid_size
 from .kv_cache import KVCache, capacity, token_positions
 from .layout import TokenLayout
+from .look import Look, check_query, flat_place, read_weights
 from .parts import Linear
 
 Position = Literal["none", "rope", "alibi"]
@@ -140,6 +141,22 @@ class SoftmaxAttention(Mixer):
         y = self._read(self._turn(q, positions), self._turn(k, positions), v, visible, positions, positions)
         return _clear(y, mask).unflatten(1, grid)
 
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """What a token reads of every other; see :class:`~foveate.mixers.Mixer`."""
+        self.check_input(x)
+        grid = tuple(x.shape[1:-1])
+        place = check_query(type(self).__name__, query, grid)
+        row = None if place is None else flat_place(place, grid)
+        x = x.flatten(1, -2).detach()
+        positions = torch.arange(x.shape[1], device=x.device)
+        q, k = (self._turn(self._heads(project(x)), positions) for project in (self.q_proj, self.k_proj))
+
+        def read(values: Tensor) -> Tensor:
+            bias = self._bias(positions, positions)
+            return softmax_attention(q, k, values, causal=self.causal, bias=bias)
+
+        return [Look("weights", read_weights(read, q, row).unflatten(-1, grid), "attention")]
+
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> KVCache:
@@ -211,12 +228,16 @@ class SoftmaxAttention(Mixer):
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, query_positions: Tensor, key_positions: Tensor
     ) -> Tensor:
         """The output ``(batch, length, dim)`` of queries and keys in their heads."""
-        bias = None
-        if self.position == "alibi":
-            slopes = torch.tensor(slope_values(self.num_heads), device=q.device)
-            bias = alibi_bias(slopes, query_positions, key_positions)
+        bias = self._bias(query_positions, key_positions)
         o = softmax_attention(q, k, v, causal=self.causal, mask=visible, bias=bias)
         return self.out_proj(o.transpose(1, 2).flatten(2))
+
+    def _bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor | None:
+        if self.position != "alibi":
+            return None
+        return alibi_bias(
+            torch.tensor(slope_values(self.num_heads), device=key_positions.device), query_positions, key_positions
+        )
 
 
 def _clear(x: Tensor, mask: Tensor | None) -> Tensor:

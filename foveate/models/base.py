@@ -82,9 +82,7 @@ class Model(nn.Module, Saved):
     # ----- saving and loading
 
     @classmethod
-    def with_weights(
-        cls, where: str | Path, *, name: str = "", source: str | None = None, **options: Any
-    ) -> Self:
+    def with_weights(cls, where: str | Path, *, name: str = "", source: str | None = None, **options: Any) -> Self:
         """A model with weights that somebody else saved, in eval mode.
 
         Args:

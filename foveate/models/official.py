@@ -62,7 +62,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         raise unknown_name("source", source, tables)
     found = rename(model, state_dict, source)
     if not found.fits:
-        raise InvalidValue(f"these are not the weights of {type(model).__name__} as {source} has them: {found.misfits}.")
+        raise InvalidValue(
+            f"these are not the weights of {type(model).__name__} as {source} has them: {found.misfits}."
+        )
     fill(model, found.tensors)
 
 

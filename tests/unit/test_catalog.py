@@ -70,3 +70,17 @@ def test_a_record_and_a_check_name_the_same_kinds_of_claim():
 def test_the_catalogue_holds_all_87_publications():
     assert len(SYSTEMS.split()) == 87
     assert set(SYSTEMS.split()) <= set(list_systems()), set(SYSTEMS.split()) - set(list_systems())
+
+
+@pytest.mark.parametrize("slug", [s for s in list_systems() if get_system(s).weights])
+def test_weights_on_record_are_for_sizes_and_layouts_that_there_are(slug: str):
+    system = get_system(slug)
+    for weights in system.weights:
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", weights.where), weights.where
+        assert weights.licence
+    sizes = {name: entry for entry in system.provides for name in entry.configurations}
+    if not sizes:
+        pytest.skip(f"{slug} has no published sizes yet")
+    for weights in system.weights:
+        assert weights.name in sizes, f"{weights.name} is no published size of {slug}"
+        assert weights.layout in sizes[weights.name].load().official_keys, weights.layout

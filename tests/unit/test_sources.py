@@ -290,6 +290,12 @@ def test_without_a_record_it_is_listed_and_no_system(join, package):
         (toml() + '[[claims]]\nsays = "It is."\n', "claim 1 is no table of says and kind"),
         (toml() + '[[claims]]\nsays = "It is."\nkind = "sure"\n', "claim 1 has kind='sure'; legal are exact"),
         (toml() + '[[claims]]\nsays = 1\nkind = "exact"\n', "claim 1 says=1 is no string"),
+        (toml(weights="none"), "weights is no list of tables"),
+        (toml() + '[[weights]]\nname = "a"\n', "entry 1 of weights is no table of name, layout, where and licence"),
+        (
+            toml() + '[[weights]]\nname = "a"\nlayout = 1\nwhere = "b/c"\nlicence = "MIT"\n',
+            "entry 1 of weights layout=1 is no string",
+        ),
     ],
 )
 def test_a_malformed_record_is_named_and_skipped(text, reason, join, package):
