@@ -369,6 +369,18 @@ def exports() -> str:
     return table(["Kind", "Name", "pt2", "ONNX", "Any length", "What keeps it from the rest"], rows)
 
 
+def backbones() -> str:
+    """Every model of images: its published sizes, layouts of weights that it takes, and what it can be trained for."""
+    rows = []
+    for e in entries("model"):
+        if e.spec.reads == "image" and not e.spec.baseline:
+            name = f"[`{e.name}`](systems/{e.system}.md)" if e.system in slugs() else f"`{e.name}`"
+            known = get_system(e.system).weights if e.system in slugs() else ()
+            licences = ", ".join(sorted({w.licence for w in known}))
+            rows.append([name, code(e.configurations), licences, ", ".join(e.spec.tasks), e.summary.replace("``", "`")])
+    return table(["Model", "Published sizes", "Licences of weights on record", "Trained for", ""], rows)
+
+
 def leaderboard() -> str:
     """The leaderboard that README.md shows."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -393,6 +405,7 @@ def commands() -> str:
 
 
 FRAGMENTS = {
+    "backbones": backbones,
     "commands": commands,
     "exports": exports,
     "leaderboard": leaderboard,
