@@ -14,6 +14,7 @@ from ..sources import PluginWarning
 from . import ask, bench, browse, compare, predict, probe_video, verify
 from . import export as export_
 from . import generate as generate_
+from . import look as look_
 from . import score as score_
 from .group import Verbs
 
@@ -49,6 +50,7 @@ app.add_typer(compare.train_app, name="train")
 app.command("predict")(predict.predict)
 app.command("generate")(generate_.generate)
 app.command("export")(export_.export)
+app.command("look")(look_.look)
 app.command("push")(predict.push)
 app.command("leaderboard")(compare.leaderboard)
 app.command("list")(browse.list_)

@@ -14,7 +14,7 @@ nameTheme();
 
 // Sorting: cells carry their value in data-v; empty ones stay at the end in both directions.
 const board = document.getElementById("board");
-const heads = [...board.tHead.rows[0].cells];
+const heads = board ? [...board.tHead.rows[0].cells] : [];
 heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
   const up = head.getAttribute("aria-sort") !== "ascending";
   const number = head.classList.contains("number");
