@@ -22,7 +22,7 @@ def look(
     ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Any picture that pillow reads.")],
     query: Annotated[
-        str | None, typer.Option(help="Who reads: pixel ROW,COLUMN; class; mean.", show_default="the middle")
+        str | None, typer.Option(help="Who reads: pixel ROW,COLUMN, or class.", show_default="the middle")
     ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Numbers or paths of layers, by commas; -1: the last.", show_default="all")
@@ -85,11 +85,11 @@ def _layers(text: str | None) -> list[int | str] | None:
 
 
 def _query(text: str | None) -> tuple[int, int] | str | None:
-    if text is None or text in ("class", "mean"):
+    if text is None or text == "class":
         return text
     match = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*", text)
     if match is None:
-        raise InvalidValue(f"--query {text!r} is not possible: a pixel as ROW,COLUMN, class or mean is needed.")
+        raise InvalidValue(f"--query {text!r} is not possible: a pixel as ROW,COLUMN, or class, is needed.")
     return int(match[1]), int(match[2])
 
 

@@ -114,7 +114,7 @@ class Mixer(nn.Module):
 
         Args:
             x: what :meth:`forward` is given, ``(batch, *grid, dim)``.
-            query: a place of the grid whose token is asked; None: all of them, or the middle.
+            query: a place of the grid whose token is asked; None: the middle, or all of them.
 
         Raises:
             InvalidType: this mixer shows nothing.

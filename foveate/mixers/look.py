@@ -35,14 +35,15 @@ class Look:
     kind     dtype      values                     meaning
     ======== ========== ========================== ==================================================================
     weights  float      ``(B, heads, *grid)``      What the query reads from every place: not negative, sums to 1 (to
-                                                   0 where the query reads nothing). Without a query: the mean over
-                                                   all queries.
-    visible  bool       ``(B, heads or 1, *grid)`` What the query may read. Without a query: that of the grid's middle.
+                                                   0 where it reads nothing, to less where padding is read).
+    visible  bool       ``(B, heads or 1, *grid)`` What the query may read.
     boxes    float      ``(B, heads, n, 4)``       Rectangles that are read from: x0, y0, x1, y1 in units of the grid,
                                                    0 the first token's outer edge. Without a query: all of them.
     tree     int64      ``(B, tokens)``            The parent of every token of the grid, row after row; -1: a root.
     gate     float      ``(B, C or 1, *grid)``     A factor for every place.
     ======== ========== ========================== ==================================================================
+
+    Without a query, what is told is that of the grid's middle, or of all queries together, as the mixer says.
 
     Args:
         kind: what is told.

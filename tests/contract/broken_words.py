@@ -12,6 +12,7 @@ from foveate.errors import InvalidValue
 from foveate.measure.cost import linear_flops
 from foveate.mixers import Grid, MixerSpec
 from foveate.mixers.base import grid_size
+from foveate.mixers.look import Look, check_query
 
 from .honest import QUADRATIC, Honest, Plain
 
@@ -199,6 +200,17 @@ class OptionsByPosition(Plain):
 
     def __init__(self, dim: int, num_heads: int = 8, *, causal: bool = False) -> None:
         super().__init__(dim, num_heads=num_heads, causal=causal)
+
+
+class ReadsTwice(Plain):
+    """Shows weights that sum to 2."""
+
+    breaks: ClassVar = {"looks_are_legal"}
+
+    def look(self, x, query=None):
+        self.check_input(x)
+        check_query(type(self).__name__, query, tuple(x.shape[1:-1]))
+        return [Look("weights", torch.full((x.shape[0], 1, x.shape[1]), 2 / x.shape[1]), "attention")]
 
 
 class LayersDiffer(Plain):

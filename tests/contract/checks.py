@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     checks_export,
     checks_export_models,
     checks_forecast,
+    checks_look,
     checks_mixer,
     checks_model,
     checks_second_inputs,

@@ -38,8 +38,7 @@ def look(
             ``hub:user/name``, or a registered or published name (``sparsifiner_small``).
         image: a file that pillow reads, or uint8 ``(height, width)`` or ``(height, width, 1 or 3)``.
         layer: number (negative from the end) or path of the mixer to ask, or several; None: all.
-        query: who reads: a pixel (row, column) of the image; "class": the class token; "mean": the mean of all places;
-            None: the middle.
+        query: who reads: a pixel (row, column) of the image; "class": the class token; None: the middle.
         pretrained: weights for a name, as :func:`foveate.create` takes them; None: random ones.
         size: height and width of what the model reads, where it is free to; None: what it was made for, else 224.
         detail: pixels of the longer side of a picture, at least.
@@ -54,8 +53,8 @@ def look(
         UnknownName: no such model or layer.
         MissingExtra: pillow is not installed.
     """
-    if isinstance(query, str) and query not in ("class", "mean"):
-        raise InvalidValue(f"query={query!r} is not possible: a pixel (row, column), 'class' or 'mean' is needed.")
+    if isinstance(query, str) and query != "class":
+        raise InvalidValue(f"query={query!r} is not possible: a pixel (row, column) or 'class' is needed.")
     if detail < 16:
         raise InvalidValue(f"detail={detail!r} is not possible: at least 16 pixels are needed.")
     subject = opened(model, pretrained=pretrained, size=size, options=options)

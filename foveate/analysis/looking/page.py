@@ -79,10 +79,7 @@ def _words(seen: Seen) -> str:
 
 
 def _asked(looked: Looked) -> str:
-    asked = looked.layers[0].asked
-    if asked == "all places":
-        return "the mean of all places"
-    return "the class token" if asked == "class token" else "the place in the white frame"
+    return "the class token" if looked.layers[0].query is None else "the place in the white frame"
 
 
 def _figure(panel: Panel) -> dict[str, str]:

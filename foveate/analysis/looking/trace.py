@@ -31,10 +31,10 @@ class Seen:
         mixer: the name that it is registered under, else that of its class.
         grid: ``(rows, columns)`` of its places.
         stride: pixels, down and across, of what the model sees, from one place to the next.
-        query: the place that was asked, None: the mean of all, or a class token.
+        query: the place that was asked; None: a class token.
         looks: with batch axis, over ``grid``: tokens of their own are taken out.
         beside: share of the weights on such tokens, mean over heads, 0 where there are none.
-        asked: how the query is called: "(row, column)", "all places" or "class token".
+        asked: how the query is called: "(row, column)" or "class token".
     """
 
     path: str
@@ -114,7 +114,7 @@ def trace(subject: Subject, shown: Shown, layers: dict[str, Mixer], query: Query
     """Run the model, and ask its layers in the order in which they were called.
 
     Args:
-        query: a pixel (row, column) of the image; "mean"; "class"; None: the middle.
+        query: a pixel (row, column) of the image; "class"; None: the middle.
 
     Returns:
         The model's answer, and what each layer told.
@@ -165,11 +165,11 @@ def _asked(
     stride = tuple(_stride(n, cells) for n, cells in zip(shown.size, grid, strict=True))
     asked: tuple[int, ...] | None = None
     at: tuple[int, int] | None = None
-    told = "all places"
+    told = "class token"
     if query == "class":
         if order is None or 0 in order:
             return None
-        asked, told = (0,), "class token"
+        asked = (0,)
     elif place is not None:
         at = tuple(min(int(p / s), n - 1) for p, s, n in zip(place, stride, grid, strict=True))
         flat = at[0] * grid[1] + at[1]
