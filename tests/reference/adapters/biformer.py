@@ -65,7 +65,11 @@ def _mixer(case: Case, mixer: Any, source: str, channels_first: bool = False) ->
 def _official(module: nn.Module, source: str) -> dict[str, Tensor]:
     """Our parameters by the release's names."""
     ours = dict(module.named_parameters())
-    names = {"qkv": "qkv.qkv", "router": "router.emb"} if source == "legacy" else {"qkv": "qkv_linear", "wo": "output_linear"}
+    names = (
+        {"qkv": "qkv.qkv", "router": "router.emb"}
+        if source == "legacy"
+        else {"qkv": "qkv_linear", "wo": "output_linear"}
+    )
     if isinstance(module, LePEAttention):
         names = {}
     return {".".join((names.get(k.split(".")[0], k.split(".")[0]), k.split(".")[1])): m for k, m in ours.items()}
