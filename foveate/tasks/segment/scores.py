@@ -55,7 +55,7 @@ def overlaps(answer: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tenso
 
 
 def hausdorff95(answer: Tensor, truth: Tensor, classes: int, spacing: Sequence[float]) -> Tensor:
-    """95th percentile of the distances between the borders of two masks, both ways together, for every class.
+    """95th percentile of the distances from one mask's border to the other's, the larger of both ways, for every class.
 
     Args:
         answer, truth: int64, of one shape.
@@ -73,7 +73,7 @@ def hausdorff95(answer: Tensor, truth: Tensor, classes: int, spacing: Sequence[f
             found.append(diagonal if bool(one.any() | other.any()) else 0.0)
             continue
         a, b = (_border(m).nonzero().double() * unit for m in (one, other))
-        found.append(float(torch.quantile(torch.cat([_nearest(a, b), _nearest(b, a)]), 0.95)))
+        found.append(max(float(torch.quantile(_nearest(*pair), 0.95)) for pair in ((a, b), (b, a))))
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -314,6 +314,6 @@ def _facts(found: Cases, made: Prepared, layout: dict[str, Any], seed: int) -> d
         "shares": made.shares,
         **layout,
         "split_seed": seed,
-        "parts": {name: len(index) for name, index in made.parts.items()},
+        "parts": {name: {"samples": len(index)} for name, index in made.parts.items()},
         "notes": made.notes,
     }
