@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.measure.flops import count_flops
 from foveate.mixers.parts import Linear
+from foveate.models.vision.parts import Mlp
 from foveate.ops import linear as module
 from foveate.ops.backend import backend
 from foveate.ops.linear import linear
@@ -66,6 +67,25 @@ def test_second_derivatives(by_onednn):
         results.append(torch.autograd.grad(sum(g.square().sum() for g in first), given))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
     assert by_onednn
+
+
+def test_a_feed_forward_is_the_same_in_one_step_and_in_two(by_onednn):
+    torch.manual_seed(0)
+    mlp, x = Mlp(64, 192), torch.randn(200, 64)
+    heard: list[Tensor] = []
+    trained = mlp(x)
+    with torch.no_grad():
+        evaluated = mlp(x)
+        handle = mlp.act.register_forward_hook(lambda module, args, y: heard.append(y))
+        watched = mlp(x)
+        handle.remove()
+        mlp.act = torch.nn.GELU("tanh")
+        approximated = mlp(x)
+    for y in (evaluated, watched):
+        torch.testing.assert_close(y, trained.detach(), atol=1e-5, rtol=1e-5)
+    assert len(by_onednn) == 2 + 1 + 2 + 2, "evaluated, the first layer is one step, which is not counted here"
+    assert heard[0].shape == (200, 192)
+    assert not torch.allclose(approximated, evaluated, atol=1e-6)
 
 
 def test_what_it_leaves_to_torch(by_onednn):
