@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
+from ..registry import register
 from .backend import choose
 from .handwritten import sum_dtype
 from .native import shifted_window_attention as native
@@ -28,6 +29,7 @@ from .shifted_windows import PADDINGS, Axis, axes_of, from_windows, real_places,
 __all__ = ["shifted_window_attention", "window_mask"]
 
 
+@register("op", "shifted_window_attention", system="swin")
 def shifted_window_attention(
     q: Tensor,
     k: Tensor,
