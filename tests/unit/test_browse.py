@@ -198,3 +198,10 @@ def test_needs_nothing_heavy(words, status):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_card_shows_sizes_and_weights_with_their_licences():
+    told = " ".join(cli("show", "swin").split())
+    assert "swin_tiny 29 M parameters, 4.5 G multiply-adds at 224 px" in told
+    assert "Weights foveate.create(NAME, pretrained=REPO)" in told
+    assert "swin_tiny timm/swin_tiny_patch4_window7_224.ms_in1k timm MIT" in told

@@ -6,9 +6,11 @@ import json
 import os
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from foveate.compare import Settings, make_plan, run
 from foveate.compare.contestants import Job, contestants, fitting, jobs, prepare_task, task_class, worker_count
@@ -18,6 +20,7 @@ from foveate.compare.pool import _reason
 from foveate.compare.settings import DEFAULT_STEPS, sweep_steps
 from foveate.compare.timing import SHORTEST_TRIAL, Speed, makespan, trial_seconds
 from foveate.errors import InvalidType, InvalidValue, UnknownName
+from foveate.registry import find
 from tests.toy import ToyTask
 
 TOY: dict[str, Any] = {"task": "tests.toy:ToyTask", "steps": 30, "seeds": 1, "learning_rates": (1e-3,), "workers": 1}
@@ -404,3 +407,22 @@ def test_a_time_budget_is_kept(tmp_path: Path) -> None:
     assert max(seconds) < 1.3 * min(seconds)
     again = run(given)
     assert [r["test"] for r in again["rows"]] == [r["test"] for r in board["rows"]]
+
+
+def test_a_published_size_takes_part_by_its_name() -> None:
+    spec = find("classify-images", "task").spec
+    info = SimpleNamespace(task="classify-images", size=(28, 28), channels=1, classes=10)
+    task: Any = SimpleNamespace(spec=spec, info=info)
+    assert "convnext" in fitting(task)
+    assert "convnext_tiny" not in fitting(task), "a size takes part only where it is named"
+    chosen = contestants(Settings(task="classify-images", systems=["convnext_tiny", "convnext"]), task)
+    size, small = chosen[:2]
+    with torch.device("meta"):
+        whole, quick = size.build(info, {"depths": (1, 1, 1, 1)}), small.build(info, {})
+    assert [whole.num_classes, whole.in_chans, whole.num_features] == [10, 1, 768]
+    assert quick.num_features < 128
+    with pytest.raises(UnknownName, match="did you mean 'convnext_tiny'"):
+        contestants(Settings(task="classify-images", systems=["convnext_tinny"]), task)
+    forecast: Any = SimpleNamespace(spec=find("forecast", "task").spec, info=SimpleNamespace(task="forecast"))
+    with pytest.raises(InvalidValue, match="system 'convnext_tiny' cannot do the task 'forecast'"):
+        contestants(Settings(task="forecast", systems=["convnext_tiny"]), forecast)

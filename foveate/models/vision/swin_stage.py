@@ -23,6 +23,7 @@ class PatchEmbed(nn.Module):
         dim: channels of a token.
         patch_size: pixels along a patch.
         norm: tokens pass a layer norm.
+        norm_eps: of that.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, norm: bool = True, norm_eps: float = 1e-5) -> None:
@@ -43,6 +44,11 @@ class PatchMerging(nn.Module):
     """Put the channels of 2 x 2 places together, norm them, and map them to ``out_dim``: Swin's way to halve a map.
 
     Odd sides are padded with zeros. The four places come column by column, as in the release.
+
+    Args:
+        dim: channels that come in.
+        out_dim: channels of the merged map.
+        norm_eps: of the layer norm.
     """
 
     def __init__(self, dim: int, out_dim: int, norm_eps: float = 1e-5) -> None:
