@@ -11,6 +11,7 @@ l are ``focal_window + focal_factor (l - 1)`` wide and have no biases, gates hav
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid
+from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.linear import linear
 from ..registry import register
@@ -30,6 +31,8 @@ from .look import Look, check_query
 from .parts import Linear
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: Weights of linear maps by the names of releases and peers.
+_MAPS = re.compile(r"(?:(?:^|modulation\.)(?:f|h|proj|projection_context)|mlp\.fc[12])\.weight$")
 
 
 @register("mixer", "focalnet")
@@ -180,8 +183,5 @@ class FocalModulation(Mixer):
 
 
 def unfiltered(name: str, value: Tensor) -> Tensor:
-    """The weight of a linear map that may be written as a filter of one pixel."""
-    one = value.ndim == 4 and name.endswith(("f.weight", "h.weight", "proj.weight", "fc1.weight", "fc2.weight"))
-    if one and tuple(value.shape[2:]) != (1, 1):
-        raise InvalidValue(f"{name} has shape {tuple(value.shape)}: a filter of 1 x 1 was expected.")
-    return value.flatten(1) if one else value
+    """The weight of a linear map that releases write as a filter of one pixel."""
+    return value.flatten(1) if value.shape[2:] == (1, 1) and _MAPS.search(name) else value

@@ -22,6 +22,10 @@ from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
 from .parts import DropPath, Mlp, drop_path_rates, init_transformer, to_channels_first, to_channels_last
 
+#: transformers' names of a modulation's parts, and ours.
+_PORTED = {"projection_in": "f", "projection_context": "h", "projection_out": "proj", "layernorm": "ln"}
+_PORT = re.compile(r"modulation\.(projection_in|projection_context|projection_out|layernorm)\.")
+
 
 class Embedding(nn.Module):
     """A strided convolution and a norm: the stem, or what stands between two stages.
@@ -312,7 +316,9 @@ class FocalNet(Backbone):
 
     def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Linear maps written as filters of one pixel; timm's embeddings belong to the stage behind them."""
-        given = {name: unfiltered(name, value) if "embed" not in name else value for name, value in state_dict.items()}
+        given = {name: unfiltered(name, value) for name, value in state_dict.items()}
+        if source == "transformers":
+            return {_PORT.sub(lambda match: f"modulation.{_PORTED[match[1]]}.", name): v for name, v in given.items()}
         if source != "timm":
             return given
 
