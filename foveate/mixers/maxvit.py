@@ -224,7 +224,7 @@ class MultiAxisAttention(Mixer):
         padded = math.prod(-(-size // w) * w for size, w in zip(grid, self.window, strict=True))
         masked, pairs = padded > math.prod(grid), self.num_heads * window * padded
         if self.bias is not None:  # its gradient needs the weights of all pairs
-            kept = 4 * batch * pairs + 8 * window * window
+            kept = 4 * batch * pairs
         else:
             kept = 4 * pairs if masked else 0
         return Cost(
