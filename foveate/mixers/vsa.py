@@ -50,6 +50,12 @@ class _Plan(NamedTuple):
     before: tuple[int, int]
     count: tuple[int, int]
 
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """For :func:`torch.nn.functional.pad` of ``(..., height, width, channels)``."""
+        (height, width), (top, left) = self.grid, self.before
+        return (0, 0, left, self.padded[1] - width - left, top, self.padded[0] - height - top)
+
 
 @register("mixer", "vsa")
 class VariedSizeWindowAttention(Mixer):
@@ -161,14 +167,16 @@ class VariedSizeWindowAttention(Mixer):
         """Mix ``(batch, height, width, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
         plan = self._plan((x.shape[1], x.shape[2]))
-        points = self._points(x, plan)
+        fractions = self._fractions(x, plan)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, kv = qkv[:, :, :, 0].movedim(3, 1), qkv[:, :, :, 1:].flatten(3, 4).movedim(3, 1)
-        k, v = sample_at(kv, torch.cat([points, points], 1)).chunk(2, 1)
+        fractions = torch.cat([fractions, fractions], 1)
+        if torch.is_grad_enabled() and fractions.requires_grad:
+            k, v = _sampled_as_released(kv, fractions, plan).chunk(2, 1)
+        else:
+            k, v = sample_at(kv, _pixels(fractions, plan)).chunk(2, 1)
         if plan.padded != plan.grid:
-            top, left = plan.before
-            behind = [plan.padded[i] - plan.grid[i] - plan.before[i] for i in range(2)]
-            q = F.pad(q, (0, 0, left, behind[1], top, behind[0]))
+            q = F.pad(q, plan.pads)
         y = shifted_window_attention(q, k, v, self.window_size, bias=self._bias(), scale=self.scale)
         y = y.movedim(1, -2).flatten(-2)
         if plan.padded != plan.grid:
@@ -184,7 +192,7 @@ class VariedSizeWindowAttention(Mixer):
         """
         self.check_input(x)
         plan = self._plan((x.shape[1], x.shape[2]))
-        points = self._points(x, plan)
+        points = _pixels(self._fractions(x, plan), plan)
         points = points.unflatten(3, (plan.count[1], -1)).unflatten(2, (plan.count[0], -1))
         corners = points[:, :, :, [0, -1], :, :][..., [0, -1], :]  # (batch, heads, nh, 2, nw, 2, 2)
         first, last = corners[:, :, :, 0, :, 0], corners[:, :, :, 1, :, 1]
@@ -254,18 +262,15 @@ class VariedSizeWindowAttention(Mixer):
         before = (spare[0] // 2, spare[1] // 2) if self.form == "detection" else (0, 0)
         return _Plan(grid, (padded[0], padded[1]), before, (count[0], count[1]))
 
-    def _points(self, x: Tensor, plan: _Plan) -> Tensor:
-        """Where each head reads: ``(batch, heads, *padded, 2)``, x then y, in places from the middle of the first one.
+    def _fractions(self, x: Tensor, plan: _Plan) -> Tensor:
+        """Where each head reads: ``(batch, heads, *padded, 2)``, x then y, from -1 to 1 over the padded map.
 
-        Computed in the release's order, in fractions of the padded map first: where a rectangle is the window itself,
-        rounding decides which of two neighbours a gradient goes to.
+        Computed in the release's order, see :func:`_sampled_as_released`.
         """
-        size, (top, left) = self.window_size, plan.before
+        size, real = self.window_size, sum_dtype(x.dtype)
         if plan.padded != plan.grid:
-            behind = [plan.padded[i] - plan.grid[i] - plan.before[i] for i in range(2)]
-            x = F.pad(x, (0, 0, left, behind[1], top, behind[0]))
+            x = F.pad(x, plan.pads)
         means = F.leaky_relu(F.avg_pool2d(x.movedim(-1, 1), size).movedim(1, -1))
-        real = sum_dtype(x.dtype)
         scale, offset = (
             layer(means).to(real).unflatten(-1, (self.num_heads, 2)).movedim(3, 1)
             for layer in (self.scales, self.offsets)
@@ -276,18 +281,33 @@ class VariedSizeWindowAttention(Mixer):
         for which, axis in ((0, 1), (1, 0)):  # x runs along the grid's second axis
             length = plan.padded[axis]
             line = torch.linspace(-1, 1, length, device=x.device, dtype=real)
+            step = (torch.arange(size, device=x.device) * 2 * size / size).to(real) / (length - 1)
+            step = step - step.mean()
             if self.form == "detection":
                 base = line.view(-1, size)
             else:
                 spread = line.expand(size, length) if which == 0 else line[:, None].expand(length, size)
-                base = F.avg_pool2d(spread[None, None], size).flatten()[:, None]
-            step = (torch.arange(size, device=x.device) * 2 * size / size).to(real) / (length - 1)
-            step = step - step.mean()
-            if self.form == "classification":
-                base = base + step
+                base = F.avg_pool2d(spread[None, None], size).flatten()[:, None] + step
             base = base if which == 0 else base[:, None]  # (nw, w) or (nh, 1, w)
-            at = base + step * scale[..., which, None] + (offset[..., which] / units[which])[..., None]
-            lines.append((at + 1) * ((length - 1) / 2) - plan.before[axis])  # (batch, heads, nh, nw, w)
+            lines.append(base + step * scale[..., which, None] + (offset[..., which] / units[which])[..., None])
         across, down = lines[0][:, :, :, None], lines[1].movedim(-1, 3)[..., None]
         across, down = torch.broadcast_tensors(across, down)  # (batch, heads, nh, w, nw, w)
         return torch.stack([across, down], -1).flatten(4, 5).flatten(2, 3)
+
+
+def _pixels(fractions: Tensor, plan: _Plan) -> Tensor:
+    """Places of the map, from the middle of the first one, by fractions of the padded map."""
+    half = fractions.new_tensor([(length - 1) / 2 for length in reversed(plan.padded)])
+    return (fractions + 1) * half - fractions.new_tensor(plan.before[::-1])
+
+
+def _sampled_as_released(kv: Tensor, fractions: Tensor, plan: _Plan) -> Tensor:
+    """``(batch, heads, *grid, d)`` at ``(batch, heads, *padded, 2)``, for training.
+
+    Where a rectangle is the window itself, samples lie on places of the map, and rounding decides between which two of
+    them a gradient is taken. So the padded map is sampled by the same function as in the release.
+    """
+    padded = F.pad(kv, plan.pads) if plan.padded != plan.grid else kv
+    read = padded.flatten(0, 1).movedim(-1, 1).to(fractions.dtype)
+    y = F.grid_sample(read, fractions.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=True)
+    return y.movedim(1, -1).unflatten(0, kv.shape[:2]).to(kv.dtype)
