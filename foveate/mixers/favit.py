@@ -201,7 +201,7 @@ class FaSA(Mixer):
         return x
 
     def sampled(self, size: int, dilation: int, device: torch.device | None = None) -> Tensor:
-        """Which places of an axis the windows hold, window by window: int64 ``(windows * M,)``, reflected at the end."""
+        """Places of an axis that the windows hold, window by window: int64 ``(windows * M,)``, reflected at the end."""
         extent = self._extent(dilation)
         starts = torch.arange(0, size, extent, device=device)
         index = (starts[:, None] + dilation * torch.arange(self.window_size, device=device)).flatten()

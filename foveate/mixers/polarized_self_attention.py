@@ -1,15 +1,15 @@
 """Polarized self-attention: a gate for every channel and a gate for every place.
 
-Liu et al., "Polarized Self-Attention" (arXiv 2107.00782), section 3. One branch collapses all places and keeps half of the
-channels, the other collapses all channels and keeps every place; with C channels, ``W_v, W_q`` of C/2 rows, and pixels p::
+Liu et al., "Polarized Self-Attention" (arXiv 2107.00782), section 3. One branch collapses all places and keeps half of
+the channels, the other collapses all channels and keeps every place; with ``W_v, W_q`` of C/2 rows, and pixels p::
 
     channels:  a = softmax_p(w_q x);      z = W_up sum_p a_p W_v x_p;      x * sigmoid(z)
     places:    t = W_q' mean_p x;         s_p = t . W_v' x_p;              x * sigmoid(s_p)
 
-"parallel" adds the two products, "sequential" lets the second branch read what the first has gated. What stands around
-the softmaxes differs between the paper and the two layouts of the released code: :class:`PolarizedSelfAttention` has all
-three. Products are put in brackets so that no map but the input's is needed: ``W_v`` sees sums over places, and ``s_p =
-(W_v'^T t) . x_p``. Linear in pixels in any case.
+"parallel" adds the two products, "sequential" lets the second branch read what the first has gated. Where softmaxes and
+norms stand differs between the paper and the two layouts of the released code: :class:`PolarizedSelfAttention` has all
+three. Products are put in brackets so that no map but the input's is needed: ``W_v`` sees sums over places, and
+``s_p = (W_v'^T t) . x_p``. Linear in pixels in any case.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class PolarizedSelfAttention(Mixer):
 
     The forms of ``variant="code"`` are those of the released weights, which the two layouts cannot exchange:
 
-    - parallel: ``W_up`` is one matrix; the scores of places go through a softmax over places before the sigmoid, so that
-      a gate lies between 0.5 and 0.73, and near 0.5 on large maps.
-    - sequential: ``W_up`` is a matrix to 1 / ``up_ratio`` of the channels, LayerNorm, ReLU and a matrix; each channel of
-      ``W_v' x`` goes through a softmax over places.
+    - parallel: ``W_up`` is one matrix; the scores of places go through a softmax over places before the sigmoid, so
+      that a gate lies between 0.5 and 0.73, and near 0.5 on large maps.
+    - sequential: ``W_up`` is a matrix to 1 / ``up_ratio`` of the channels, LayerNorm, ReLU and a matrix; each channel
+      of ``W_v' x`` goes through a softmax over places.
 
-    ``variant="paper"``: a LayerNorm behind ``W_up``, a softmax over the channels of t, and nothing else, in both layouts.
+    ``variant="paper"``: a LayerNorm behind ``W_up``, a softmax over the channels of t, and nothing else, in both
+    layouts.
 
     Args:
         dim: channels.

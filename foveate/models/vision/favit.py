@@ -1,7 +1,7 @@
 """FaViT: four stages of factorized attention and convolutional feed-forwards.
 
-Qin et al., "Factorization Vision Transformer" (arXiv 2312.08614), figure 2 and table I, as released. A stage begins with a
-convolution that overlaps (7x7 of stride 4 on the image, then 3x3 of stride 2) and a norm; its blocks are
+Qin et al., "Factorization Vision Transformer" (arXiv 2312.08614), figure 2 and table I, as released. A stage begins with
+a convolution that overlaps (7x7 of stride 4 on the image, then 3x3 of stride 2) and a norm; its blocks are
 
     x <- x + FaSA(norm(x));    x <- x + fc2(gelu(depthwise 3x3(fc1(norm(x)))))
 

@@ -1,0 +1,1 @@
+"""Convolutional networks with polarized self-attention inside their residual blocks."""
