@@ -2,8 +2,8 @@
 
     python tests/peers/record_sliding_window.py      # in an environment with monai
 
-The network is a fixed function of the window (a convolution with seeded weights), so that only the windows, their order,
-weights and padding are compared.
+The network is a fixed function of the window (a convolution with seeded weights), so that only the windows, their
+order, weights and padding are compared.
 """
 
 from __future__ import annotations
