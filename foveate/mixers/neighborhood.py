@@ -123,10 +123,11 @@ class NeighborhoodMixer(Mixer):
         saved += filled * dim + padding * tokens * dim  # what the projections read; the second reads the op's output
         return Cost(flops=flops, parameters=sum(p.numel() for p in self.parameters()), activation_bytes=4 * saved)
 
-    def masked_flops(self, grid: tuple[int, ...], batch: int = 1) -> int:
-        """FLOPs of :meth:`cost` that fall on pairs which do not see each other: no publication counts them."""
+    def visible_flops(self, grid: tuple[int, ...], batch: int = 1) -> int:
+        """FLOPs of :meth:`cost` without those on pairs that do not see each other, which no publication counts."""
         axes = self.axes(tuple(grid))
-        return 4 * batch * self.dim * (boxed_pairs(axes) - neighborhood_pairs(axes))
+        masked = boxed_pairs(axes) - neighborhood_pairs(axes)
+        return self.cost(grid, batch).flops - 4 * batch * self.dim * masked
 
 
 def filled_up(x: Tensor, axes: tuple[Axis, ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ class Counted:
     Attributes:
         parameters: learned numbers.
         macs: multiply-adds of one forward pass in matrix products, convolutions and attention, half the FLOPs of
-            :func:`~foveate.measure.flops.count_flops`, without those of a mixer on pairs that are masked
-            (``masked_flops``).
+            :func:`~foveate.measure.flops.count_flops`; a mixer whose form computes masked pairs too says itself what it
+            takes without them (``visible_flops``).
     """
 
     parameters: int
@@ -76,14 +77,18 @@ def count(name: str, size: int | tuple[int, ...] = 224, **options: Any) -> Count
     with torch.device("meta"), backend("torch"):
         model = target(**{**entry.options, **options}).eval()
         x = torch.empty(1, model.in_chans, *((size, size) if isinstance(size, int) else size))
-        masked: list[int] = []
+        told: list[int] = []
         for module in model.modules():
-            if hasattr(module, "masked_flops"):
-                module.register_forward_pre_hook(
-                    lambda mixer, given: masked.append(mixer.masked_flops(tuple(given[0].shape[1:-1]), len(given[0])))
-                )
-        flops = count_flops(lambda: model(x)) - sum(masked)
+            if hasattr(module, "visible_flops"):
+                module.forward = functools.partial(_tell, module, told)
+        flops = count_flops(lambda: model(x)) + sum(told)
     return Counted(sum(p.numel() for p in model.parameters()), flops // 2)
+
+
+def _tell(mixer: Any, told: list[int], x: torch.Tensor) -> torch.Tensor:
+    """In place of a mixer's call: its own count of it."""
+    told.append(mixer.visible_flops(tuple(x.shape[1:-1]), len(x)))
+    return torch.empty_like(x)
 
 
 def rows(model: str) -> list[Row]:
