@@ -20,7 +20,7 @@ class Marks(nn.Module):
 
 
 def marks_on_a_map(samples: int, side: int, far: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two marks of 1 or -1, in the upper and lower third of a map or side by side; the class is 1 where they are alike."""
+    """Two marks of 1 or -1, in the upper and lower third of a map or side by side; 1 where they are alike."""
     marks = torch.randint(0, 2, (samples, 2), generator=generator) * 2 - 1
     x, each = torch.zeros(samples, side, side, 1), torch.arange(samples)
     if not far:

@@ -84,5 +84,5 @@ def test_the_criterion_of_long_sequences() -> None:
     assert attention_ratio(196, 384) == pytest.approx(0.085, abs=5e-4)
     with pytest.raises(InvalidValue, match="num_tokens=0"):
         is_long_sequence(0, 384)
-    with pytest.raises(InvalidValue, match="dim=1.5"):
+    with pytest.raises(InvalidValue, match=r"dim=1\.5"):
         is_long_sequence(10, 1.5)  # type: ignore[arg-type]

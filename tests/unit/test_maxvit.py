@@ -128,7 +128,7 @@ def test_swins_tables_are_turned_round() -> None:
 def test_sizes_that_windows_do_not_divide_are_refused_and_can_be_padded() -> None:
     model = MaxViT(img_size=64, **SMALL).eval()
     assert model(torch.randn(1, 3, 64, 128)).shape == (1, 3)
-    with pytest.raises(InvalidValue, match="64 x 40 pixels is not possible.* 2 x 2 and 2 x 2 .*stage 1.* 8 x 5;"):
+    with pytest.raises(InvalidValue, match=r"64 x 40 pixels is not possible.* 2 x 2 and 2 x 2 .*stage 1.* 8 x 5;"):
         model(torch.randn(1, 3, 64, 40))
     assert MaxViT(img_size=64, pad=True, **SMALL).eval()(torch.randn(1, 3, 33, 29)).shape == (1, 3)
     with pytest.raises(InvalidValue, match="34 x 32 pixels"):
