@@ -31,6 +31,22 @@ from .parts import DropPath, Mlp, drop_path_rates, init_transformer
 ATTENTIONS = ("spatial", "channel")
 
 
+#: Florence-2's encoder under transformers' names, and under those of the repos that its own code comes with.
+_FLORENCE = {
+    r"convs\.0\.(?:proj|conv)\.(.+)": r"stem.conv.\1",
+    r"convs\.0\.norm\.(.+)": r"stem.norm.\1",
+    r"convs\.(\d+)\.(?:proj|conv)\.(.+)": r"stages.\1.downsample.conv.\2",
+    r"convs\.(\d+)\.norm\.(.+)": r"stages.\1.downsample.norm.\2",
+    r"blocks\.(\d+)\.(\d+)\.([01])\.conv([12])\.(?:fn\.dw\.)?(.+)": r"stages.\1.blocks.\2.\3.cpe\4.proj.\5",
+    r"blocks\.(\d+)\.(\d+)\.([01])\.attn\.norm\.(.+)": r"stages.\1.blocks.\2.\3.norm1.\4",
+    r"blocks\.(\d+)\.(\d+)\.([01])\.attn\.(?:fn\.)?(.+)": r"stages.\1.blocks.\2.\3.attn.\4",
+    r"blocks\.(\d+)\.(\d+)\.([01])\.ffn\.norm\.(.+)": r"stages.\1.blocks.\2.\3.norm2.\4",
+    r"blocks\.(\d+)\.(\d+)\.([01])\.ffn\.(?:fn\.net\.)?(.+)": r"stages.\1.blocks.\2.\3.mlp.\4",
+    r"blocks\.(\d+)\.(\d+)\.([01])\.(norm[12]\..+)": r"stages.\1.blocks.\2.\3.\4",
+    r"(head\.norm\..+)": r"\1",
+}
+
+
 class ConvPosEnc(nn.Module):
     """``x + conv(x)`` with a depthwise filter 3 x 3; the sum is the filter's centre: one pass over memory less."""
 
@@ -204,6 +220,12 @@ class DaViT(Backbone):
             "num_classes": 0,
         },
     }
+    published_costs: ClassVar[dict[str, tuple[float, float, int]]] = {
+        "davit_tiny": (28.3, 4.5, 224),
+        "davit_small": (49.7, 8.8, 224),
+        "davit_base": (87.9, 15.5, 224),
+        "davit_large_window12_384": (196.8, 103.0, 384),
+    }
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "davit": {
             r"patch_embeds\.0\.proj\.(.+)": r"stem.conv.\1",
@@ -221,19 +243,8 @@ class DaViT(Backbone):
             r"(stages\.\d+\.blocks\.\d+)\.channel_block\.(.+)": r"\1.1.\2",
             r"((?:stem|stages|head)\..+)": r"\1",
         },
-        "Florence-2": {
-            r"convs\.0\.(?:proj|conv)\.(.+)": r"stem.conv.\1",
-            r"convs\.0\.norm\.(.+)": r"stem.norm.\1",
-            r"convs\.(\d+)\.(?:proj|conv)\.(.+)": r"stages.\1.downsample.conv.\2",
-            r"convs\.(\d+)\.norm\.(.+)": r"stages.\1.downsample.norm.\2",
-            r"blocks\.(\d+)\.(\d+)\.([01])\.conv([12])\.(?:fn\.dw\.)?(.+)": r"stages.\1.blocks.\2.\3.cpe\4.proj.\5",
-            r"blocks\.(\d+)\.(\d+)\.([01])\.attn\.norm\.(.+)": r"stages.\1.blocks.\2.\3.norm1.\4",
-            r"blocks\.(\d+)\.(\d+)\.([01])\.attn\.(?:fn\.)?(.+)": r"stages.\1.blocks.\2.\3.attn.\4",
-            r"blocks\.(\d+)\.(\d+)\.([01])\.ffn\.norm\.(.+)": r"stages.\1.blocks.\2.\3.norm2.\4",
-            r"blocks\.(\d+)\.(\d+)\.([01])\.ffn\.(?:fn\.net\.)?(.+)": r"stages.\1.blocks.\2.\3.mlp.\4",
-            r"blocks\.(\d+)\.(\d+)\.([01])\.(norm[12]\..+)": r"stages.\1.blocks.\2.\3.\4",
-            r"(head\.norm\..+)": r"\1",
-        },
+        "Florence-2": _FLORENCE,
+        "transformers": _FLORENCE,
     }
 
     def __init__(
@@ -297,7 +308,7 @@ class DaViT(Backbone):
     @staticmethod
     def convert_official(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Florence-2's encoder alone, of its whole state dict or without it; a norm of ones takes the head's place."""
-        if source != "Florence-2":
+        if source not in ("Florence-2", "transformers"):
             return dict(state_dict)
         inside = {k.split("vision_tower.", 1)[1]: v for k, v in state_dict.items() if "vision_tower." in k}
         given: dict[str, Tensor] = {}

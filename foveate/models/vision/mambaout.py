@@ -194,6 +194,21 @@ class MambaOut(Backbone):
             "layer_scale": 1e-6,
         },
     }
+    published_costs: ClassVar[dict[str, tuple[float, float, int]]] = {
+        "mambaout_femto": (7.3, 1.2, 224),
+        "mambaout_kobe": (9.1, 1.5, 224),
+        "mambaout_tiny": (26.5, 4.5, 224),
+        "mambaout_small": (48.5, 9.0, 224),
+        "mambaout_base": (84.8, 15.8, 224),
+        "mambaout_small_rw": (48.5, 8.94, 224),
+        "mambaout_base_short_rw": (88.8, 16.28, 224),
+        "mambaout_base_tall_rw": (86.5, 16.12, 224),
+        "mambaout_base_wide_rw": (94.5, 17.75, 224),
+        "mambaout_base_plus_rw": (101.7, 19.16, 224),
+    }
+    cost_differences: ClassVar[dict[str, str]] = {
+        "mambaout_femto": "The paper's 1.2 billion has one digit; matrix products and convolutions alone are 1.148.",
+    }
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "MambaOut": {
             r"downsample_layers\.0\.(.+)": r"stem.\1",

@@ -165,6 +165,23 @@ class MaxViT(Backbone):
             "release": "rw",
         },
     }
+    published_costs: ClassVar[dict[str, tuple[float, float, int]]] = {
+        "maxvit_tiny_tf_224": (31, 5.6, 224),
+        "maxvit_tiny_tf_384": (31, 17.7, 384),
+        "maxvit_tiny_tf_512": (31, 33.7, 512),
+        "maxvit_small_tf_224": (69, 11.7, 224),
+        "maxvit_small_tf_384": (69, 36.1, 384),
+        "maxvit_small_tf_512": (69, 67.6, 512),
+        "maxvit_base_tf_224": (119, 24.2, 224),
+        "maxvit_base_tf_384": (119, 74.2, 384),
+        "maxvit_base_tf_512": (119, 138.5, 512),
+        "maxvit_large_tf_224": (212, 43.9, 224),
+        "maxvit_large_tf_384": (212, 133.1, 384),
+        "maxvit_large_tf_512": (212, 245.4, 512),
+        "maxvit_xlarge_tf_224": (475, 97.8, 224),
+        "maxvit_xlarge_tf_384": (475, 293.7, 384),
+        "maxvit_xlarge_tf_512": (475, 535.2, 512),
+    }
     official_keys: ClassVar[dict[str, dict[str, str]]] = KEYS
 
     def __init__(

@@ -30,14 +30,14 @@ def convert(model: nn.Module, state_dict: Mapping[str, Tensor], heads_first: boo
         state_dict: timm's.
         heads_first: the rows of ``qkv`` go by head, as in the ``rw`` models, and not by queries, keys and values.
     """
-    converted = {}
+    own, converted = dict(model.named_parameters()), {}
     for key, value in state_dict.items():
-        if heads_first and ".attn.qkv." in key:
-            head_dim = model.head_dim
-            value = value.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2)  # type: ignore[arg-type]
-        if key.endswith("relative_position_bias_table"):
-            own = model.get_submodule(key.removesuffix(".rel_pos.relative_position_bias_table") + ".bias").table
-            value = table_of(value, tuple(own.shape))  # type: ignore[arg-type]
+        rows = 3 * model.head_dim  # type: ignore[operator]
+        if heads_first and ".attn.qkv." in key and value.shape[0] % rows == 0:
+            value = value.unflatten(0, (-1, 3, rows // 3)).transpose(0, 1).flatten(0, 2)
+        table = own.get(key.replace(".rel_pos.relative_position_bias_table", ".bias.table"))
+        if table is not None and key.endswith("relative_position_bias_table"):
+            value = table_of(value, tuple(table.shape))  # type: ignore[arg-type]
         converted[key] = value
     return converted
 
