@@ -41,7 +41,7 @@ def zero_rectangles_are_windows() -> Measurement:
 @claim(
     "vsa",
     kind="exact",
-    says="Windows learn size and place: scale 1 doubles the span, and an offset of one window reads the neighbour alone.",
+    says="Windows learn size and place: scale 1 doubles the span, an offset of one window reads the neighbour alone.",
 )
 def windows_move_and_grow() -> Measurement:
     """An offset of one window along x in a map of 8 x 16: gradients of the first window's output, queries apart. Seen
@@ -87,9 +87,9 @@ def heads_are_independent() -> Measurement:
     says="The extra cost is negligible: 1.9 % of the FLOPs at width 96, and linear in pixels.",
 )
 def extra_cost_is_negligible() -> Measurement:
-    """Multiply-adds of pooling (one per channel and place), of the layers of scales and offsets (counted) and of sampling
-    (four per channel of keys and values), by those of attention in windows of 7 at 56 x 56 (counted). Seen failing
-    (0.05) with regressors at every place."""
+    """Multiply-adds of pooling (one per channel and place), of the layers of scales and offsets (counted) and of
+    sampling (four per channel of keys and values), by those of attention in windows of 7 at 56 x 56 (counted). Seen
+    failing (0.05) with regressors at every place."""
     with torch.device("meta"), backend("torch"):
         mixer = VariedSizeWindowAttention(96, num_heads=3)
         totals = [count_flops(lambda side=side: mixer(torch.empty(1, side, side, 96))) / 2 for side in (56, 112)]

@@ -18,7 +18,11 @@ from foveate.mixers.biformer.regions import from_regions, to_regions
 from foveate.models.vision.biformer import BiFormer
 from foveate.ops import backend, native
 from foveate.ops.routed_region_attention import routed_region_attention
-from tests.agreement import agree
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
 
 FORMS = [
     "torch",

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from foveate.errors import InvalidValue
 from foveate.mixers.vsa import VariedSizeWindowAttention
 from foveate.models.vision.vsa import ViTAEv2
-from tests.agreement import agree
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
 
 SMALL: dict[str, Any] = {
     "embed_dims": (8, 8),
