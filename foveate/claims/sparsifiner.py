@@ -154,15 +154,15 @@ def pruning_leaves_its_budget() -> Measurement:
 @claim(
     "sparsifiner",
     kind="learned",
-    says="The predictor finds related tokens far apart: a quarter of the pairs has over 90 % of the attention.",
+    says="The predictor finds related tokens far apart: a quarter of the pairs has 85 % of the attention, a window half.",
 )
 def finds_links_far_apart() -> Measurement:
     """64 tokens of 16 kinds, four of each, elsewhere in every sample; the predictor learns the dense map, three seeds.
     A window of as many keys has what it has by chance. Seen failing (0.34) without training."""
     found = [_recovered(seed) for seed in range(3)]
     share, window = min(s for s, _ in found), max(w for _, w in found)
-    detail = f"share of attention on a quarter of the pairs, the least of 3 seeds; on a window of as many {window:.2f}"
-    return Measurement(share, 0.9, share >= 0.9 and window <= 0.6, detail)
+    detail = f"attention on a quarter of the pairs, the least of 3 seeds; at least; on a window of as many {window:.2f}"
+    return Measurement(share, 0.85, share >= 0.85 and window <= 0.5, detail)
 
 
 def _recovered(seed: int) -> tuple[float, float]:
@@ -170,7 +170,7 @@ def _recovered(seed: int) -> tuple[float, float]:
     torch.manual_seed(seed)
     tokens, width, budget = 64, 32, 16
     kinds = F.normalize(torch.randn(16, width), dim=-1)
-    predictor = ConnectivityPredictor(width, 1, tokens, reduce_n_factor=2, reduce_c_factor=1)
+    predictor = ConnectivityPredictor(width, 1, tokens, reduce_n_factor=1, reduce_c_factor=1)
     adam = torch.optim.Adam(predictor.parameters(), lr=1e-2)
 
     def draw(batch: int) -> tuple[Tensor, Tensor]:
