@@ -78,9 +78,12 @@ struct Biases {
     return {memory.get() + ((a.by_window ? window : 0) * a.heads + head) * each, row};
   }
 
+  // Queries of all heads that are filled in at once: numbers of heads may lie side by side.
+  int64_t strips() const { return matrices() / a.heads * divided(tokens, LANES); }
   void fill(int64_t number, Block<R> strip) const {
-    const R* from = static_cast<const R*>(a.bias) + number / a.heads * a.bias_window + number % a.heads * a.bias_head;
-    for (int64_t first = 0; first < tokens; first += LANES) {
+    const int64_t window = number / divided(tokens, LANES), first = number % divided(tokens, LANES) * LANES;
+    for (int64_t head = 0; head < a.heads; ++head) {
+      const R* from = static_cast<const R*>(a.bias) + window * a.bias_window + head * a.bias_head;
       for (int64_t i = 0; i < LANES; ++i)
         for (int64_t j = 0; j < tokens; j += LANES) {
           const int some = static_cast<int>(least(LANES, tokens - j));
@@ -94,7 +97,7 @@ struct Biases {
           }
           write(strip.at(i, j), load(numbers, some) * static_cast<R>(LOG2_E));
         }
-      turn<R>({memory.get() + number * each + first, row}, strip, LANES, tokens);
+      turn<R>({memory.get() + (window * a.heads + head) * each + first, row}, strip, LANES, tokens);
     }
   }
 };
@@ -421,7 +424,7 @@ int run(const ShiftedArguments& a, bool backward) {
       status = OUT_OF_MEMORY;
     }
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < biases.matrices(); ++i)
+    for (int64_t i = 0; i < biases.strips(); ++i)
       if (worker.ready) biases.fill(i, worker.strip);
 #pragma omp for schedule(guided) nowait
     for (int64_t unit = 0; unit < units; ++unit)
