@@ -138,8 +138,9 @@ class ShiftedWindows(Mixer):
         n, dim = batch * grid_size(grid), self.dim
         tokens = math.prod(self.window)
         padded = batch * math.prod(-(-size // w) * w for size, w in zip(grid, self.window, strict=True))
-        # The input, the projections and their windows, outputs of the windows and of the grid; the biases.
-        saved = n * dim + padded * (4 * dim + self.num_heads) + n * dim + self.num_heads * tokens**2
+        # The input, windows of the projections, the weights (for the biases' gradient), the output of the grid; and the
+        # index of the biases, in 8 bytes.
+        saved = 2 * n * dim + padded * (3 * dim + self.num_heads * tokens) + 2 * tokens**2
         return Cost(
             flops=linear_flops(n, dim, 4 * dim) + 4 * padded * tokens * dim,
             parameters=sum(p.numel() for p in self.parameters()),
@@ -156,16 +157,16 @@ class ShiftedWindows(Mixer):
             x = x.roll([-s for s in shift], list(range(1, x.ndim - 1)))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).movedim(-2, 1).unbind(-2)
         v = v if values is None else values.roll([-s for s in shift], list(range(2, 2 + len(grid)))) if late else values
-        pads: dict[str, Tensor] = {}
+        pad_k = pad_v = None
         if padded and self.qkv.bias is not None:
-            _, pads["pad_k"], pads["pad_v"] = self.qkv.bias.view(3, self.num_heads, self.head_dim)
-        if values is not None:
-            pads.pop("pad_v", None)
+            _, pad_k, pad_v = self.qkv.bias.view(3, self.num_heads, self.head_dim)
+        pad_v = pad_v if values is None else None
         bias = self.bias()
-        if not late:
-            return shifted_window_attention(q, k, v, self.window, shift=shift, bias=bias, **pads)
-        y = shifted_window_attention(q, k, v, self.window, bias=_masked(bias, grid, self.window, shift), **pads)
-        return y.roll(list(shift), list(range(2, y.ndim - 1)))
+        if late:
+            bias = _masked(bias, grid, self.window, shift)
+        rolled = (0,) * len(grid) if late else shift
+        y = shifted_window_attention(q, k, v, self.window, shift=rolled, bias=bias, pad_k=pad_k, pad_v=pad_v)
+        return y.roll(list(shift), list(range(2, y.ndim - 1))) if late else y
 
     def _shift(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         small = any(size <= w for size, w in zip(grid, self.window, strict=True))

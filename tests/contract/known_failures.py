@@ -6,6 +6,7 @@ A declared failure that passes fails the suite, and so does one that names nothi
 from __future__ import annotations
 
 _ADAPTIVE = "every region keeps kv_per_win places, larger or not: memory follows the number of regions, which steps"
+_PADDED = "padding to whole windows of 7 adds 62 % to the first of the suite's grids of rank 2 and 16 % to the last"
 
 #: (kind, registered name, check): reason.
 KNOWN_FAILURES: dict[tuple[str, str, str], str] = {
@@ -16,4 +17,7 @@ KNOWN_FAILURES: dict[tuple[str, str, str], str] = {
     ): "by its definition the weights of routes change the output and pass no gradients; 'differentiable' passes them",
     ("mixer", "biformer(kv_downsample_mode='ada_avgpool')", "memory_grows_as_claimed"): _ADAPTIVE,
     ("mixer", "biformer(kv_downsample_mode='ada_maxpool')", "memory_grows_as_claimed"): _ADAPTIVE,
+    ("mixer", "swin(qkv_bias=False)", "memory_grows_as_claimed"): _PADDED,
+    ("mixer", "swin(always_shift=True)", "memory_grows_as_claimed"): _PADDED,
+    ("mixer", "swin(pad_first=False)", "memory_grows_as_claimed"): _PADDED,
 }
