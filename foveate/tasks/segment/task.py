@@ -240,9 +240,9 @@ class SegmentTask(PreparedTask):
         """The model behind the statistics of the training images, with its sliding window."""
         return self._package(model, mean=self._tensors["mean"].clone(), scale=self._tensors["scale"].clone())
 
-    def _package(self, model: nn.Module, **statistics: Tensor) -> ImageSegmenter:
+    def _package(self, model: nn.Module, mean: Tensor | None = None, scale: Tensor | None = None) -> ImageSegmenter:
         layout = {k: v for k, v in self.layout.items() if k != "hd95"}
-        return ImageSegmenter(model, self.info, **layout, **statistics)
+        return ImageSegmenter(model, self.info, **layout, mean=mean, scale=scale)
 
     @classmethod
     def unpack(cls, config: dict[str, Any], build: Callable[[SegmentInfo], nn.Module]) -> ImageSegmenter:
