@@ -95,7 +95,7 @@ def _dtype(x: Tensor) -> str:
 
 def _meaning(name: str, info: Any, model: nn.Module) -> str:
     if name == "x" and getattr(info, "task", "") in ("classify-images", "segment"):
-        return "pixels between 0 and 1" if info.task == "classify-images" else "intensities as in the files"
+        return "pixels between 0 and 1" if getattr(model, "unit", 255) == 255 else "intensities as in the volumes"
     if name == "x" and info is not None:
         missing = {"impute": ", NaN where nothing was measured", "forecast-m4": ", NaN in front of a shorter one"}
         columns = "the columns" if hasattr(model, "columns") else "the series"

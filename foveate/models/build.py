@@ -79,6 +79,7 @@ class Contestant:
             if self.configuration:
                 own["configuration"] = self.configuration
             return around.for_task(info, **{what: inside, f"{what}_options": rest}, **own)
+        assert issubclass(self.target, Model)  # around a mixer there is a network
         if info.task not in self.target.spec.tasks:
             raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")
         check_options(self.name, self.target, options, partial=True)

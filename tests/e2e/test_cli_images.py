@@ -78,8 +78,11 @@ def test_the_winner_classifies_new_images(classified):
 
 def test_plans_and_bad_options_end_at_once(classified):
     folder, _, _ = classified
-    result = foveate_command("compare", "classify-images", "--systems", "all", "--plan", "--help", cwd=folder)
-    assert result.returncode == 0
+    options = ("--image-size", "16x12", *FAST, "--steps", "10", "--plan")
+    result = foveate_command("compare", "classify-images", "new", *options, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1].startswith("softmax_attention-seed0")
+    assert not (folder / "foveate-runs").exists()
     refused(foveate_command("compare", "classify-images", "photos/left", cwd=folder), "holds no sub-folders")
     refused(foveate_command("compare", "classify-images", "gone", cwd=folder), "'gone' does not exist")
     refused(

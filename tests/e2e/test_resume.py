@@ -43,6 +43,17 @@ FORECAST = {
     "workers": 2,
     "checkpoint_every": 0.3,
 }
+#: Training images are changed at random.
+IMAGES = {
+    "task": "classify-images",
+    "data": {"image_size": "16", "augment": "shift,flip,colour"},
+    "systems": ["softmax_attention"],
+    "steps": 150,
+    "seeds": 1,
+    "learning_rates": [0.003],
+    "workers": 1,
+    "checkpoint_every": 0.1,
+}
 
 
 def start(settings: dict[str, Any], out: Path) -> subprocess.Popen[bytes]:
@@ -138,6 +149,10 @@ def test_a_real_comparison_killed_ten_times(tmp_path: Path) -> None:
 def test_a_published_recipe_killed_twice(tmp_path: Path) -> None:
     preset = {**TOY, "systems": ["tests.toy:Recorded", "tests.toy:Slow"], "preset": "published:ETTh1"}
     check_killed(preset, tmp_path, kills=2, seed=3)
+
+
+def test_augmented_images_killed_once(tmp_path: Path) -> None:
+    check_killed(IMAGES, tmp_path, kills=1, seed=4)
 
 
 def test_done_trials_are_reported_and_systems_can_be_added(tmp_path: Path) -> None:

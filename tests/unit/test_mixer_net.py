@@ -186,3 +186,28 @@ def test_names_become_contestants(tmp_path, monkeypatch):
         resolve("dlinear").build(INFO, {"depth": 3})
     model = resolve("mamba").build(INFO, {"dim": 16, "d_state": 4})
     assert model(torch.randn(1, 30, 3)).shape == (1, 7, 3)
+
+
+@pytest.mark.parametrize(("size", "mixer"), [((9, 7), "softmax_attention"), ((6, 9, 7), "softmax_attention")])
+def test_maps_answer_for_every_pixel_of_a_patch(size, mixer):
+    """Sizes that the patch does not divide, too."""
+    info = SimpleNamespace(task="segment", size=size, channels=2, classes=3)
+    model = MixerNet.for_task(info, mixer=mixer, dim=16, patch=2).eval()
+    x = torch.randn(2, 2, *size)
+    y = model(x)
+    assert y.shape == (2, 3, *size)
+    tokens = model.head.project(model.forward_features(x)).unflatten(-1, (3, *[2] * len(size)))
+    for place in [(0,) * len(size), tuple(s - 1 for s in size), (3, 4, 5)[: len(size)]]:
+        token, inside = tuple(p // 2 for p in place), tuple(p % 2 for p in place)
+        expected = tokens[(slice(None), *token, slice(None), *inside)]
+        assert torch.allclose(y[(slice(None), slice(None), *place)], expected)
+    with pytest.raises(ValueError, match=r"it must be \(batch, 2, "):
+        model(x[..., :-1])
+
+
+def test_images_of_odd_sizes_are_classified():
+    info = SimpleNamespace(task="classify-images", size=(33, 29), channels=3, classes=4)
+    for mixer in ("softmax_attention", "lightning_attention"):
+        model = MixerNet.for_task(info, mixer=mixer, dim=16).eval()
+        assert model.reader.grid == (9, 8)
+        assert model(torch.randn(2, 3, 33, 29)).shape == (2, 4)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import re
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -110,20 +111,18 @@ def _idx(path: Path, digest: Any, rank: int) -> np.ndarray:
     """The uint8 array of one file; its bytes as they are on the disk go into ``digest``."""
     raw = _read(path)
     digest.update(raw)
-    file: IO[bytes] | None = None
+    file: Any = io.BytesIO(raw)
     if raw[:2] == b"\x1f\x8b":
-        import io
-
-        file = gzip.open(io.BytesIO(raw))  # noqa: SIM115 (reads memory)
+        file = gzip.open(file)  # noqa: SIM115 (reads memory)
     try:
-        head = raw[: 4 + 4 * rank] if file is None else file.read(4 + 4 * rank)
+        head = file.read(4 + 4 * rank)
         if len(head) < 4 or head[:2] != b"\x00\x00" or head[2] != _IDX_UINT8 or head[3] != rank:
             raise InvalidValue(f"{str(path)!r} is not an IDX file of unsigned bytes of rank {rank}.")
         shape = tuple(int.from_bytes(head[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
         need = math.prod(shape)
         if not need or need > MOST_BYTES or len(head) < 4 + 4 * rank:
             raise InvalidValue(f"{str(path)!r} says that it holds an array of shape {shape}, which is not possible.")
-        body = raw[4 + 4 * rank :] if file is None else file.read(need + 1)
+        body = file.read(need + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidValue(f"{str(path)!r} is a damaged gzip file ({error}): get it again.") from error
     if len(body) != need:

@@ -51,7 +51,7 @@ class ClassifyImagesTask(PreparedTask):
         metrics=("accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
         higher_is_better=True,
         baselines=("frequent_class", "nearest_centroid", "pixel_ridge"),
-        shortlist=("softmax_attention",),
+        shortlist=("convnext", "swin", "dinat", "davit", "mambaout", "focalnet"),
     )
     info: ClassifyImagesInfo
     info_type = ClassifyImagesInfo

@@ -83,6 +83,7 @@ def write_nifti(label: np.ndarray, like: Path, target: Path) -> None:
 def _opened(path: Path) -> Any:
     try:
         import nibabel
+        from nibabel.filebasedimages import ImageFileError
     except ImportError as error:
         raise missing_extra("nibabel", "vision", "reading NIfTI volumes") from error
     try:
@@ -100,7 +101,7 @@ def _opened(path: Path) -> Any:
         if not np.isfinite(file.affine).all() or abs(np.linalg.det(file.affine[:3, :3])) < 1e-12:
             raise Unreadable(f"{str(path)!r} does not say where its voxels lie (its affine is singular): correct it.")
         return nibabel.as_closest_canonical(file)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         if isinstance(error, Unreadable):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from ...errors import InvalidType, InvalidValue
 from ..classify_images.arrays import image_array, npz_arrays
-from ..classify_images.decode import SUFFIXES, Header, decode, decode_mask, read_header
+from ..classify_images.decode import SUFFIXES, decode, decode_mask, read_header
 from ..classify_images.folders import PARTS, images_below, told
 from ..classify_images.pictures import OPEN, Unreadable, fitted
 from .cases import Case, Cases
@@ -112,19 +111,12 @@ def _matched(part: Path, files: list[Path]) -> list[Path]:
 
 def _of_files(label: str, files: list[Path], masks: list[Path] | None, parts: list[int], root: Path) -> Cases:
     volumes = is_nifti(files[0])
-    load: Callable[[int], Case]
-    spacings = None
-    if volumes:
-        spacings = [spacing_of(path) for path in files]
+    spacings = [spacing_of(path) for path in files] if volumes else None
+    channels = 1 if volumes or all(read_header(path).grey for path in files) else 3
 
-        def load(i: int) -> Case:
-            return read_nifti(files[i], None if masks is None else masks[i], told(files[i], root))
-    else:
-        headers = [read_header(path) for path in files]
-        channels = 1 if all(header.grey for header in headers) else 3
-
-        def load(i: int) -> Case:
-            return _image(files[i], None if masks is None else masks[i], told(files[i], root), headers[i], channels)
+    def load(i: int) -> Case:
+        mask, name = None if masks is None else masks[i], told(files[i], root)
+        return read_nifti(files[i], mask, name) if volumes else _image(files[i], mask, name, channels)
 
     digest = hashlib.sha256()
     for path in (*files, *(masks or ())):
@@ -143,7 +135,7 @@ def _of_files(label: str, files: list[Path], masks: list[Path] | None, parts: li
     )
 
 
-def _image(path: Path, mask: Path | None, name: str, header: Header, channels: int) -> Case:
+def _image(path: Path, mask: Path | None, name: str, channels: int) -> Case:
     pixels = decode(path.read_bytes(), path)
     image = fitted(pixels, (pixels.shape[0], pixels.shape[1]), channels, "stretch").numpy()
     if mask is None:

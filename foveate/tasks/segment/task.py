@@ -27,6 +27,8 @@ from .scenes import scenes
 from .scores import IGNORED, dice_and_cross_entropy, hausdorff95, overlaps
 from .windows import BLENDINGS, check_overlap, origins
 
+#: Default contestants of volumes.
+_OF_VOLUMES = ("softmax_attention", "faster_neighborhood_attention")
 _TENSORS = ("shapes", "origins", "mean", "scale", *SPLITS)
 NORMALISE = ("training", "each")
 #: Classes above which the Dice of each is no column of its own.
@@ -52,7 +54,7 @@ class SegmentTask(PreparedTask):
         metrics=("dice", "iou"),
         higher_is_better=True,
         baselines=("background", "voxel_bayes"),
-        shortlist=("softmax_attention",),
+        shortlist=("convnext", "swin", "dinat", "mambaout", "psa_hrnet"),
         heads_on="classify-images",
     )
     info: SegmentInfo
@@ -71,7 +73,9 @@ class SegmentTask(PreparedTask):
         classes = info.class_names[1:] if 2 < info.classes <= _MOST_COLUMNS + 1 else ()
         metrics = ("dice", "iou", *(f"dice({name})" for name in classes), *(["hd95"] if layout["hd95"] else []))
         rank = len(info.size)
-        made.spec = replace(cls.spec, rank=rank, metrics=metrics, heads_on=cls.spec.heads_on if rank == 2 else "")
+        made.spec = replace(cls.spec, rank=rank, metrics=metrics)
+        if rank == 3:  # image backbones cannot
+            made.spec = replace(made.spec, heads_on="", shortlist=_OF_VOLUMES)
         return made
 
     @classmethod
@@ -236,9 +240,9 @@ class SegmentTask(PreparedTask):
         """The model behind the statistics of the training images, with its sliding window."""
         return self._package(model, mean=self._tensors["mean"].clone(), scale=self._tensors["scale"].clone())
 
-    def _package(self, model: nn.Module, **statistics: Tensor) -> ImageSegmenter:
+    def _package(self, model: nn.Module, mean: Tensor | None = None, scale: Tensor | None = None) -> ImageSegmenter:
         layout = {k: v for k, v in self.layout.items() if k != "hd95"}
-        return ImageSegmenter(model, self.info, **layout, **statistics)
+        return ImageSegmenter(model, self.info, **layout, mean=mean, scale=scale)
 
     @classmethod
     def unpack(cls, config: dict[str, Any], build: Callable[[SegmentInfo], nn.Module]) -> ImageSegmenter:
