@@ -19,6 +19,7 @@ from ..ops.neighborhood_attention import neighborhood_attention
 from ..ops.neighborhood_boxes import boxed_pairs
 from ..ops.neighborhood_windows import Axis, axes_of, neighborhood_pairs
 from .base import Mixer, check_heads, grid_size
+from .look import Look, check_query
 from .parts import Linear
 
 PerAxis = int | tuple[int, ...]
@@ -111,6 +112,39 @@ class NeighborhoodMixer(Mixer):
         both = F.linear(extra, self.qkv.weight[self.dim :], bias).expand(batch, -1, -1)
         k, v = (m.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for m in both.chunk(2, -1))
         return k, v
+
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """What a token reads of its window, and the window; of tokens with a place alone.
+
+        What a small grid is filled up with is left out, and the weights of the others sum to 1.
+        """
+        self.check_input(x)
+        grid = tuple(x.shape[1:-1])
+        query = check_query(type(self).__name__, query, grid)
+        shown = query or tuple(n // 2 for n in grid)
+        return [
+            Look("weights", self._weights(x, query), "attention to neighbours"),
+            Look("visible", self._weights(x, shown) > 0, "the window"),
+        ]
+
+    @torch.inference_mode(False)
+    def _weights(self, x: Tensor, query: tuple[int, ...] | None) -> Tensor:
+        """``(batch, heads, *grid)``: weights of a query, or the mean over all.
+
+        A weight is the derivative of an output in the value that it weighs, whatever the window.
+        """
+        grid, group = tuple(x.shape[1:-1]), self.num_heads // self.num_kv_heads
+        axes = self.axes(grid)
+        with torch.no_grad():
+            q, k, v = self.heads_of(filled_up(x.clone(), axes))
+        k = k.repeat_interleave(group, 1)
+        values = torch.zeros_like(v[..., :1]).repeat_interleave(group, 1).requires_grad_()
+        with torch.enable_grad():
+            read = cut(self.attend(q, k, values, axes, None, None).movedim(1, -2), grid)[..., 0]
+            read = read.flatten(1, -2).mean(1) if query is None else read[(slice(None), *query)]
+            (weights,) = torch.autograd.grad(read.sum(), values)
+        weights = cut(weights[..., 0].movedim(1, -1), grid).movedim(-1, 1)
+        return weights / weights.flatten(2).sum(-1).clamp(min=1e-30).view(*weights.shape[:2], *(1,) * len(grid))
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections, and the boxes of pairs that the op's torch form computes."""
