@@ -195,7 +195,7 @@ class MaxViT(Backbone):
             "maxvit_large_tf_384",
             "maxvit_large_tf_512",
         ),
-        "The authors' code finds every bias by products with one-hot tables (0.38 of tiny's billions at 512 pixels), and "
+        "The authors' code finds biases by products with one-hot tables (0.38 billion in tiny at 512 pixels), and "
         "counters differ in element-wise work; here are products, convolutions and attention alone.",
     )
     official_keys: ClassVar[dict[str, dict[str, str]]] = KEYS
