@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidValue, invalid
 from ..measure.cost import Cost, linear_flops
+from ..ops.activated import activate, linear_activated
+from ..ops.linear import linear
 from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer
@@ -29,7 +30,6 @@ from .layout import TokenLayout
 from .parts import Linear
 
 Activation = Literal["gelu", "silu"]
-_ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -104,18 +104,24 @@ class GatedCNN(Mixer):
     ) -> Tensor:
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        gate, passed, mixed = self.fc1(x).split((self.hidden, self.hidden - self.channels, self.channels), -1)
-        gate = _ACTIVATIONS[self.activation](gate)
+        fused = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        weight, bias, passing = self.fc1.weight, self.fc1.bias, self.hidden - self.channels
+        if fused:  # three passes over memory less
+            gate = linear_activated(x, weight[: self.hidden], bias[: self.hidden], self.activation)
+            rest = linear(x, weight[self.hidden :], bias[self.hidden :])
+        else:
+            gate, rest = self.fc1(x).chunk(2, -1)
+            gate = activate(gate, self.activation)
+        passed, mixed = rest.split((passing, self.channels), -1)
         if mask is not None:
             mixed = mixed.masked_fill(~mask[..., None], 0)
         mixed = self.convolve(mixed)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            inner = gate * torch.cat([passed, mixed], -1)
-        else:  # one pass over memory less
-            gate[..., : self.hidden - self.channels] *= passed
-            gate[..., self.hidden - self.channels :] *= mixed
-            inner = gate
-        y = self.fc2(inner)
+        if fused:
+            gate[..., :passing] *= passed
+            gate[..., passing:] *= mixed
+        else:
+            gate = gate * torch.cat([passed, mixed], -1)
+        y = self.fc2(gate)
         return y if mask is None else y.masked_fill(~mask[..., None], 0)
 
     def convolve(self, x: Tensor) -> Tensor:

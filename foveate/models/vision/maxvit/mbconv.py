@@ -198,7 +198,8 @@ class MBConv(nn.Module):
         """``(B, H, W, dim)`` to ``(B, h, w, out)``."""
         y = self._by_batch(x) if self.training else self._by_statistics(x)
         gate, weight = self.se(y), self.conv3_1x1.weight.flatten(1)
-        if len(y) == 1 and y[0, ..., 0].numel() > len(weight):  # a factor per input channel of the map behind
+        places = y.shape[1] * y.shape[2]
+        if not torch.compiler.is_compiling() and len(y) == 1 and places > len(weight):  # a factor per weight is cheaper
             y = linear(y, weight * gate, self.conv3_1x1.bias)
         else:
             y = linear(y * gate[:, None, None], weight, self.conv3_1x1.bias)
@@ -216,7 +217,7 @@ class MBConv(nn.Module):
         """The same with fixed statistics."""
         activation, weight = self.details.conv_activation, self.conv1_1x1.weight.flatten(1)
         (before, shift), (scale, after), (last, behind) = map(affine, (self.pre_norm, self.norm1, self.norm2))
-        if x[..., 0].numel() > 2 * weight.shape[1]:  # a map larger than the weights
+        if x.shape[1] * x.shape[2] > 2 * weight.shape[1]:  # a map larger than the weights
             rows = weight * scale[:, None]
             bias = after + (rows * shift).sum(1)
             y = linear_activated(x, (rows * before).to(x.dtype), bias.to(x.dtype), activation)
