@@ -108,6 +108,8 @@ class VariedSizeWindowAttention(Mixer):
     ) -> None:
         super().__init__(dim, causal=causal)
         self.out_dim = dim if out_dim is None else out_dim
+        if not isinstance(self.out_dim, int) or self.out_dim < 1:
+            raise invalid("out_dim", out_dim, "a positive whole number is needed")
         self.num_heads, self.head_dim = num_heads, check_heads(self.out_dim, num_heads)
         if not isinstance(window_size, int) or window_size < 1:
             raise invalid("window_size", window_size, "a positive whole number is needed")
@@ -149,8 +151,9 @@ class VariedSizeWindowAttention(Mixer):
 
     @classmethod
     def options_for(cls, grid: tuple[int, ...]) -> dict[str, Any]:
-        """Windows that are no larger than the grid."""
-        return {"window_size": min(7, *grid)}
+        """Windows of 7 or 5, whichever needs less padding; smaller ones for grids that these do not fit into."""
+        legal = [size for size in (5, 7) if size <= min(grid)] or [min(grid)]
+        return {"window_size": min(legal, key=lambda size: math.prod(-(-length // size) * size for length in grid))}
 
     def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Convolutions of one place are linear layers."""
@@ -223,9 +226,10 @@ class VariedSizeWindowAttention(Mixer):
         )
         flops += 2 * linear_flops(batch * windows, self.dim, 2 * self.num_heads)
         flops += 4 * batch * tokens * self.window_size**2 * self.out_dim
-        # What is projected and its projection, samples and where they are, the windows, the outputs twice.
-        kept = n * (self.dim + 3 * self.out_dim) + tokens * (2 * self.out_dim + 4 * self.num_heads)
-        kept += tokens * (4 * self.out_dim + self.num_heads) + n * self.out_dim + windows * 2 * self.dim
+        # What is projected, also padded; keys and values that are sampled, and where; the windows, weights, outputs.
+        kept = n * self.dim + (tokens * self.dim if plan.padded != plan.grid else 0)
+        kept += tokens * (2 * self.out_dim + 4 * self.num_heads)
+        kept += tokens * (4 * self.out_dim + self.num_heads * self.window_size**2) + windows * 2 * self.dim
         return Cost(
             flops=flops,
             parameters=sum(p.numel() for p in self.parameters()),

@@ -15,7 +15,7 @@ from foveate.models.vision.vsa import ViTAEv2
 
 
 def agree(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 SMALL: dict[str, Any] = {
