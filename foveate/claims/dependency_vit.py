@@ -122,7 +122,9 @@ def silent_leaves_can_go() -> Measurement:
         y, after = mixer.send(x, gate, mask=stays.expand(2, -1))
         pruned, pruned_gate = mixer.send(x[:, stays], gate[:, stays])
     whole, rest = (y * after[..., None]).sum(1), (pruned * pruned_gate[..., None]).sum(1)
-    return Measurement.at_most(float((whole - rest).abs().max() / rest.abs().max()), 1e-12, "relative deviation; at most")
+    return Measurement.at_most(
+        float((whole - rest).abs().max() / rest.abs().max()), 1e-12, "relative deviation; at most"
+    )
 
 
 @claim(

@@ -73,7 +73,9 @@ def cheap() -> Measurement:
         exponents.append(math.log(counts[1] / counts[0]) / math.log(64))
     weights = sum(p.numel() for p in PolarizedSelfAttention(48).parameters())
     passed = max(exponents) <= 1.001 and min(exponents) >= 0.9 and weights == 4656
-    return Measurement(max(exponents), 1.001, passed, f"largest exponent of FLOPs in pixels, at most; {weights:,} weights")
+    return Measurement(
+        max(exponents), 1.001, passed, f"largest exponent of FLOPs in pixels, at most; {weights:,} weights"
+    )
 
 
 @claim(

@@ -118,7 +118,7 @@ class DependencyAttention(Mixer):
             ``(batch, *grid, dim)`` and the gates ``(batch, *grid)``.
 
         Raises:
-            InvalidValue: a gate of another shape.
+            InvalidValue: a gate of another shape, or outside of [0, 1].
             InvalidType: a gate that is not floating.
         """
         y, gate, _ = self._send(x, gate, mask, received=False)
@@ -167,6 +167,12 @@ class DependencyAttention(Mixer):
                 f"{type(self).__name__}: gate has shape {tuple(gate.shape)}; one number for each of "
                 f"{x.shape[0]} x {x.shape[1]} tokens is needed."
             )
+        if (
+            not torch.compiler.is_compiling()
+            and gate.device.type != "meta"
+            and not bool(((gate >= 0) & (gate <= 1)).all())
+        ):
+            raise InvalidValue(f"{type(self).__name__}: gate must lie in [0, 1]: it is what a layer before gave.")
 
     def weights(self, x: Tensor) -> Tensor:
         """A, by which every child sends: ``(batch, heads, children, parents)``, rows sum to one."""
