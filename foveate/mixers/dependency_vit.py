@@ -28,6 +28,7 @@ from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer, check_heads, grid_size
 from .layout import TokenLayout
+from .look import Look, check_query
 from .parts import Linear
 
 
@@ -117,7 +118,7 @@ class DependencyAttention(Mixer):
             ``(batch, *grid, dim)`` and the gates ``(batch, *grid)``.
 
         Raises:
-            InvalidValue: a gate of another shape.
+            InvalidValue: a gate of another shape, or outside of [0, 1].
             InvalidType: a gate that is not floating.
         """
         y, gate, _ = self._send(x, gate, mask, received=False)
@@ -166,6 +167,12 @@ class DependencyAttention(Mixer):
                 f"{type(self).__name__}: gate has shape {tuple(gate.shape)}; one number for each of "
                 f"{x.shape[0]} x {x.shape[1]} tokens is needed."
             )
+        if (
+            not torch.compiler.is_compiling()
+            and gate.device.type != "meta"
+            and not bool(((gate >= 0) & (gate <= 1)).all())
+        ):
+            raise InvalidValue(f"{type(self).__name__}: gate must lie in [0, 1]: it is what a layer before gave.")
 
     def weights(self, x: Tensor) -> Tensor:
         """A, by which every child sends: ``(batch, heads, children, parents)``, rows sum to one."""
@@ -182,6 +189,26 @@ class DependencyAttention(Mixer):
         flat = x.flatten(1, -2)
         *_, share, _ = self._messages(flat, gate, None)
         return torch.einsum("bhij,bih->bji", self.weights(flat), share)
+
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """To whom the query sends, from whom it receives, the tree, and how much everyone sends."""
+        self.check_input(x)
+        grid = tuple(x.shape[1:-1])
+        place = check_query(type(self).__name__, query, grid)
+        with torch.no_grad():
+            weights, found = self.weights(x), self.dependency(x)
+            if place is None:
+                sends, received = weights.mean(2), found.mean(1)
+            else:
+                at = int(sum(i * math.prod(grid[axis + 1 :]) for axis, i in enumerate(place)))
+                sends, received = weights[:, :, at], found[:, at]
+            received = received / received.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        return [
+            Look("weights", received[:, None].unflatten(-1, grid), "receives from"),
+            Look("weights", sends.unflatten(-1, grid), "sends to"),
+            Look("tree", extract_tree(found), "tree"),
+            Look("gate", found.sum(1)[:, None].unflatten(-1, grid), "sent"),
+        ]
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """Projections, selector and controller, and the two products with all weights."""

@@ -14,6 +14,7 @@ keys, and M^2 in each further group. With R tied to the side of the map, the cos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, get_args
@@ -28,6 +29,7 @@ from ..registry import register
 from ..spec import Grid, MixerSpec, Order
 from .base import Mixer, check_heads
 from .layout import TokenLayout
+from .look import Look, check_query
 from .parts import Linear
 
 Fusion = Literal["code", "mean"]
@@ -180,6 +182,36 @@ class FaSA(Mixer):
         on_map = v.transpose(2, 3).reshape(v.shape[0], heads * e, edge, edge)
         near = self.local_convs[i](on_map).reshape(v.shape[0], heads, e, edge**2)
         return k, v + near.transpose(2, 3)
+
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """What the query reads of every place, through the reduced map and through folded windows.
+
+        A key's weight is divided alike among the places that it is made of; filters in front are left out.
+        """
+        self.check_input(x)
+        height, width = grid = (x.shape[1], x.shape[2])
+        place = check_query(type(self).__name__, query, grid)
+        looks = []
+        with torch.no_grad():
+            for i, (q, k, _) in enumerate(self.groups(x)):
+                q = q if place is None else q[:, :, place[0] * width + place[1], None]
+                weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(2)
+                if i == 0:
+                    edge, reduced = self.sr_ratio, (height // self.sr_ratio, width // self.sr_ratio)
+                    wide = weights.unflatten(-1, reduced) / edge**2
+                    wide = wide.repeat_interleave(edge, 2).repeat_interleave(edge, 3)
+                    spread = nn.functional.pad(wide, (0, width - wide.shape[3], 0, height - wide.shape[2]))
+                    looks.append(Look("weights", spread, "reduced map"))
+                    continue
+                rows, columns = (self._folds(size, self.dilations[i - 1], x.dtype) for size in grid)
+                spread = torch.einsum("bhmn,my,nx->bhyx", weights.unflatten(-1, (self.window_size, -1)), rows, columns)
+                looks.append(Look("weights", spread, f"windows, {self.dilations[i - 1]} apart"))
+        return looks
+
+    def _folds(self, size: int, dilation: int, dtype: torch.dtype) -> Tensor:
+        """``(M, size)``: which share of a folded place each place of an axis makes; rows sum to one."""
+        index = self.sampled(size, dilation).unflatten(0, (-1, self.window_size))
+        return nn.functional.one_hot(index, size).to(dtype).mean(0)
 
     def _extent(self, dilation: int) -> int:
         """Places from the first to the last of a window, along an axis."""

@@ -27,6 +27,7 @@ from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer, grid_size
 from .layout import TokenLayout
+from .look import Look, check_query
 from .parts import Linear
 
 Arrangement = Literal["parallel", "sequential"]
@@ -160,6 +161,16 @@ class PolarizedSelfAttention(Mixer):
             if self.variant == "code":
                 scores = _hide(scores, mask).softmax(1)
         return torch.sigmoid(scores).unflatten(1, x.shape[1:-1])
+
+    def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
+        """The gates of places, and those of channels, which are alike at all places."""
+        self.check_input(x)
+        check_query(type(self).__name__, query, tuple(x.shape[1:-1]))
+        with torch.no_grad():
+            channels = self.channel_gate(x)
+            places = self.place_gate(x * channels if self.layout == "sequential" else x)
+        wide = channels.expand(*x.shape[:-1], -1).movedim(-1, 1)
+        return [Look("gate", places.movedim(-1, 1), "gates of places"), Look("gate", wide, "gates of channels")]
 
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """A few products of a vector with the map; the sequential code has one matrix at every place."""

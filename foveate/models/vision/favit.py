@@ -100,6 +100,19 @@ class FaViT(Backbone):
         "favit_b2": {"embed_dims": (64, 128, 256, 512), "depths": (2, 3, 18, 3)},
         "favit_b3": {"embed_dims": (96, 192, 384, 768), "depths": (2, 3, 14, 3)},
     }
+    published_costs: ClassVar[dict[str, tuple[float, float, int]]] = {
+        "favit_b0": (3.4, 0.6, 224),
+        "favit_b1": (13, 2.4, 224),
+        "favit_b2": (24, 4.5, 224),
+        "favit_b3": (48, 8.5, 224),
+    }
+    cost_differences: ClassVar[dict[str, str]] = {
+        "favit_b1": "the released code has 2.34 billion; here channels of spaced windows are mixed only where they are "
+        "read, which saves 0.02.",
+        "favit_b2": "the paper leaves out what is behind the point of 24.9 million; channels of spaced windows are mixed "
+        "only where they are read, which saves 0.02 billion.",
+        "favit_b3": "the paper leaves out what is behind the point of 48.7 million.",
+    }
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
         "favit": {
             r"(patch_embed|block|norm)(\d)\.(.+)": r"stages.\2.\1.\3",
