@@ -176,7 +176,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_forms_equal_the_definition(name: str, extra: str, form: str):
     grid, options = CASES[name]
-    leaves = make(grid)
+    q, k, v = make(grid)
     generator = torch.Generator().manual_seed(1)
     axes = axes_of(grid, options["window"], options.get("shift", 0), options.get("partition", "blocks"))
     tokens, windows = 1, 1
@@ -188,11 +188,10 @@ def test_forms_equal_the_definition(name: str, extra: str, form: str):
     if extra == "pads":
         shapes |= {"pad_k": (3, 6), "pad_v": (3, 5)}
     given = {n: torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for n, s in shapes.items()}
-    leaves += given.values()
-    answers = []
+    leaves, answers = [q, k, v, *given.values()], []
     for one in ("reference", form):
         with backend(one):
-            y = shifted_window_attention(*leaves[:3], **options, **given)
+            y = shifted_window_attention(q, k, v, **options, **given)
         loss = (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum()
         answers.append((y, *torch.autograd.grad(loss, leaves, materialize_grads=True)))
     for expected, found in zip(*answers, strict=True):

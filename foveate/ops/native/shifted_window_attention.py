@@ -69,7 +69,7 @@ class _Prepared:
             self._axis(axis, 1, 1, 0)
         for axis, *values in zip(self.axes, grid, window, shift, strict=True):
             self._axis(axis, *values)
-        self.kept = [self.place(name, rows(m)) for name, m in (("q", q), ("k", k), ("v", v))]
+        self.kept: list[Tensor | None] = [self.place(name, rows(m)) for name, m in (("q", q), ("k", k), ("v", v))]
         for name, pad in (("pad_k", pad_k), ("pad_v", pad_v)):
             self.kept.append(self.give(name, whole(pad, real)))
         if bias is not None:
@@ -136,9 +136,10 @@ def _backward(
         axes = tuple(Axis(*values) for values in zip(grid, window, shift, strict=True))
         names = "grid" if dilated else "blocks", "masked" if masked else "tokens"
 
-        def definition(*inputs: Tensor) -> tuple[Tensor]:
-            heads_first = (m.movedim(-2, 1) for m in inputs[:3])
-            return (reference(*heads_first, *inputs[3:], axes, *names, scale).movedim(1, -2),)
+        def definition(q: Tensor, k: Tensor, v: Tensor, *extras: Tensor | None) -> tuple[Tensor]:
+            bias, pad_k, pad_v = extras
+            q, k, v = (m.movedim(-2, 1) for m in (q, k, v))
+            return (reference(q, k, v, bias, pad_k, pad_v, axes, *names, scale).movedim(1, -2),)
 
         return through_autograd(definition, (q, k, v, bias, pad_k, pad_v), (grad_out,))
     given = _Prepared(q, k, v, bias, pad_k, pad_v, window, shift, dilated, masked, scale)
