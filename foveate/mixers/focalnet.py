@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
+from ..ops.activated import conv2d_activated
 from ..ops.linear import linear
 from ..registry import register
 from ..spec import MixerSpec, Order
@@ -167,7 +168,7 @@ class FocalModulation(Mixer):
         for level, layer in enumerate(self.focal_layers):
             if mask is not None:
                 context = context.masked_fill(~mask[..., None], 0)
-            context = F.gelu(layer(context.movedim(-1, 1))).movedim(1, -1)
+            context = _filtered(layer, context)
             gate = gates[..., level : level + 1]
             gathered = context * gate if gathered is None else torch.addcmul(gathered, context, gate)
         if mask is None:
@@ -180,6 +181,17 @@ class FocalModulation(Mixer):
         if self.normalize_modulator:
             gathered = gathered / (self.levels + 1)
         return q, self.h(gathered), gates
+
+
+def _filtered(layer: nn.Module, x: Tensor) -> Tensor:
+    """``gelu(depthwise(x))``, channels last in and out."""
+    x = x.movedim(-1, 1)
+    if isinstance(layer, nn.Conv2d):
+        down, right = (size // 2 for size in layer.weight.shape[2:])
+        y = conv2d_activated(x, layer.weight, None, "gelu", padding=(down, right), groups=layer.groups)
+    else:
+        y = F.gelu(layer(x))
+    return y.movedim(1, -1)
 
 
 def unfiltered(name: str, value: Tensor) -> Tensor:
