@@ -81,7 +81,8 @@ class GatedCNN(Mixer):
             raise invalid(
                 "conv_ratio", conv_ratio, f"it must leave 1 to {self.hidden} channels to mix, not {self.channels}"
             )
-        self.kernel_size, self.activation, self.rank = kernel_size, activation, rank
+        self.kernel_size, self.rank = kernel_size, rank
+        self.activation: Activation = activation
         self.spec = replace(self.spec, ranks=(rank,))
         self.fc1 = Linear(dim, 2 * self.hidden)
         self.conv = _CONVOLUTIONS[rank - 1](

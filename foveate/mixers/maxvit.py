@@ -200,7 +200,8 @@ class MultiAxisAttention(Mixer):
         scores = (k * q[(slice(None), slice(None), *place)][(..., *[None] * len(grid), slice(None))]).sum(-1)
         scores = scores * self.head_dim**-0.5
         bias = None if self.bias is None else self.bias()
-        row, seen, column = 0, torch.ones(grid, dtype=torch.bool, device=x.device), 0
+        row, column = 0, torch.zeros(grid, dtype=torch.int64, device=x.device)
+        seen = torch.ones(grid, dtype=torch.bool, device=x.device)
         for axis, (size, w) in enumerate(zip(grid, self.window, strict=True)):
             along = torch.arange(size, device=x.device)
             step = -(-size // w)
@@ -214,7 +215,7 @@ class MultiAxisAttention(Mixer):
             seen = seen & (number == own).view(shape)
             row, column = row * w + at, column * w + inner.view(shape)
         if bias is not None:
-            scores = scores + bias[:, row][:, column.expand(grid)]
+            scores = scores + bias[:, row][:, column]
         weights = scores.masked_fill(~seen, -math.inf).flatten(2).softmax(-1).unflatten(-1, grid)
         return [Look("weights", weights, f"attention inside the {self.partition}")]
 

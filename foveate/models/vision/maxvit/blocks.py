@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....errors import invalid
 from ....mixers.maxvit import LogPositionMlp, MultiAxisAttention, Partition
 from ....mixers.parts import Linear
-from ....ops.activated import activate, linear_activated
+from ....ops.activated import Activation, activate, linear_activated
 from ..backbone import make_classifier
 from ..parts import DropPath
 from .mbconv import Details, MBConv, affine, batch_norm, details_of, strided
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, details: Details) -> None:
         super().__init__()
-        self.activation = details.activation
+        self.activation: Activation = details.activation
         self.fc1, self.fc2 = Linear(dim, hidden), Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

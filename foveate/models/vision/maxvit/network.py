@@ -281,7 +281,7 @@ class MaxViT(Backbone):
 
     def convert_official(self, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """timm's tensors in our order; bias tables of other windows are interpolated as timm does."""
-        return convert(self, state_dict, self.heads_first)
+        return convert(self, state_dict, self.head_dim, self.heads_first)
 
     def check_images(self, x: Tensor) -> None:
         """Refuse what :class:`~foveate.models.vision.backbone.Backbone` does, and sizes that windows do not divide.

@@ -22,19 +22,19 @@ KEYS = {
 }
 
 
-def convert(model: nn.Module, state_dict: Mapping[str, Tensor], heads_first: bool) -> dict[str, Tensor]:
+def convert(model: nn.Module, state_dict: Mapping[str, Tensor], head_dim: int, heads_first: bool) -> dict[str, Tensor]:
     """timm's state dict with the shapes and orders of ``model``.
 
     Args:
         model: whose tables decide about sizes.
         state_dict: timm's.
+        head_dim: channels of an attention head.
         heads_first: the rows of ``qkv`` go by head, as in the ``rw`` models, and not by queries, keys and values.
     """
     own, converted = dict(model.named_parameters()), {}
     for key, value in state_dict.items():
-        rows = 3 * model.head_dim  # type: ignore[operator]
-        if heads_first and ".attn.qkv." in key and value.shape[0] % rows == 0:
-            value = value.unflatten(0, (-1, 3, rows // 3)).transpose(0, 1).flatten(0, 2)
+        if heads_first and ".attn.qkv." in key and value.shape[0] % (3 * head_dim) == 0:
+            value = value.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2)
         table = own.get(key.replace(".rel_pos.relative_position_bias_table", ".bias.table"))
         if table is not None and key.endswith("relative_position_bias_table"):
             value = table_of(value, tuple(table.shape))  # type: ignore[arg-type]
