@@ -68,8 +68,8 @@ def windows_move_and_grow() -> Measurement:
 
 @claim("vsa", kind="exact", says="Heads have windows of their own: one head's regressor changes no other head.")
 def heads_are_independent() -> Measurement:
-    """The first head's offsets and scales at random; outputs before the projection. Seen failing (192) with offsets that
-    all heads share."""
+    """The first head's offsets and scales at random; outputs before the projection. Seen failing (192) with offsets
+    that all heads share."""
     mixer, x = _mixer(), _tokens(12, 8)
     mixer.proj = torch.nn.Identity()  # type: ignore[assignment]
     with torch.no_grad():

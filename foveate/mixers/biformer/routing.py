@@ -252,8 +252,11 @@ class BiLevelRoutingAttention(Mixer):
         found = self._routing(x, qkv, padded, size)
         q, kv = qkv.split([self.qk_dim, self.qk_dim + self.dim], -1)
         k, v = self._pooled(kv).split([self.qk_dim, self.dim], -1)
+        q, k, v = (m.flatten(2, -2).unflatten(-1, (self.num_heads, -1)).movedim(-2, 1) for m in (q, k, v))
         result = routed_region_attention(
-            *(m.flatten(2, -2).unflatten(-1, (self.num_heads, -1)).movedim(-2, 1) for m in (q, k, v)),
+            q,
+            k,
+            v,
             found.routes,
             weights=None if self.routing == "hard" else found.weights,
             scale=self.scale,

@@ -238,8 +238,8 @@ class BiFormer(Backbone):
         whole = {"kv_downsample_mode": kv_downsample_mode, "param_attention": param_attention, "routing": routing}
         self.stages = nn.ModuleList()
         for i, (dim, rates) in enumerate(zip(embed_dim, drop_path_rates(drop_path_rate, list(depth)), strict=True)):
-            pooling = {"kv_downsample_ratio": kv_downsample_ratios[i], "kv_per_win": kv_per_wins[i]}
-            pooling = {option: value for option, value in pooling.items() if value > 0}
+            wanted = {"kv_downsample_ratio": kv_downsample_ratios[i], "kv_per_win": kv_per_wins[i]}
+            pooling: dict[str, Any] = {option: value for option, value in wanted.items() if value > 0}
             routed = {**options, "num_heads": widths[i] // head_dim, "n_win": wins[i], "topk": topks[i]}
             blocks = []
             for rate in rates:
