@@ -2,7 +2,7 @@
 
     python docs/look_pictures.py
 
-Trains a small Sparsifiner on the embedded digits (about a minute of one core) and looks at one that it was not shown.
+Trains a small Sparsifiner on the embedded digits (half a minute of one core) and looks at one that it was not shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foveate.tasks.sparsified import Sparsified
 from foveate.tasks.trainer import train
 
 OUT = Path(__file__).parent / "images" / "look"
-STEPS = 900
+STEPS = 300
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     model = Sparsifiner.for_task(task.info)
     with tempfile.TemporaryDirectory() as folder:
         told = train(
-            model, Sparsified(task), task, steps=STEPS, lr=4e-3, seed=0, folder=Path(folder), validate_every=150
+            model, Sparsified(task), task, steps=STEPS, lr=4e-3, seed=0, folder=Path(folder), validate_every=100
         )
     print(told.val, task.evaluate(model, "test").metrics)
     labels = task.batch("test", torch.arange(task.size("test")))["y"]

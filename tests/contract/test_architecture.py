@@ -40,10 +40,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Models that are asked are other people's: transformers' or behind a server.
 MAY_IMPORT["asking"] = MAY_IMPORT["scorers"] | {"scorers", "pyav"}
 MAY_IMPORT["tasks"] = MAY_IMPORT["models"] | {"models", "files"}
-MAY_IMPORT["control"] = MAY_IMPORT["analysis"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
+MAY_IMPORT["control"] = MAY_IMPORT["parallel"] = MAY_IMPORT["tasks"]
 MAY_IMPORT["checkpoint"] = MAY_IMPORT["tasks"] | {"tasks"}
 MAY_IMPORT["pages"] = {"errors"}
-MAY_IMPORT["analysis"] = MAY_IMPORT["tasks"] | {"pages"}
+# What a model attends to is asked of trained ones, about images that are read as their task reads them.
+MAY_IMPORT["analysis"] = MAY_IMPORT["checkpoint"] | {"checkpoint", "pages"}
 MAY_IMPORT["compare"] = MAY_IMPORT["checkpoint"] | {"checkpoint", "pages"}
 MAY_IMPORT["generation"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}
 MAY_IMPORT["exporting"] = MAY_IMPORT["checkpoint"] | {"checkpoint"}

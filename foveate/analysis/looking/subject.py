@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...checkpoint import load
 from ...errors import InvalidType, InvalidValue, invalid, unknown_name
 from ...models.base import Model
 from ...registry import entries
@@ -77,8 +78,6 @@ def opened(
         return _subject(type(model).__name__, model, size)
     name = str(model)
     if Path(name).is_dir() or name.startswith("hub:"):
-        from ...checkpoint import load
-
         if pretrained is not None or options:
             raise InvalidValue(f"pretrained and options are for names: {name!r} holds a model with its weights.")
         return _subject(name, load(name), size)
