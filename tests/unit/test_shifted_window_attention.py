@@ -187,7 +187,8 @@ def test_forms_equal_the_definition(name: str, extra: str, form: str):
         shapes["bias"] = (3, tokens, tokens) if extra == "bias" else (windows, 1, tokens, tokens)
     if extra == "pads":
         shapes |= {"pad_k": (3, 6), "pad_v": (3, 5)}
-    given = {n: torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for n, s in shapes.items()}
+    double: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+    given: dict[str, Any] = {n: torch.randn(s, **double).requires_grad_() for n, s in shapes.items()}
     leaves, answers = [q, k, v, *given.values()], []
     for one in ("reference", form):
         with backend(one):
