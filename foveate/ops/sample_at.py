@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
+from ..registry import register
 from .backend import choose
 from .handwritten import sum_dtype
 from .native import sample_at as native
 
 
+@register("op", "sample_at", system="vsa")
 def sample_at(x: Tensor, points: Tensor) -> Tensor:
     """Read maps at points between their pixels, with gradients for both.
 
