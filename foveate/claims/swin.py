@@ -62,7 +62,7 @@ def shifted_windows_are_as_described() -> Measurement:
     "swin", kind="exact", says="Parameters and multiply-adds of all published sizes are those of the paper's table 1."
 )
 def sizes_are_the_published_ones() -> Measurement:
-    """Swin-T's 29 million is explained and left out. Seen failing (0.024) with a feed-forward of 3.9 times the width."""
+    """Swin-T's 29 M is explained and left out. Seen failing (0.024) with a feed-forward of 3.9 times the width."""
     worst, what = worst_difference("swin")
     return Measurement.at_most(worst, 0.01, f"largest relative difference ({what}); at most")
 
