@@ -113,7 +113,7 @@ def always_a_tree() -> Measurement:
 @claim("dependency_vit", kind="exact", says="Leaves that send nothing can be pruned without changing the readout.")
 def silent_leaves_can_go() -> Measurement:
     """Every third token has a closed gate and a key that nobody's query likes, against attention and readout without
-    them. Seen failing (0.2) with gates of 0.05 in their place."""
+    them. Seen failing (0.05) with gates of 0.05 in their place."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, 20, 8, dtype=torch.float64) for _ in range(3))
     gate, stays = torch.rand(2, 20, dtype=torch.float64), torch.arange(20) % 3 != 0
