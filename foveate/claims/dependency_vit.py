@@ -31,7 +31,8 @@ def _network() -> DependencyViT:
     says="A child sends by a normalised distribution over its parents: what it sends in all equals its gate.",
 )
 def sends_what_its_gate_lets_through() -> Measurement:
-    """In every layer. Seen failing (1.1) with a softmax over children, and (0.9) without the head selector's softmax."""
+    """In every layer. Seen failing (0.4) with a softmax over children, and (2) with sigmoids for the head selector's
+    softmax."""
     torch.manual_seed(0)
     mixer = DependencyAttention(32, num_heads=4).double()
     x, before = torch.randn(3, 20, 32, dtype=torch.float64), torch.rand(3, 20, dtype=torch.float64)
@@ -50,7 +51,7 @@ def sends_what_its_gate_lets_through() -> Measurement:
     says="With one head, open gates and symmetric weights it is ordinary attention, and otherwise it is not.",
 )
 def symmetric_weights_are_ordinary_attention() -> Measurement:
-    """Tokens on a circle have symmetric weights. Seen failing (1.3) with tokens elsewhere, and with the weights not
+    """Tokens on a circle have symmetric weights. Seen failing (1.5) with tokens elsewhere, and with the weights not
     transposed, where both are alike."""
     torch.manual_seed(0)
     angle = torch.arange(12, dtype=torch.float64) * (2 * math.pi / 12)
@@ -71,8 +72,8 @@ def symmetric_weights_are_ordinary_attention() -> Measurement:
     "influence on all others.",
 )
 def messages_fade() -> Measurement:
-    """The second: gradients of all outputs in what a closed token would send. Seen failing with gates that are not
-    multiplied from layer to layer, and (0.02) with the gate left out of the messages."""
+    """The second: gradients of all outputs in what a closed token would send. Seen failing (0.15) with gates that are
+    not multiplied from layer to layer, and with the gate left out of the messages."""
     with torch.no_grad():
         _, gates = _network().dependencies(torch.randn(2, 3, 24, 24, dtype=torch.float64))
     grown = float((gates[:, 1:] - gates[:, :-1]).amax())
@@ -97,7 +98,7 @@ def messages_fade() -> Measurement:
     says="The extracted structure is always a tree: one root, N - 1 edges, no cycle.",
 )
 def always_a_tree() -> Measurement:
-    """100 random matrices, in which best parents alone make cycles. Seen failing (100) with best parents alone."""
+    """100 random matrices, in which best parents alone make cycles. Seen failing (87) with best parents alone."""
     torch.manual_seed(0)
     parents = extract_tree(torch.rand(100, 30, 30))
     at = torch.arange(30).expand(100, -1)
@@ -111,17 +112,16 @@ def always_a_tree() -> Measurement:
 
 @claim("dependency_vit", kind="exact", says="Leaves that send nothing can be pruned without changing the readout.")
 def silent_leaves_can_go() -> Measurement:
-    """Tokens that are sent nothing and send nothing, against the layer without them. Seen failing (0.3) with gates that
-    are not quite closed."""
+    """Every third token has a closed gate and a key that nobody's query likes, against attention and readout without
+    them. Seen failing (0.05) with gates of 0.05 in their place."""
     torch.manual_seed(0)
-    mixer = DependencyAttention(32, num_heads=4).double()
-    x, gate = torch.randn(2, 20, 32, dtype=torch.float64), torch.rand(2, 20, dtype=torch.float64)
-    stays = torch.arange(20) % 3 != 0
-    gate[:, ~stays] = 0
-    with torch.no_grad():
-        y, after = mixer.send(x, gate, mask=stays.expand(2, -1))
-        pruned, pruned_gate = mixer.send(x[:, stays], gate[:, stays])
-    whole, rest = (y * after[..., None]).sum(1), (pruned * pruned_gate[..., None]).sum(1)
+    q, k, v = (torch.randn(2, 4, 20, 8, dtype=torch.float64) for _ in range(3))
+    gate, stays = torch.rand(2, 20, dtype=torch.float64), torch.arange(20) % 3 != 0
+    gate[:, ~stays], q[..., 0], k[:, :, ~stays, 0] = 0, 1, -1e6
+    sent = v * gate[:, None, :, None]
+    whole = (reversed_attention(q, k, sent) * gate[:, None, :, None]).sum(2)
+    few = reversed_attention(q[:, :, stays], k[:, :, stays], sent[:, :, stays])
+    rest = (few * gate[:, None, stays, None]).sum(2)
     return Measurement.at_most(
         float((whole - rest).abs().max() / rest.abs().max()), 1e-12, "relative deviation; at most"
     )
@@ -133,7 +133,7 @@ def silent_leaves_can_go() -> Measurement:
     says="The Lite form, with 16 % of tokens pruned at each of four layers, saves at least 30 % of the FLOPs.",
 )
 def pruning_saves() -> Measurement:
-    """Seen failing (0.21) with 10 % at each."""
+    """Seen failing (0.22) with 10 % at each."""
     full, lite = count("dependency_vit_tiny").macs, count("dependency_vit_lite_tiny").macs
     return Measurement.at_least(1 - lite / full, 0.3, "share of multiply-adds saved at 224 pixels; at least")
 

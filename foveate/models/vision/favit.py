@@ -1,7 +1,7 @@
 """FaViT: four stages of factorized attention and convolutional feed-forwards.
 
-Qin et al., "Factorization Vision Transformer" (arXiv 2312.08614), figure 2 and table I, as released. A stage begins with
-a convolution that overlaps (7x7 of stride 4 on the image, then 3x3 of stride 2) and a norm; its blocks are
+Qin et al., "Factorization Vision Transformer" (arXiv 2312.08614), figure 2 and table I, as released. A stage
+begins with a convolution that overlaps (7x7 of stride 4 on the image, then 3x3 of stride 2) and a norm; its blocks are
 
     x <- x + FaSA(norm(x));    x <- x + fc2(gelu(depthwise 3x3(fc1(norm(x)))))
 
@@ -109,8 +109,8 @@ class FaViT(Backbone):
     cost_differences: ClassVar[dict[str, str]] = {
         "favit_b1": "the released code has 2.34 billion; here channels of spaced windows are mixed only where they are "
         "read, which saves 0.02.",
-        "favit_b2": "the paper leaves out what is behind the point of 24.9 million; channels of spaced windows are mixed "
-        "only where they are read, which saves 0.02 billion.",
+        "favit_b2": "the paper leaves out what is behind the point of 24.9 million; channels of spaced windows are "
+        "mixed only where they are read, which saves 0.02 billion.",
         "favit_b3": "the paper leaves out what is behind the point of 48.7 million.",
     }
     official_keys: ClassVar[dict[str, dict[str, str]]] = {
