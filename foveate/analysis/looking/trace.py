@@ -127,9 +127,20 @@ def trace(subject: Subject, shown: Shown, layers: dict[str, Mixer], query: Query
     for path, mixer in layers.items():
 
         def keep(module: nn.Module, given: Any, named: dict[str, Any], path: str = path, mixer: Mixer = mixer) -> None:
-            calls.append(_Call(path, mixer, given[0] if given else named["x"], named))
+            x = given[0] if given else named["x"]
+            if x.shape[-1] != mixer.dim and x.shape[1] == mixer.dim:  # inside a network of convolutions
+                x = x.movedim(1, -1)
+            calls.append(_Call(path, mixer, x, named))
 
         hooks.append(mixer.register_forward_pre_hook(keep, with_kwargs=True))
+        projection = getattr(mixer, "qkv", None)
+        if isinstance(projection, nn.Linear):  # what reads the tokens of a mixer that a network calls in pieces
+
+            def keep_pieces(module: nn.Module, given: Any, path: str = path, mixer: Mixer = mixer) -> None:
+                if all(call.path != path for call in calls):
+                    calls.append(_Call(path, mixer, given[0], {}))
+
+            hooks.append(projection.register_forward_pre_hook(keep_pieces))
     try:
         with torch.no_grad():
             answer = subject.network.eval()(shown.input)
