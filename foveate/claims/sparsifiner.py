@@ -153,7 +153,7 @@ def pruning_leaves_its_budget() -> Measurement:
 @claim(
     "sparsifiner",
     kind="learned",
-    says="The predictor finds related tokens far apart: a quarter of the pairs has 85 % of the attention, a window half.",
+    says="The predictor finds related tokens far apart: a quarter of the pairs has 80 % of the attention.",
 )
 def finds_links_far_apart() -> Measurement:
     """64 tokens of 16 kinds, four of each, elsewhere in every sample; the predictor learns the dense map, three seeds.
@@ -161,7 +161,7 @@ def finds_links_far_apart() -> Measurement:
     found = [_recovered(seed) for seed in range(3)]
     share, window = min(s for s, _ in found), max(w for _, w in found)
     detail = f"attention on a quarter of the pairs, the least of 3 seeds; at least; on a window of as many {window:.2f}"
-    return Measurement(share, 0.85, share >= 0.85 and window <= 0.5, detail)
+    return Measurement(share, 0.8, share >= 0.8 and window <= 0.5, detail)
 
 
 def _recovered(seed: int) -> tuple[float, float]:
