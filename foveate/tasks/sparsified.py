@@ -1,7 +1,7 @@
 """How a Sparsifiner is trained: dense, then its predictors against its own maps, then sparse under a teacher.
 
-Wei et al. 2023 (arXiv 2303.13755), as its driver does it. There the dense network is a published DeiT or LV-ViT; here it
-is the first stage's, which becomes the teacher.
+Wei et al. 2023 (arXiv 2303.13755), as its driver does it. There the dense network is a published DeiT or LV-ViT; here
+it is the first stage's, which becomes the teacher.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FINE_TUNING = 8e-5 / 3e-4
 class Sparsified(Recipe):
     """Three stages: "dense", all but the predictors; "reconstruct", the predictors alone; "sparse", all but them.
 
-    In the last one a frozen copy of the dense network answers the same images. Beside the task's loss stand half of the
-    Kullback-Leibler divergence from its logits, and half of the mean squared distance from its last tokens of those that
-    were not pruned.
+    In the last one a frozen copy of the dense network answers the same images. Beside the task's loss stand half of
+    the Kullback-Leibler divergence from its logits, and half of the mean squared distance from its last tokens of those
+    that were not pruned.
     """
 
     weight_decay = 0.05
