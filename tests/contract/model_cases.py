@@ -99,7 +99,17 @@ def of_mixer(name: str, spec: MixerSpec, task: str) -> ModelCase:
     )
 
 
+#: Tasks on which networks are tried around every mixer; on the others, around one of each kind of promises.
+_AROUND_ALL = ("forecast", "classify-series", "language")
+
+
 def mixers_of(task: str) -> list[Entry]:
-    """Mixers that the task's network can stand around."""
+    """Mixers that the task's network is tried around: what differs by task is the network, not what stands in it."""
     causal = network_for(task) is LanguageModel
-    return [e for e in entries("mixer") if 1 in e.spec.ranks and (not causal or e.spec.causal == "strict")]
+    fitting = [e for e in entries("mixer") if 1 in e.spec.ranks and (not causal or e.spec.causal == "strict")]
+    if task in _AROUND_ALL:
+        return fitting
+    kinds = {
+        (len(s.ranks), s.masks, s.layout, s.bidirectional, s.padding, s.grid): e for e in fitting for s in (e.spec,)
+    }
+    return list(kinds.values())
