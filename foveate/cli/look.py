@@ -97,7 +97,7 @@ def _tell(found: Looked) -> None:
     height, width = found.image.size
     likely = ", ".join(f"{name} {p:.1%}" for name, p in found.likely())
     print(f"{found.image.name}, read as {height} x {width} pixels" + (f": {likely}" if likely else ""))
-    lines = [("layer", "mixer", "places", "told", "spread", "distance")]
+    lines: list[tuple[str, ...]] = [("layer", "mixer", "places", "told", "spread", "distance")]
     for seen in found.layers:
         told = ", ".join(dict.fromkeys(one.label for one in seen.looks))
         figures = [f"{v:.1f}" if math.isfinite(v) else "-" for v in (seen.spread(), seen.distance())]

@@ -175,7 +175,8 @@ class PolarizedSelfAttention(Mixer):
     def cost(self, grid: tuple[int, ...], batch: int = 1) -> Cost:
         """A few products of a vector with the map; the sequential code has one matrix at every place."""
         tokens, dim, inner = grid_size(grid), self.dim, self.v_right.out_features
-        narrow = self.up[0].out_features if isinstance(self.up, nn.Sequential) else 0
+        first = self.up[0] if isinstance(self.up, nn.Sequential) else None
+        narrow = first.out_features if isinstance(first, nn.Linear) else 0
         flops = 2 * linear_flops(tokens, dim, 1) + 2 * linear_flops(1, dim, inner)
         flops += (
             linear_flops(1, inner, narrow) + linear_flops(1, narrow, dim) if narrow else linear_flops(1, inner, dim)

@@ -182,9 +182,10 @@ def _asked(
             return None
         asked = (0,)
     elif place is not None:
-        at = tuple(min(int(p / s), n - 1) for p, s, n in zip(place, stride, grid, strict=True))
-        flat = at[0] * grid[1] + at[1]
-        asked, told = at if order is None else (int(order[flat]),), f"({at[0]}, {at[1]})"
+        row, column = (min(int(p / s), n - 1) for p, s, n in zip(place, stride, grid, strict=True))
+        at = (row, column)
+        flat = row * grid[1] + column
+        asked, told = at if order is None else (int(order[flat]),), f"({row}, {column})"
     known = inspect.signature(call.mixer.look).parameters
     extra = {name: value for name, value in call.extra.items() if name in ("mask",) and name in known}
     looks, beside = [], 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def _core(rank: int, window: int, heads: int, d: int, edge: int) -> Problem:
     q, k, v = torch.randn(1, *grid, 3, heads, d).movedim(-2, 1).unbind(-2)
     shift = window // 2
 
-    def ours(**given: Tensor) -> Tensor:
+    def ours(**given: Any) -> Tensor:
         return shifted_window_attention(**given, window=window, shift=shift)
 
     return Problem(

@@ -146,7 +146,7 @@ class DependencyViT(Backbone):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = make_classifier(embed_dim, num_classes)
         self.apply(init_transformer)
-        for block in self.blocks:
+        for block in self.layers:
             nn.init.constant_(block.attn.message_controller.fc2.bias, gate_start)
         self.feature_info = (Feature("norm", embed_dim, patch_size),)
 
@@ -156,6 +156,11 @@ class DependencyViT(Backbone):
         patch = max(2, -(-max(info.size) // 8))
         options: dict[str, Any] = {"img_size": tuple(info.size), "patch_size": patch, "embed_dim": 64, "depth": 4}
         return options | {"num_heads": 4, "mlp_ratio": 2.0, "init_values": 1.0}
+
+    @property
+    def layers(self) -> list[_Block]:
+        """The blocks, in order."""
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def no_weight_decay(self) -> list[nn.Parameter]:
         """The positions."""
@@ -196,7 +201,7 @@ class DependencyViT(Backbone):
         gate: Tensor | None = None
         kept: Tensor | None = None
         left = self.pruned(x.shape[1])
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.layers):
             prunes = left[index] < x.shape[1]
             x, gate, mass = block.attend(x, gate, weigh=prunes and self.prune_by == "received")
             if prunes:
@@ -241,7 +246,7 @@ class DependencyViT(Backbone):
         kept = torch.arange(count, device=x.device).expand(batch, -1)
         gate: Tensor | None = None
         matrices, gates, left = [], [], self.pruned(count)
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.layers):
             found = block.attn.dependency(block.norm1(x), gate)
             prunes = left[index] < x.shape[1]
             x, gate, mass = block.attend(x, gate, weigh=prunes and self.prune_by == "received")

@@ -287,9 +287,10 @@ class Sparsifiner(Backbone):
     def set_phase(self, phase: Phase, self_distil: float | None = None) -> None:
         """Set phase and, unless it is None, ``self_distil`` of all blocks."""
         for block in self.blocks:
-            block.attn.phase = phase
+            mixer: Any = block.attn
+            mixer.phase = phase
             if self_distil is not None:
-                block.attn.self_distil = self_distil
+                mixer.self_distil = self_distil
 
     def check_images(self, x: Tensor) -> None:
         """Refuse anything but float images of the right channels and size.
