@@ -22,6 +22,8 @@ from foveate.compare import Settings, run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "language.md"
+#: Characters of a sample.
+CONTEXT = 256
 #: Of every decoder in the comparison at equal tokens.
 SIZES = {"dim": 128, "depth": 4, "num_heads": 4}
 SYSTEMS = (
@@ -72,22 +74,21 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def settings(name: str, text: Path, out: Path) -> Settings:
     """One of the comparisons."""
-    data = {"source": str(text), "tokenizer": "characters", "context": 256, "eval_tokens": 1 << 20}
+    data = {"source": str(text), "tokenizer": "characters", "context": CONTEXT, "eval_tokens": 1 << 20}
     return Settings(**COMMON, **RUNS[name], data=data, out=str(out / name))
 
 
 def table(board: dict[str, Any]) -> list[str]:
     """The Markdown of one leaderboard, by validation, which is where the others that use this text are scored."""
-    lines = ["| system | validation nats | test nats | bits per byte | parameters | tokens/s | minutes |"]
+    lines = ["| system | validation nats | test nats | bits per byte | parameters | MFLOPs per token | minutes |"]
     lines += ["|---|" + "---:|" * 6]
     rows = [row for row in board["rows"] if row["status"] == "done"]
     for row in sorted(rows, key=lambda row: row["val"]["nats_per_token"]["mean"]):
         val, test = (row[split]["nats_per_token"]["mean"] for split in ("val", "test"))
-        rate = row["train_samples_per_second"]
-        speed = "-" if rate is None else f"{256 * rate:,.0f}"
+        flops = f"{row['flops'] / CONTEXT / 1e6:.2f}" if row["flops"] else "-"
         lines.append(
             f"| {row['system']} | {val:.3f} | {test:.3f} | {row['test']['bits_per_byte']['mean']:.3f} "
-            f"| {row['parameters']:,} | {speed} | {row['seconds'] / 60:.1f} |"
+            f"| {row['parameters']:,} | {flops} | {row['seconds'] / 60:.1f} |"
         )
     lines += [f"\n{row['system']}: {row['reason']}" for row in board["rows"] if row["status"] != "done"]
     return lines
@@ -103,8 +104,8 @@ def section(boards: dict[str, dict[str, Any]]) -> str:
         lines += [
             f"## {name}",
             "",
-            f"{about['tokens']:,} tokens each, samples of 256 characters, batches of {about['batch_size']}, learning "
-            f"rates {', '.join(f'{rate:g}' for rate in about['learning_rates'])} (chosen on validation), "
+            f"{about['tokens']:,} tokens each, samples of {CONTEXT} characters, batches of {about['batch_size']}, "
+            f"learning rates {', '.join(f'{rate:g}' for rate in about['learning_rates'])} (chosen on validation), "
             f"{threads}; {sizes}.",
             "",
             *table(board),
@@ -112,6 +113,11 @@ def section(boards: dict[str, dict[str, Any]]) -> str:
         ]
     first = next(iter(boards.values()))
     lines += [
+        "Nats per character and bits per byte of held-out text, lower is better. FLOPs are those of a forward pass "
+        f"over {CONTEXT} characters, divided by their number. Minutes are of a machine that did other work at the same "
+        "time: upper bounds, not to be compared. `ngram` is modified Kneser-Ney, a table and no network: on so short a "
+        "text all networks of the comparison at equal tokens are behind it.",
+        "",
         f"Made with torch {first['versions']['torch']} on {first['machine']['cpu']} by:",
         "",
         "    python benchmarks/language.py tinyshakespeare/input.txt --write",
