@@ -173,3 +173,21 @@ def test_windows_of_the_sizes_say_what_tables_there_are():
 
 def test_biases_do_not_decay():
     assert Swin(**SMALL).layers[0].blocks[0].attn.no_weight_decay() == {"relative_position_bias_table"}
+
+
+@torch.no_grad()
+def test_varied_windows_begin_as_windows():
+    """Without shifts, and with rectangles and convolutions of zero, both are one network; then they are not."""
+    plain = Swin(3, 5, **{**SMALL, "depths": (1, 1)}).eval()
+    for parameter in plain.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    varied = Swin(3, 5, **{**SMALL, "depths": (1, 1)}, attention="vsa").eval()
+    missing, unexpected = varied.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert {key.rpartition("blocks.0.")[2].partition(".")[0] for key in missing} == {"pos", "attn"}
+    for block in (varied.layers[0].blocks[0], varied.layers[1].blocks[0]):
+        block.pos.weight.zero_(), block.pos.bias.zero_()
+    x = torch.randn(2, 3, 32, 48)
+    torch.testing.assert_close(varied(x), plain(x))
+    varied.layers[0].blocks[0].attn.scales.bias.fill_(0.5)
+    assert (varied(x) - plain(x)).abs().max() > 1e-3

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...errors import InvalidValue, invalid
 from ...mixers.base import Mixer
 from ...mixers.swin import ShiftedWindows
+from ...mixers.vsa import VariedSizeWindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
@@ -25,6 +26,7 @@ from .parts import drop_path_rates, init_transformer, to_channels_first, to_chan
 from .swin_stage import PatchEmbed, SwinStage
 
 Rules = Literal["official", "timm"]
+Attention = Literal["shifted", "vsa"]
 
 _STAGE = r"layers\.(\d+)\."
 _BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
@@ -56,6 +58,9 @@ class Swin(Backbone):
             along either axis, as the release and transformers do; "timm" pads after shifting, and shifts along the axes
             that ``size`` says. The same on images of ``size`` whose maps the windows divide.
         always_partition: windows keep their size and shift on small maps too, as in detectors.
+        attention: "shifted": Swin's; "vsa": varied-size windows in every block, none of them shifted, behind a
+            depthwise convolution (:class:`~foveate.mixers.vsa.VariedSizeWindowAttention`; Zhang et al., arXiv
+            2204.08446, whose Swin was not released). Maps must be at least as large as a window.
 
     Raises:
         InvalidValue: an option that is not possible.
@@ -74,6 +79,20 @@ class Swin(Backbone):
             "depths": (2, 2, 18, 2),
             "num_heads": (3, 6, 12, 24),
             "drop_path_rate": 0.3,
+        },
+        "swin_tiny_vsa": {
+            "embed_dim": 96,
+            "depths": (2, 2, 6, 2),
+            "num_heads": (3, 6, 12, 24),
+            "drop_path_rate": 0.2,
+            "attention": "vsa",
+        },
+        "swin_small_vsa": {
+            "embed_dim": 96,
+            "depths": (2, 2, 18, 2),
+            "num_heads": (3, 6, 12, 24),
+            "drop_path_rate": 0.3,
+            "attention": "vsa",
         },
         "swin_base": {
             "embed_dim": 128,
@@ -165,15 +184,17 @@ class Swin(Backbone):
         drop_path_rate: float = 0.1,
         rules: Rules = "official",
         always_partition: bool = False,
+        attention: Attention = "shifted",
     ) -> None:
         super().__init__()
-        if rules not in get_args(Rules):
-            raise invalid("rules", rules, f"it must be one of {', '.join(get_args(Rules))}")
+        for name, value, legal in (("rules", rules, Rules), ("attention", attention, Attention)):
+            if value not in get_args(legal):
+                raise invalid(name, value, f"it must be one of {', '.join(get_args(legal))}")
         if not depths or len(num_heads) != len(depths):
             raise InvalidValue(f"depths={depths!r} and num_heads={num_heads!r} must have one entry for each stage.")
         self.in_chans, self.num_classes = in_chans, num_classes
         self.rules, self.always_partition = rules, always_partition
-        self.window, self.qkv_bias = window, qkv_bias
+        self.window, self.qkv_bias, self.attention = window, qkv_bias, attention
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         self.dropout = nn.Dropout(dropout)
         pixels = (size, size) if isinstance(size, int) else tuple(size)
@@ -185,13 +206,16 @@ class Swin(Backbone):
             grid = (-(-pixels[0] // reduction), -(-pixels[1] // reduction))
             make = self._mixers(dim, heads, grid)
             in_dim = dim // 2 if i else None
-            stages.append(SwinStage(dim, make, rates[i], in_dim, mlp_ratio, dropout))
+            stages.append(SwinStage(dim, make, rates[i], in_dim, mlp_ratio, dropout, cpe=attention == "vsa"))
             features.append(Feature(f"layers.{i}", dim, reduction))
         self.layers = nn.ModuleList(stages)
         self.num_features, self.feature_info = features[-1].channels, tuple(features)
         self.norm = nn.LayerNorm(self.num_features)
         self.head = make_classifier(self.num_features, num_classes)
         self.apply(init_transformer)
+        for module in self.modules():
+            if isinstance(module, VariedSizeWindowAttention):  # rectangles begin as windows
+                module.reset_windows()
 
     def _mixers(self, dim: int, heads: int, grid: tuple[int, int]) -> Any:
         """What makes the mixers of a stage whose maps are like ``grid``."""
@@ -205,6 +229,9 @@ class Swin(Backbone):
             half = tuple(0 if size <= w else s for s, w, size in zip(half, window, grid, strict=True))
 
         def make(index: int) -> Mixer:
+            if self.attention == "vsa":
+                own: dict[str, Any] = {"window_size": min(window), "qkv_bias": self.qkv_bias}
+                return VariedSizeWindowAttention(dim, num_heads=heads, **own)
             return ShiftedWindows(
                 dim,
                 num_heads=heads,

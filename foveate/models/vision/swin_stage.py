@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...mixers.base import Mixer
 from ...mixers.parts import Linear
-from .parts import DropPath, Mlp, to_channels_last
+from .parts import DropPath, Mlp, to_channels_first, to_channels_last
 
 #: Makes the mixer of block ``index`` of a stage.
 MakeMixer = Callable[[int], Mixer]
@@ -75,6 +75,7 @@ class SwinBlock(nn.Module):
         drop_path: rate of stochastic depth for both.
         dropout: inside of the feed-forward.
         norm_eps: of the layer norms.
+        cpe: what a depthwise convolution 7 x 7 makes of the map is added first, to tell the mixer positions.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         norm_eps: float = 1e-5,
+        cpe: bool = False,
     ) -> None:
         super().__init__()
+        self.pos = nn.Conv2d(dim, dim, 7, padding=3, groups=dim) if cpe else None
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, norm_eps)
@@ -95,6 +98,8 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, *grid, dim)`` in and out."""
+        if self.pos is not None:
+            x = x + to_channels_last(self.pos(to_channels_first(x)))
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -107,7 +112,7 @@ class SwinStage(nn.Module):
         make: the mixer of each block.
         drop_path: rate of each block; there are as many blocks.
         in_dim: channels that come in, which 2 x 2 places are merged from; None: nothing is merged.
-        mlp_ratio, dropout, norm_eps: as in :class:`SwinBlock`.
+        mlp_ratio, dropout, norm_eps, cpe: as in :class:`SwinBlock`.
     """
 
     def __init__(
@@ -119,11 +124,12 @@ class SwinStage(nn.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         norm_eps: float = 1e-5,
+        cpe: bool = False,
     ) -> None:
         super().__init__()
         self.downsample = nn.Identity() if in_dim is None else PatchMerging(in_dim, dim, norm_eps)
         self.blocks = nn.Sequential(
-            *(SwinBlock(dim, make(i), mlp_ratio, rate, dropout, norm_eps) for i, rate in enumerate(drop_path))
+            *(SwinBlock(dim, make(i), mlp_ratio, rate, dropout, norm_eps, cpe) for i, rate in enumerate(drop_path))
         )
 
     def forward(self, x: Tensor) -> Tensor:
