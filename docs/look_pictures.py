@@ -2,7 +2,7 @@
 
     python docs/look_pictures.py
 
-Trains a small Sparsifiner on the embedded digits (half a minute of one core) and looks at one that it was not shown.
+Trains a small Sparsifiner on the embedded digits (a minute of one core) and looks at one that it was not shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foveate.tasks.sparsified import Sparsified
 from foveate.tasks.trainer import train
 
 OUT = Path(__file__).parent / "images" / "look"
-STEPS = 300
+STEPS = 900
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 #: Of a sheet: pixels between pictures and below them for two lines of text, and pictures side by side at most.
 _GAP, _LINE, _COLUMNS = 12, 40, 6
+#: Height of a layer's name, and the least room for what is written below a picture.
+_NAME, _NARROWEST = 26, 204
 
 
 @dataclass(slots=True)
@@ -126,25 +128,31 @@ class Looked:
     def sheet(self, layers: Sequence[int] | None = None) -> Image:
         """One picture of layers (None: all): for each what its heads have in common, then each head."""
         pillow_image, pillow_draw = pillow()
-        lines: list[list[Panel]] = []
+        lines: list[tuple[str, list[Panel]]] = []  # with the layer's name on its first line
         for number in range(len(self.layers)) if layers is None else layers:
-            drawn = self.panels(number)
+            drawn, seen = self.panels(number), self.layers[number]
             groups = [[p for p in drawn if p.head is None]]
             groups += [[p for p in drawn if p.head is not None and p.look == k] for k in range(len(drawn))]
-            for group in groups:
-                lines += [group[i : i + _COLUMNS] for i in range(0, len(group), _COLUMNS)]
+            pieces = [group[i : i + _COLUMNS] for group in groups for i in range(0, len(group), _COLUMNS)]
+            lines += [("" if k else seen.path or seen.mixer, piece) for k, piece in enumerate(pieces)]
         height, width = self.image.pixels.shape[:2]
-        most = max(len(line) for line in lines)
-        size = (_GAP + most * (width + _GAP), _GAP + len(lines) * (height + _LINE + _GAP))
-        sheet = pillow_image.new("RGB", size, "#ffffff")
+        pitch = max(width, _NARROWEST) + _GAP
+        most = max(len(line) for _, line in lines)
+        tall = sum(height + _LINE + _GAP + (_NAME if name else 0) for name, _ in lines)
+        sheet = pillow_image.new("RGB", (_GAP + most * pitch, _GAP + tall), "#ffffff")
         pen = pillow_draw.Draw(sheet)
-        for row, line in enumerate(lines):
-            top = _GAP + row * (height + _LINE + _GAP)
+        top = _GAP
+        for name, line in lines:
+            if name:
+                pen.text((_GAP, top), name, fill="#17191c", font_size=15)
+                top += _NAME
             for column, panel in enumerate(line):
-                left = _GAP + column * (width + _GAP)
+                left = _GAP + column * pitch
                 sheet.paste(panel.image, (left, top))
-                pen.text((left, top + height + 4), _cut(panel.title, width, 13), fill="#17191c", font_size=13)
-                pen.text((left, top + height + 21), _cut(panel.note, width, 11), fill="#565d66", font_size=11)
+                room = pitch - _GAP
+                pen.text((left, top + height + 4), _cut(panel.title, room, 13), fill="#17191c", font_size=13)
+                pen.text((left, top + height + 21), _cut(panel.note, room, 11), fill="#565d66", font_size=11)
+            top += height + _LINE + _GAP
         return sheet
 
 
