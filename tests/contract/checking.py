@@ -38,6 +38,7 @@ class Check:
         run: the function.
         slow_start: it needs the compiler or the exporter: seconds, where others need milliseconds.
         once: it does not depend on the options of the instance.
+        nightly: it takes seconds and finds what a faster check nearly always finds too: it runs with ``-m slow``.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Check:
     run: Callable[[Any], None]
     slow_start: bool = False
     once: bool = False
+    nightly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,12 @@ CHECKS: dict[tuple[str, str], Check] = {}
 
 
 def check(
-    kind: str, when: Callable[[Any], bool] = lambda spec: True, *, slow_start: bool = False, once: bool = False
+    kind: str,
+    when: Callable[[Any], bool] = lambda spec: True,
+    *,
+    slow_start: bool = False,
+    once: bool = False,
+    nightly: bool = False,
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register the decorated function as a check of this kind, for specs that satisfy ``when``."""
 
@@ -69,7 +76,7 @@ def check(
         name = function.__name__
         if (kind, name) in CHECKS:
             raise ValueError(f"two checks of kind {kind} are called {name}")
-        CHECKS[kind, name] = Check(kind, name, when, function, slow_start, once)
+        CHECKS[kind, name] = Check(kind, name, when, function, slow_start, once, nightly)
         return function
 
     return mark

@@ -54,7 +54,7 @@ def exports(case: MixerCase) -> None:
     _mixer_file(case, "pt2", tokens=24)
 
 
-@check("mixer", lambda spec: spec.onnx, slow_start=True)
+@check("mixer", lambda spec: spec.onnx, slow_start=True, nightly=True)
 def exports_to_onnx(case: MixerCase) -> None:
     # Few tokens: what is unrolled takes time to convert.
     _mixer_file(case, "onnx", tokens=9)

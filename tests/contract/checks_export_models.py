@@ -29,7 +29,7 @@ def exports(case: ModelCase) -> None:
     _model_file(case, "pt2")
 
 
-@check("model", lambda spec: spec.onnx, slow_start=True)
+@check("model", lambda spec: spec.onnx, slow_start=True, nightly=True)
 def exports_to_onnx(case: ModelCase) -> None:
     _model_file(case, "onnx")
 

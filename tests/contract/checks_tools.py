@@ -100,7 +100,7 @@ def compiles_as_one_graph(case: MixerCase) -> None:
         torch.compiler.reset()
 
 
-@check("mixer", lambda spec: spec.export, slow_start=True)
+@check("mixer", lambda spec: spec.export, slow_start=True, nightly=True)
 def exports_strictly(case: MixerCase) -> None:
     # Export as users call it, with the strict tracer; what foveate.export writes is tried in checks_export.py.
     grid = case.grid(tokens=24)

@@ -13,10 +13,14 @@ from foveate.registry import Entry, entries
 
 from .cases import MixerCase, variants
 from .checks import Check, checks_for
-from .verdicts import judge
+from .verdicts import judge, marks
 
 MIXERS = entries("mixer")
-PAIRS = [(entry, one) for entry in MIXERS for one in checks_for("mixer", entry.spec)]
+PAIRS = [
+    pytest.param(entry, one, id=f"{entry.name}-{one.name}", marks=marks(one))
+    for entry in MIXERS
+    for one in checks_for("mixer", entry.spec)
+]
 VARIANTS = [
     (case, one)
     for entry in MIXERS
@@ -26,7 +30,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "one"), PAIRS, ids=[f"{entry.name}-{one.name}" for entry, one in PAIRS])
+@pytest.mark.parametrize(("entry", "one"), PAIRS)
 def test_mixer(entry: Entry, one: Check) -> None:
     judge(one, MixerCase(entry.name, entry.load()))
 

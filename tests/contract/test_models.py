@@ -10,17 +10,17 @@ from foveate.registry import Entry, entries
 
 from .checks import Check, checks_for
 from .model_cases import EXAMPLES, ModelCase, examples_of, mixers_of, of_mixer
-from .verdicts import judge
+from .verdicts import judge, marks
 
 MODELS = [
-    (entry, example, one)
+    pytest.param(entry, example, one, id=f"{entry.name}-{example}-{one.name}", marks=marks(one))
     for entry in entries("model")
     for example in examples_of(entry.spec)
     if example in EXAMPLES
     for one in checks_for("model", entry.spec)
 ]
 MIXERS = [
-    (entry, task, one)
+    pytest.param(entry, task, one, id=f"{entry.name}-{task}-{one.name}", marks=marks(one))
     for task in (*MixerNet.spec.tasks, *LanguageModel.spec.tasks)
     if task in EXAMPLES
     for entry in mixers_of(task)
@@ -28,12 +28,12 @@ MIXERS = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "example", "one"), MODELS, ids=[f"{e.name}-{x}-{c.name}" for e, x, c in MODELS])
+@pytest.mark.parametrize(("entry", "example", "one"), MODELS)
 def test_model(entry: Entry, example: str, one: Check) -> None:
     judge(one, ModelCase(entry.name, entry.load(), entry.spec, example))
 
 
-@pytest.mark.parametrize(("entry", "task", "one"), MIXERS, ids=[f"{e.name}-{t}-{c.name}" for e, t, c in MIXERS])
+@pytest.mark.parametrize(("entry", "task", "one"), MIXERS)
 def test_mixer_as_a_model(entry: Entry, task: str, one: Check) -> None:
     judge(one, of_mixer(entry.name, entry.spec, task))
 

@@ -21,3 +21,8 @@ def judge(one: Check, case: Any) -> None:
         pytest.fail(f"{case.name} passes {one.name}, though it is declared to fail: strike it from known_failures.py")
     else:
         pytest.xfail(f"{reason} ({result.message})")
+
+
+def marks(one: Check) -> list[pytest.MarkDecorator]:
+    """The marks of a check's tests."""
+    return [pytest.mark.slow] if one.nightly else []
