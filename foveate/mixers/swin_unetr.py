@@ -2,8 +2,8 @@
 
 Hatamizadeh et al., "Swin UNETR: Swin Transformers for Semantic Segmentation of Brain Tumors in MRI Images" (BrainLes
 2021, arXiv 2201.01266). The layer is Swin's (:class:`~foveate.mixers.swin.ShiftedWindows`) but for maps that a window
-covers: along each such axis the window is as long as the map and does not shift, and its ``n`` tokens take the biases of
-the first ``n`` slots of the full window::
+covers: along each such axis the window is as long as the map and does not shift, and its ``n`` tokens take the biases
+of the first ``n`` slots of the full window::
 
     B[i, j] = table[position_i - position_j],    i, j < n numbered in the full window
 

@@ -1,7 +1,7 @@
 """The convolutional half of Swin UNETR: residual blocks, steps up, and convolutions of single places.
 
-Everything lies channels last in memory, where convolutions need no reordering and statistics of an instance are those of
-columns. Results are those of PyTorch's modules, to rounding.
+Everything lies channels last in memory, where convolutions need no reordering and an instance's statistics are those
+of columns. Results are those of PyTorch's modules, to rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import invalid
+from ....ops.instance_norm import instance_norm, takes
 from ....ops.linear import linear
 
 #: A norm's name, or its name and options.
@@ -64,15 +65,20 @@ def make_norm(norm: Norm, rank: int, channels: int) -> nn.Module:
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(x)``; an instance norm without memory of what it saw as the batch norm of each sample.
-
-    PyTorch's instance norm copies what lies channels last, and goes through it several times.
-    """
+    """``norm(x)``; instance norms that do not remember by :func:`~foveate.ops.instance_norm.instance_norm`."""
     instance = isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d)
-    if not instance or norm.track_running_stats or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not instance or norm.track_running_stats or not takes(x):
         return norm(x)
-    each = [torch.batch_norm(m, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False) for m in x.split(1)]
-    return each[0] if len(each) == 1 else torch.cat(each)
+    y = instance_norm(x, norm.eps)
+    if norm.weight is None:
+        return y
+    axes = (-1, *[1] * (x.ndim - 2))
+    return y * norm.weight.view(axes) + norm.bias.view(axes)
+
+
+def _rectified(x: Tensor) -> Tensor:
+    """In place where nothing needs a gradient; for what was just made."""
+    return nn.functional.leaky_relu(x, SLOPE, inplace=not torch.is_grad_enabled())
 
 
 class Pointwise(nn.Module):
@@ -117,11 +123,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, *grid)`` to ``(B, out, *grid)``."""
-        y = nn.functional.leaky_relu_(normed(self.norm1, self.conv1(x)), SLOPE)
+        y = _rectified(normed(self.norm1, self.conv1(x)))
         y = normed(self.norm2, self.conv2(y))
         if self.conv3 is not None and self.norm3 is not None:
             x = normed(self.norm3, self.conv3(x))
-        return nn.functional.leaky_relu_(y.add_(x), SLOPE)
+        return _rectified(y + x if torch.is_grad_enabled() else y.add_(x))
 
 
 class UpBlock(nn.Module):

@@ -76,7 +76,10 @@ class SwinUNETR(Model):
         },
     }
     published_costs: ClassVar[dict[str, tuple[float, float, int]]] = {"swin_unetr_brats21": (61.98, 394.84, 128)}
-    cost_differences: ClassVar[dict[str, str]] = {"swin_unetr_brats21": "TODO"}
+    cost_differences: ClassVar[dict[str, str]] = {
+        "swin_unetr_brats21": "parameters are those of the released code, to the last one; how the paper counted its "
+        "394.84 GFLOPs is not known."
+    }
     official_keys: ClassVar[dict[str, dict[str, str]]] = {"monai": network_keys()}
 
     def __init__(
@@ -195,8 +198,8 @@ class SwinUNETR(Model):
         """
         if any(side % self.multiple or not side for side in size):
             raise InvalidValue(
-                f"{type(self).__name__}: sides {size} are not possible: each must be a multiple of {self.multiple}; pad "
-                f"or crop, let a sliding window cut such pieces, or give fewer depths and num_heads."
+                f"{type(self).__name__}: sides {size} are not possible: each must be a multiple of {self.multiple}; "
+                f"pad or crop, let a sliding window cut such pieces, or give fewer depths and num_heads."
             )
         if math.prod(size) == self.multiple ** len(size):
             raise InvalidValue(
