@@ -189,7 +189,7 @@ def attention_relates_far_blobs() -> Measurement:
     worst = min(_dice(True, seed) for seed in range(3))
     best = max(_dice(False, seed) for seed in range(3))
     detail = f"Dice {worst:.2f} with attention (worst of 3) less {best:.2f} with convolutions (best of 3); at least"
-    return Measurement.at_least(worst - best, 0.1, detail)
+    return Measurement.at_least(worst - best, 0.2, detail)
 
 
 @claim(
