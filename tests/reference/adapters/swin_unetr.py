@@ -39,7 +39,7 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def run(case: Case) -> Answer:
     name = case.official_class
-    if re.search(r"PatchMerging|merging", name):
+    if case.has_param(r"reduction\.weight$") and not case.has_param(r"(?:qkv|patch_embed)"):
         return mergings(case)
     if "SwinTransformerBlock" in name:
         return block(case)
@@ -105,7 +105,8 @@ def mergings(case: Case) -> Answer:
     x = case.inputs[name].requires_grad_()
     config = plain(case.config)
     dim = config.pop("dim", x.shape[-1])
-    config.pop("spatial_dims", None)
+    assert config.pop("spatial_dims", x.ndim - 2) == x.ndim - 2
+    assert "norm_layer" not in config, "another norm is not built"
     given, answers = {key.rsplit("downsample.", 1)[-1]: value for key, value in case.params.items()}, {}
     for output in case.outputs:
         made = PatchMerging(x.ndim - 2, dim, order_of(output, config.get("downsample", "merging")))
