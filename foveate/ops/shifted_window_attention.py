@@ -90,6 +90,7 @@ def reference(
     partition: str,
     padding: str,
     scale: float,
+    dropout: float = 0.0,
 ) -> Tensor:
     """The definition: pad, roll, cut, attend under the mask, put together, roll back, crop."""
     dtype, real = q.dtype, sum_dtype(q.dtype)
@@ -101,7 +102,30 @@ def reference(
     mask = window_mask(axes, partition, padding, q.device)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None], -math.inf)
-    return _together(scores.softmax(-1) @ v, axes, partition).to(dtype)
+    weights = scores.softmax(-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    return _together(weights @ v, axes, partition).to(dtype)
+
+
+def dropped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | tuple[int, ...],
+    dropout: float,
+    *,
+    shift: int | tuple[int, ...] = 0,
+    bias: Tensor | None = None,
+    pad_k: Tensor | None = None,
+    pad_v: Tensor | None = None,
+) -> Tensor:
+    """Attention in blocks with weights dropped at random, by the definition; other arguments as above.
+
+    Args:
+        dropout: share of the weights; the others are divided by what is left.
+    """
+    axes = _check(q, k, v, window, shift, "blocks", bias, pad_k, pad_v, "tokens")
+    return reference(q, k, v, bias, pad_k, pad_v, axes, "blocks", "tokens", 1 / math.sqrt(q.shape[-1]), dropout)
 
 
 def fused(

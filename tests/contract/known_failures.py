@@ -7,6 +7,7 @@ from __future__ import annotations
 
 _ADAPTIVE = "every region keeps kv_per_win places, larger or not: memory follows the number of regions, which steps"
 _PADDED = "padding to whole windows of 7 adds 62 % to the first of the suite's grids of rank 2 and 16 % to the last"
+_STAIRS = "whole windows of 7 x 7 x 7 make a staircase: 8 to 14 places along an axis cost the same, 15 three times"
 
 #: (kind, registered name, check): reason.
 KNOWN_FAILURES: dict[tuple[str, str, str], str] = {
@@ -20,4 +21,6 @@ KNOWN_FAILURES: dict[tuple[str, str, str], str] = {
     ("mixer", "swin(qkv_bias=False)", "memory_grows_as_claimed"): _PADDED,
     ("mixer", "swin(always_shift=True)", "memory_grows_as_claimed"): _PADDED,
     ("mixer", "swin(pad_first=False)", "memory_grows_as_claimed"): _PADDED,
+    ("mixer", "swin_unetr(qkv_bias=False)", "flops_grow_as_claimed"): _STAIRS,
+    ("mixer", "swin_unetr(qkv_bias=False)", "memory_grows_as_claimed"): _STAIRS,
 }

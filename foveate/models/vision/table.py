@@ -63,7 +63,7 @@ def count(name: str, size: int | tuple[int, ...] = 224, **options: Any) -> Count
 
     Args:
         name: of a published size, or of a registered model.
-        size: pixels along every side, or height and width.
+        size: pixels along every side, or height and width; of volumes depth, height and width.
         options: of the constructor; they win over those of the size.
 
     Raises:
@@ -76,7 +76,8 @@ def count(name: str, size: int | tuple[int, ...] = 224, **options: Any) -> Count
     target = entry.load()
     with torch.device("meta"), backend("torch"):
         model = target(**{**entry.options, **options}).eval()
-        x = torch.empty(1, model.in_chans, *((size, size) if isinstance(size, int) else size))
+        sides = (size,) * getattr(model, "rank", 2) if isinstance(size, int) else size
+        x = torch.empty(1, model.in_chans, *sides)
         told: list[int] = []
         for module in model.modules():
             if hasattr(module, "visible_flops"):

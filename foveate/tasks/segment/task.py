@@ -28,7 +28,7 @@ from .scores import IGNORED, dice_and_cross_entropy, hausdorff95, overlaps
 from .windows import BLENDINGS, check_overlap, origins
 
 #: Default contestants of volumes.
-_OF_VOLUMES = ("softmax_attention", "faster_neighborhood_attention")
+_OF_VOLUMES = ("swin_unetr", "softmax_attention", "faster_neighborhood_attention")
 _TENSORS = ("shapes", "origins", "mean", "scale", *SPLITS)
 NORMALISE = ("training", "each")
 #: Classes above which the Dice of each is no column of its own.
