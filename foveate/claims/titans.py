@@ -149,8 +149,8 @@ def _streamed(mixer: Mixer, x: Tensor, pieces: list[int]) -> tuple[Tensor, set[i
     "its size; so does titans-pytorch's memory.",
 )
 def streaming_equals_forward() -> Measurement:
-    """90 tokens, prompts cut at will. Seen failing (1.1) when a chunk is begun anew with each piece."""
-    worst, x = 0.0, torch.randn(2, 90, 32)
+    """40 tokens, prompts cut at will. Seen failing (1.1) when a chunk is begun anew with each piece."""
+    worst, x = 0.0, torch.randn(2, 40, 32)
     mixers = (
         TitansLMM(32, num_heads=2),
         TitansLMM(32, num_heads=2, depth=4),
@@ -159,7 +159,7 @@ def streaming_equals_forward() -> Measurement:
     with torch.no_grad():
         for mixer in mixers:
             expected = mixer(x)
-            for pieces in ([], [1, 16, 30], [7, 7, 65]):
+            for pieces in ([], [1, 16, 10], [7, 7, 19]):
                 found, sizes = _streamed(mixer, x, pieces)
                 worst = max(worst, _deviation(found, expected), 0.0 if len(sizes) == 1 else math.inf)
     return Measurement.at_most(worst, 1e-4, "largest relative deviation in float32 (inf: the state grew); at most")

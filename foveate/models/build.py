@@ -79,8 +79,7 @@ class Contestant:
             if self.configuration:
                 own["configuration"] = self.configuration
             return around.for_task(info, **{what: inside, f"{what}_options": rest}, **own)
-        assert issubclass(self.target, Model)  # around a mixer there is a network
-        if info.task not in self.target.spec.tasks:
+        if not issubclass(self.target, Model) or info.task not in self.target.spec.tasks:
             raise InvalidType(f"{self.name!r} cannot do the task {info.task!r}: it does {_listed(self.target)}.")
         check_options(self.name, self.target, options, partial=True)
         size = {"configuration": self.configuration} if self.configuration else {}
@@ -103,8 +102,8 @@ def network_options(around: type[Model]) -> set[str]:
     return set(inspect.signature(around.__init__).parameters) - {"self", inside, f"{inside}_options"}
 
 
-def _listed(model: type[Model]) -> str:
-    return ", ".join(model.spec.tasks) or "no task of foveate's"
+def _listed(target: type[Model] | type[Mixer]) -> str:
+    return ", ".join(getattr(target.spec, "tasks", ())) or "no task of foveate's"
 
 
 def resolve(name: str) -> Contestant:

@@ -9,7 +9,7 @@ _ADAPTIVE = "every region keeps kv_per_win places, larger or not: memory follows
 _PADDED = "padding to whole windows of 7 adds 62 % to the first of the suite's grids of rank 2 and 16 % to the last"
 _STAIRS = "whole windows of 7 x 7 x 7 make a staircase: 8 to 14 places along an axis cost the same, 15 three times"
 
-#: (kind, registered name, check): reason.
+#: (kind, registered name, with an option's choice where only that fails, check): reason.
 KNOWN_FAILURES: dict[tuple[str, str, str], str] = {
     (
         "mixer",

@@ -10,7 +10,7 @@ from foveate.models import LanguageModel, MixerNet
 from foveate.registry import entries
 
 from . import broken_answers, broken_models, broken_streams, broken_words
-from .cases import MixerCase
+from .cases import MixerCase, variants
 from .checking import Broken, close, refused
 from .checks import CHECKS, checks_for, run_check
 from .honest import QUADRATIC, Honest, Landmarks, Plain
@@ -88,6 +88,7 @@ def test_declared_failures_exist_and_have_reasons() -> None:
     around = (MixerNet.__name__, LanguageModel.__name__)
     names = {(e.kind, e.name) for e in entries()}
     names |= {("model", f"{network}:{e.name}") for network in around for e in entries("mixer")}
+    names |= {("mixer", case.name) for e in entries("mixer") for case in variants(MixerCase(e.name, e.load()))}
     for (kind, name, check), reason in KNOWN_FAILURES.items():
         assert (kind, name) in names, f"known_failures.py: no {kind} is called {name}"
         assert (kind, check) in CHECKS, f"known_failures.py: no check of {kind}s is called {check}"

@@ -108,9 +108,8 @@ def test_the_budget_matters_and_layers_and_heads_are_chosen() -> None:
     torch.testing.assert_close(logits(model, ids), dense)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_compiled(family: str) -> None:
-    model, ids = decoder(family), texts(40, 2)
+def test_compiled() -> None:
+    model, ids = decoder("llama"), texts(40, 2)
     mask = padded(ids, left=7)
     with HipAttention(**SMALL).attached(model):
         eager = model(ids, attention_mask=mask, use_cache=False).logits

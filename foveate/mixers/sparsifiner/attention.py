@@ -50,9 +50,9 @@ class SparsifinerAttention(Mixer):
         causal: must be False.
         num_tokens: number of tokens, or the grid itself, for grids of rank 2 and 3; networks set it by theirs.
         class_token: the first token links to everything; for sequences.
-        attn_keep_rate, links_at_most, reduce_n_factor, reduce_c_factor, share_inout_proj, basis_threshold, coef_topk,
-            coef_threshold, score_topk, score_threshold: see
+        attn_keep_rate, links_at_most, reduce_n_factor, reduce_c_factor, share_inout_proj: see
             :class:`~foveate.mixers.sparsifiner.predictor.ConnectivityPredictor`.
+        basis_threshold, coef_topk, coef_threshold, score_topk, score_threshold: see there.
         prune_rows: masked tokens link to nothing; without it what they read is left out behind it all the same.
         phase: "sparse"; "reconstruct": in training mode attention is dense, and the guess has the basis with its signs
             and all coefficients; "dense": attention is dense in every mode, and nothing is guessed but for

@@ -124,8 +124,9 @@ class Sparsifiner(Backbone):
         token_prune_layers: blocks, counted from 0, that prune tokens.
         token_keep_rate: share of all tokens that the first of them leaves, its square the second, and so on; or one
             share for each.
-        reduce_n_factor, reduce_c_factor, share_inout_proj, basis_threshold, coef_topk, coef_threshold, score_topk,
-            score_threshold: of :class:`~foveate.mixers.sparsifiner.predictor.ConnectivityPredictor`.
+        reduce_n_factor, reduce_c_factor, share_inout_proj: of
+            :class:`~foveate.mixers.sparsifiner.predictor.ConnectivityPredictor`.
+        basis_threshold, coef_topk, coef_threshold, score_topk, score_threshold: of the same.
         prune_rows, phase, self_distil: of :class:`~foveate.mixers.sparsifiner.SparsifinerAttention`.
         stem: "patch" (DeiT's), or "conv" (LV-ViT's) of width ``stem_width``.
         stem_width: see there.
