@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,8 @@ def rows(model: str) -> list[Row]:
 def _row(entry: Entry, name: str) -> Row:
     explained = getattr(entry.load(), "cost_differences", {}).get(name, "")
     if name not in entry.published_costs:
-        return Row(name, 224, count(name), explained=explained)
+        pixels = int(next(iter(re.findall(r"_(\d{3})(?=_|$)", name)), 224))  # timm's names say where it is another
+        return Row(name, pixels, count(name, pixels), explained=explained)
     parameters, macs, pixels = entry.published_costs[name]
     return Row(name, pixels, count(name, pixels), parameters, macs, explained)
 
