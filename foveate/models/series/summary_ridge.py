@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...errors import InvalidType, InvalidValue, invalid
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model, check_series
+from ..ridge import fit_ridge
 
 STATISTICS = 9
 
@@ -86,21 +86,8 @@ class SummaryRidge(Model):
     def fit(self, batch: Mapping[str, Tensor]) -> None:
         """Solve for the weights from ``x`` ``(N, T, C)``, ``mask`` bool ``(N, T)`` and ``y`` int64 ``(N,)``."""
         features = summary_statistics(batch["x"].double(), batch["mask"])
-        center = features.mean(0)
-        spread = features.std(0, unbiased=False)
-        spread = torch.where(spread > 1e-6 * features.abs().amax(0).clamp_min(1e-6), spread, torch.inf)
-        f = (features - center) / spread
-        target = 2 * F.one_hot(batch["y"], self.num_class).double() - 1
-        bias = target.mean(0)
-        # Features may outnumber samples by far: the smaller of the two equal forms is solved.
-        ridge = self.ridge * len(f)
-        if f.shape[1] <= len(f):
-            gram = f.T @ f
-            weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), f.T @ (target - bias))
-        else:
-            gram = f @ f.T
-            weight = f.T @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), target - bias)
-        for buffer, value in ((self.center, center), (self.spread, spread), (self.weight, weight), (self.bias, bias)):
+        found = fit_ridge(features, batch["y"], self.num_class, self.ridge)
+        for buffer, value in zip((self.center, self.spread, self.weight, self.bias), found, strict=True):
             buffer.copy_(value)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

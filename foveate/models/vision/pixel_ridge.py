@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...errors import InvalidType, InvalidValue, invalid
 from ...registry import check_options, register
 from ...spec import ModelSpec
 from ..base import Model
+from ..ridge import fit_ridge
 
 #: Numbers that training images may hold for a fit, all together.
 _MOST_NUMBERS = 1 << 27
@@ -115,21 +115,8 @@ class PixelRidge(_OnPixels):
     def fit(self, batch: Mapping[str, Tensor]) -> None:
         """Solve for the weights from ``x`` ``(N, in_chans, *size)`` and ``y`` int64 ``(N,)``."""
         vectors = self.vectors(batch["x"]).double()
-        center = vectors.mean(0)
-        spread = vectors.std(0, unbiased=False)
-        spread = torch.where(spread > 1e-6 * vectors.abs().amax(0).clamp_min(1e-6), spread, torch.inf)
-        f = (vectors - center) / spread
-        target = 2 * F.one_hot(batch["y"], self.num_classes).double() - 1
-        bias = target.mean(0)
-        ridge = self.ridge * len(f)
-        # Features may outnumber samples by far: the smaller of the two equal forms is solved.
-        if f.shape[1] <= len(f):
-            gram = f.T @ f
-            weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), f.T @ (target - bias))
-        else:
-            gram = f @ f.T
-            weight = f.T @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), target - bias)
-        for buffer, value in ((self.center, center), (self.spread, spread), (self.weight, weight), (self.bias, bias)):
+        found = fit_ridge(vectors, batch["y"], self.num_classes, self.ridge)
+        for buffer, value in zip((self.center, self.spread, self.weight, self.bias), found, strict=True):
             buffer.copy_(value)
 
     def forward(self, x: Tensor) -> Tensor:
