@@ -24,8 +24,14 @@ def _model_file(case: ModelCase, format: str) -> None:
     file_answers_alike(case.build(), _inputs(case, 3), calls, format, lambda m, call: m(**call))
 
 
-@check("model", lambda spec: spec.export, slow_start=True)
+@check("model", lambda spec: spec.export and spec.reads != "image", slow_start=True)
 def exports(case: ModelCase) -> None:
+    _model_file(case, "pt2")
+
+
+@check("model", lambda spec: spec.export and spec.reads == "image", slow_start=True, nightly=True)
+def exports_as_an_image_model(case: ModelCase) -> None:
+    # Tens of layers of several kinds take up to half a minute; each kind is tried as a mixer.
     _model_file(case, "pt2")
 
 

@@ -100,7 +100,7 @@ def of_mixer(name: str, spec: MixerSpec, task: str) -> ModelCase:
 
 
 #: Tasks on which networks are tried around every mixer; on the others, around one of each kind of promises.
-_AROUND_ALL = ("forecast", "classify-series", "language")
+_AROUND_ALL = ("forecast", "language")
 
 
 def mixers_of(task: str) -> list[Entry]:
