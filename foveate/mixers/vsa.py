@@ -32,6 +32,7 @@ from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .look import Look, check_query
 from .parts import Linear
+from .swin import position_index
 
 Form = Literal["classification", "detection"]
 
@@ -128,10 +129,8 @@ class VariedSizeWindowAttention(Mixer):
         self.proj_drop = nn.Dropout(proj_drop)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        place = torch.arange(window_size)
-        apart = place[:, None] - place + window_size - 1
-        index = apart[:, None, :, None] * (2 * window_size - 1) + apart[None, :, None, :]
-        self.register_buffer("relative_position_index", index.flatten(2).flatten(0, 1), persistent=False)
+        index = position_index((window_size, window_size)).view(window_size**2, window_size**2)
+        self.register_buffer("relative_position_index", index, persistent=False)
         if zero_init:
             self.reset_windows()
         if window_size != 7:
