@@ -55,8 +55,8 @@ def test_systems_are_measured_merged_and_put_on_a_page(tmp_path):
     assert (tmp_path / "page.md").read_text() == text
 
 
-def test_a_system_without_checks_says_so(tmp_path):
-    result = foveate_verify("biformer", cwd=tmp_path)
+def test_a_system_without_such_checks_says_so(tmp_path):
+    result = foveate_verify("previous_value", "--kind", "needs-pretrained", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout == "There are no such claims: nothing was checked.\n"
 
