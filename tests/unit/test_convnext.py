@@ -27,7 +27,7 @@ def test_strides_cut_what_they_do_not_divide():
 
 
 def test_layers_need_depths():
-    with pytest.raises(InvalidValue, match="must have one entry for each stage"):
+    with pytest.raises(InvalidValue, match="one entry for each stage"):
         ConvNeXt(dims=(4, 8), depths=(1,))
 
 

@@ -89,7 +89,7 @@ def test_small_maps_and_images_are_refused() -> None:
 
 
 def test_lists_of_stages_must_agree() -> None:
-    with pytest.raises(InvalidValue, match="embed_dims has 2 stages"):
+    with pytest.raises(InvalidValue, match="one entry for each stage"):
         FaViT(embed_dims=(32, 64))
 
 

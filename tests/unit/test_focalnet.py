@@ -83,10 +83,10 @@ def test_overlapping_embeddings_take_images_of_three_pixels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"focal_levels": (2,)}, "depths has 4 stages"),
-        ({"focal_windows": (3, 3)}, "depths has 4 stages"),
+        ({"focal_levels": (2,)}, "one entry for each stage"),
+        ({"focal_windows": (3, 3)}, "one entry for each stage"),
         ({"patch_size": 2, "use_conv_embed": True}, "patch_size=2 is not possible"),
-        ({"depths": ()}, "depths has 0 stages"),
+        ({"depths": ()}, "one entry for each stage"),
     ],
 )
 def test_illegal_options_of_the_backbone(options, message):

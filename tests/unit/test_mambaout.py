@@ -52,7 +52,7 @@ def test_options_of_the_mixer_that_cannot_be_are_refused(options: dict, says: st
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"depths": (1, 2)}, "2 depths and 4 dims"),
+        ({"depths": (1, 2)}, "2 depths, 4 dims"),
         ({"depths": (1,), "dims": (9,)}, "must be even"),
         ({"stem_stride": 8}, "stem_stride=8"),
         ({"release": "timm"}, "release='timm'"),

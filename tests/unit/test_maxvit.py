@@ -138,7 +138,7 @@ def test_sizes_that_windows_do_not_divide_are_refused_and_can_be_padded() -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"depths": (1, 1)}, "2 depths and 4 widths"),
+        ({"depths": (1, 1)}, "2 depths, 4 embed_dims"),
         ({"img_size": 31}, "img_size=31"),
         ({"img_size": (224, 0)}, "img_size="),
         ({"stem_stride": 4}, "stem_stride=4"),

@@ -110,7 +110,7 @@ def test_illegal_options_of_the_layer(options, error, message):
     ("options", "message"),
     [
         ({"rules": "mmseg"}, "rules='mmseg' is not possible: it must be one of official, timm"),
-        ({"depths": (2,)}, "must have one entry for each stage"),
+        ({"depths": (2,)}, "one entry for each stage"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 is not possible"),
         ({"num_classes": -1}, "num_classes=-1 is not possible"),
     ],

@@ -25,7 +25,7 @@ from ...mixers.parts import Linear
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from .parts import DropPath, check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
 
 Layout = Literal["biformer", "stl", "stl_nchw"]
 Norm = Literal["batch", "layer"]
@@ -207,10 +207,7 @@ class BiFormer(Backbone):
         count = len(embed_dim)
         widths = tuple(qk_dims or embed_dim)
         wins = [n_win] * count if isinstance(n_win, int) else list(n_win)
-        lists = {"depth": depth, "n_win": wins, "qk_dims": widths}
-        for option, given in lists.items():
-            if len(given) != count or not count:
-                raise invalid(option, tuple(given), f"there are {count} stages, and one is needed for each")
+        check_stages("BiFormer", embed_dim=embed_dim, depth=depth, n_win=wins, qk_dims=widths)
         for option, given in (
             ("mlp_ratios", mlp_ratios),
             ("topks", topks),

@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidValue
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, drop_path_rates, to_channels_first, to_channels_last
+from .parts import DropPath, Mlp, check_stages, drop_path_rates, to_channels_first, to_channels_last
 
 _EPS = 1e-6
 _IN_BLOCK = r"stages\.(\d+)\.(\d+)\."
@@ -146,8 +145,7 @@ class ConvNeXt(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if not depths or len(dims) != len(depths):
-            raise InvalidValue(f"depths={depths!r} and dims={dims!r} must have one entry for each stage.")
+        check_stages("ConvNeXt", depths=depths, dims=dims)
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
         self.minimum_size = patch_size * 2 ** (len(dims) - 1)
         self.stem = Shrink(in_chans, dims[0], patch_size, norm_first=False)

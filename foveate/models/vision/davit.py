@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid
+from ...errors import invalid
 from ...mixers.base import Mixer
 from ...mixers.davit import ChannelAttention, Scores, WindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, drop_path_rates, init_transformer
+from .parts import DropPath, Mlp, check_stages, drop_path_rates, init_transformer
 
 ATTENTIONS = ("spatial", "channel")
 
@@ -332,16 +332,3 @@ class DaViT(Backbone):
         """``(B, num_features, h, w)`` to logits ``(B, num_classes)``, or to the normed mean that they are read from."""
         x = self.head.norm(features.mean((2, 3)))
         return x if pre_logits else self.head.fc(x)
-
-
-def check_stages(name: str, **options: Sequence[Any]) -> int:
-    """The number of stages; refuses lists of several lengths, and empty ones.
-
-    Raises:
-        InvalidValue: they differ, or there is none.
-    """
-    lengths = {option: len(value) for option, value in options.items()}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        told = ", ".join(f"{n} {option}" for option, n in lengths.items())
-        raise InvalidValue(f"{name}: one entry for each stage is needed; there are {told}.")
-    return next(iter(lengths.values()))

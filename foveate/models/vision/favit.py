@@ -22,7 +22,7 @@ from ...mixers.parts import Linear
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from .parts import DropPath, check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
 
 
 class _PatchEmbed(nn.Module):
@@ -138,9 +138,7 @@ class FaViT(Backbone):
     ) -> None:
         super().__init__()
         lists = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios, "sr_ratios": sr_ratios}
-        for name, given in lists.items():
-            if len(given) != len(embed_dims) or not given:
-                raise invalid(name, tuple(given), f"embed_dims has {len(embed_dims)} stages")
+        check_stages("FaViT", embed_dims=embed_dims, **lists)
         if not isinstance(stem_stride, int) or not 1 <= stem_stride < 7:
             raise invalid("stem_stride", stem_stride, "a whole number from 1 to 6 is needed")
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, embed_dims[-1]

@@ -20,7 +20,7 @@ from ...mixers.focalnet import FocalModulation, unfiltered
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from .parts import DropPath, Mlp, check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
 
 #: transformers' names of a modulation's parts, and ours.
 _PORTED = {"projection_in": "f", "projection_context": "h", "projection_out": "proj", "layernorm": "ln"}
@@ -276,9 +276,7 @@ class FocalNet(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, given in (("focal_levels", focal_levels), ("focal_windows", focal_windows)):
-            if not depths or len(given) != len(depths):
-                raise invalid(name, tuple(given), f"depths has {len(depths)} stages")
+        check_stages("FocalNet", depths=depths, focal_levels=focal_levels, focal_windows=focal_windows)
         if not isinstance(patch_size, int) or patch_size < 1 or (use_conv_embed and patch_size != 4):
             raise invalid("patch_size", patch_size, "a positive whole number is needed, with use_conv_embed 4")
         dims = [embed_dim * 2**i for i in range(len(depths))]

@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid
+from ...errors import invalid
 from ...mixers.mambaout import Activation, GatedCNN
 from ...mixers.parts import Linear
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, drop_path_rates
+from .parts import DropPath, check_stages, drop_path_rates
 
 Release = Literal["official", "rw"]
 _ACTIVATIONS = {"gelu": nn.GELU, "silu": nn.SiLU}
@@ -250,8 +250,7 @@ class MambaOut(Backbone):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if not depths or len(depths) != len(dims):
-            raise InvalidValue(f"MambaOut: {len(depths)} depths and {len(dims)} dims are given; one of each per stage.")
+        check_stages("MambaOut", depths=depths, dims=dims)
         if dims[0] % 2:
             raise invalid("dims", tuple(dims), "the first one must be even: the stem begins with half of it")
         if stem_stride not in (2, 4):

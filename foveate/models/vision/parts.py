@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import invalid
+from ...errors import InvalidValue, invalid
 from ...mixers.parts import Linear
 from ...ops.activated import linear_activated
 
@@ -97,3 +98,16 @@ def init_transformer(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def check_stages(name: str, **options: Sequence[Any]) -> int:
+    """The number of stages; refuses lists of several lengths, and empty ones.
+
+    Raises:
+        InvalidValue: they differ, or there is none.
+    """
+    lengths = {option: len(value) for option, value in options.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        told = ", ".join(f"{n} {option}" for option, n in lengths.items())
+        raise InvalidValue(f"{name}: one entry for each stage is needed; there are {told}.")
+    return next(iter(lengths.values()))

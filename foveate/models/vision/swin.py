@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidValue, invalid
+from ...errors import invalid
 from ...mixers.base import Mixer
 from ...mixers.swin import ShiftedWindows
 from ...mixers.vsa import VariedSizeWindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from .parts import check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
 from .swin_stage import PatchEmbed, SwinStage
 
 Rules = Literal["official", "timm"]
@@ -190,8 +190,7 @@ class Swin(Backbone):
         for name, value, legal in (("rules", rules, Rules), ("attention", attention, Attention)):
             if value not in get_args(legal):
                 raise invalid(name, value, f"it must be one of {', '.join(get_args(legal))}")
-        if not depths or len(num_heads) != len(depths):
-            raise InvalidValue(f"depths={depths!r} and num_heads={num_heads!r} must have one entry for each stage.")
+        check_stages("Swin", depths=depths, num_heads=num_heads)
         self.in_chans, self.num_classes = in_chans, num_classes
         self.rules, self.always_partition = rules, always_partition
         self.window, self.qkv_bias, self.attention = window, qkv_bias, attention

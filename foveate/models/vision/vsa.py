@@ -23,7 +23,7 @@ from ...mixers.vsa import VariedSizeWindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, init_transformer, to_channels_first, to_channels_last
+from .parts import DropPath, Mlp, check_stages, init_transformer, to_channels_first, to_channels_last
 
 
 def _convolutions(widths: Sequence[int], strides: Sequence[int], groups: int) -> nn.Sequential:
@@ -203,20 +203,19 @@ class ViTAEv2(Backbone):
         form: str = "classification",
     ) -> None:
         super().__init__()
-        count = len(token_dims)
-        for option, given in (
-            ("embed_dims", embed_dims),
-            ("downsample_ratios", downsample_ratios),
-            ("kernel_sizes", kernel_sizes),
-            ("dilations", dilations),
-            ("rc_heads", rc_heads),
-            ("nc_heads", nc_heads),
-            ("rc_groups", rc_groups),
-            ("nc_groups", nc_groups),
-            ("depths", depths),
-        ):
-            if len(given) != count or not count:
-                raise invalid(option, tuple(given), f"there are {count} stages, and one is needed for each")
+        check_stages(
+            "ViTAEv2",
+            token_dims=token_dims,
+            embed_dims=embed_dims,
+            downsample_ratios=downsample_ratios,
+            kernel_sizes=kernel_sizes,
+            dilations=dilations,
+            rc_heads=rc_heads,
+            nc_heads=nc_heads,
+            rc_groups=rc_groups,
+            nc_groups=nc_groups,
+            depths=depths,
+        )
         if any(ratio not in (1, 2, 4, 8) for ratio in downsample_ratios):
             raise invalid("downsample_ratios", tuple(downsample_ratios), "each must be 1, 2, 4 or 8")
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, token_dims[-1]

@@ -20,7 +20,7 @@ from ....errors import invalid
 from ....registry import register
 from ....spec import ModelSpec
 from ..backbone import Backbone, Feature, make_classifier
-from ..parts import drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from ..parts import check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
 from .blocks import Block, ConvDownsampler, ConvTokenizer, Level, PatchMerging, PatchTokenizer
 
 Tokens = Literal["convolutions", "patches"]
@@ -256,8 +256,7 @@ class DiNAT(Backbone):
             raise invalid("tokens", tokens, f"it must be one of {', '.join(get_args(Tokens))}")
         if tokens == "convolutions" and patch_size not in (2, 4):
             raise invalid("patch_size", patch_size, "convolutions make tokens of 4 pixels, as published, or 2")
-        if not depths or len(num_heads) != len(depths):
-            raise invalid("num_heads", tuple(num_heads), f"depths has {len(depths)} levels")
+        check_stages("DiNAT", depths=depths, num_heads=num_heads)
         spaced = _dilations(dilations, depths)
         rates = drop_path_rates(drop_path_rate, list(depths))
         dims = [embed_dim * 2**i for i in range(len(depths))]

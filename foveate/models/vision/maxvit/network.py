@@ -17,7 +17,7 @@ from ....errors import InvalidValue, invalid
 from ....registry import register
 from ....spec import ModelSpec
 from ..backbone import Backbone, Feature
-from ..parts import drop_path_rates
+from ..parts import check_stages, drop_path_rates
 from .blocks import Head, MaxViTBlock, Position, Stem
 from .mbconv import details_of
 from .weights import KEYS, convert
@@ -225,10 +225,7 @@ class MaxViT(Backbone):
     ) -> None:
         super().__init__()
         details = details_of(release)
-        if not depths or len(depths) != len(embed_dims):
-            raise InvalidValue(
-                f"MaxViT: {len(depths)} depths and {len(embed_dims)} widths are given; one of each per stage."
-            )
+        check_stages("MaxViT", depths=depths, embed_dims=embed_dims)
         if stem_stride not in (1, 2):
             raise invalid("stem_stride", stem_stride, "it must be 2, as published, or 1")
         if position not in get_args(Position):

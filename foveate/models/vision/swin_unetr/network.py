@@ -22,6 +22,7 @@ from ....errors import InvalidType, InvalidValue, invalid
 from ....registry import register
 from ....spec import ModelSpec
 from ...base import Model
+from ..parts import check_stages
 from .convolutions import Norm, Pointwise, ResidualBlock, UpBlock, channels_last
 from .encoder import Merging, SwinEncoder
 from .weights import network_keys
@@ -108,8 +109,9 @@ class SwinUNETR(Model):
         super().__init__()
         if spatial_dims not in (2, 3):
             raise invalid("spatial_dims", spatial_dims, "it must be 2, for images, or 3, for volumes")
-        if not depths or len(num_heads) != len(depths) or min(depths) < 0:
-            raise InvalidValue(f"depths={depths!r} and num_heads={num_heads!r} must have one entry for each stage.")
+        check_stages("Swin UNETR", depths=depths, num_heads=num_heads)
+        if min(depths) < 0:
+            raise invalid("depths", tuple(depths), "a stage cannot have fewer than no blocks")
         if feature_size < 1 or feature_size % 12:
             raise invalid("feature_size", feature_size, "it must be a multiple of 12")
         for name, number, least in (
