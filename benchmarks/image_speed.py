@@ -5,6 +5,7 @@
     python benchmarks/image_speed.py --write             # put the section into benchmarks/image_speed.md
 
 Both networks answer the same images in turns, without gradients, on pinned threads, after their answers were compared.
+The peak of memory is that of all tensors during a first answer in a fresh process, on one thread.
 timm needs torchvision, so this wants an environment with torch, torchvision, timm, transformers and monai of versions
 that fit; foveate's kernels are those built in this checkout. A busy machine is refused.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate.bench.pinning import pinned, refuse_if_busy
+from foveate.measure.isolated import allocated_bytes_of
 from foveate.measure.latency import measure_times
 from foveate.measure.machine import cpu_name
 from foveate.models.official import load_official
@@ -122,12 +124,29 @@ def _logits(answer: object) -> Tensor:
     return answer if isinstance(answer, Tensor) else answer.logits  # type: ignore[attr-defined]
 
 
-def measure(pair: Pair, threads: int, seconds: float) -> Iterator[str]:
-    """Lines of the table, one for each batch."""
+def networks(pair: Pair) -> tuple[nn.Module, nn.Module]:
+    """Ours and theirs, with the same weights."""
     torch.manual_seed(0)
     theirs = pair.theirs().eval()
     ours = foveate.create(pair.ours, kind="model", **dict(pair.options)).eval()
     load_official(ours, theirs.state_dict(), pair.source)
+    return ours, theirs
+
+
+def megabytes(pair: Pair, batch: int, whose: int) -> float:
+    """Peak of the tensors that ours (0) or theirs (1) holds besides weights and images while it answers."""
+    setup = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import image_speed\n"
+        f"network = image_speed.networks(image_speed.PAIRS[{PAIRS.index(pair)}])[{whose}]\n"
+        f"x = torch.randn({batch}, {', '.join(map(str, pair.image))})"
+    )
+    return allocated_bytes_of(["with torch.inference_mode(): network(x)"], setup)[0] / 1e6
+
+
+def measure(pair: Pair, threads: int, seconds: float) -> Iterator[str]:
+    """Lines of the table, one for each batch."""
+    ours, theirs = networks(pair)
     for batch in pair.batches:
         x = torch.randn(batch, *pair.image)
         with torch.inference_mode():
@@ -141,9 +160,13 @@ def measure(pair: Pair, threads: int, seconds: float) -> Iterator[str]:
         here, there = (1e3 * statistics.median(times[name]) for name in ("ours", "theirs"))
         ratio = there / here
         verdict = "" if ratio >= pair.promised else " (short)"
+        memory = " | "
+        if threads == 1:
+            held = [megabytes(pair, batch, whose) for whose in (0, 1)]
+            memory = f"{held[0]:.0f} | {held[1]:.0f}" + (" (more)" if held[0] > held[1] else "")
         yield (
             f"| {pair.title} | {pair.source} | {batch} | {threads} | {here:.0f} | {there:.0f} | "
-            f"{ratio:.2f}{verdict} | {pair.promised:g} | {apart:.0e} |"
+            f"{ratio:.2f}{verdict} | {pair.promised:g} | {memory} | {apart:.0e} |"
         )
 
 
@@ -159,8 +182,8 @@ def main() -> None:
         parser.error("--write needs everything on a quiet machine: leave out --only and --busy")
     if not options.busy:
         refuse_if_busy()
-    lines = ["| model | peer | batch | threads | ms | peer ms | times as fast | promised | differs by |"]
-    lines += ["|---|---|" + "---:|" * 7]
+    lines = ["| model | peer | batch | threads | ms | peer ms | times as fast | promised | MB | peer MB | differs by |"]
+    lines += ["|---|---|" + "---:|" * 9]
     for pair in PAIRS:
         if options.only and pair.ours not in options.only:
             continue
@@ -171,7 +194,8 @@ def main() -> None:
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", "timm", "transformers", "monai"))
     lines += [
         "",
-        f"Medians of calls in turns, without gradients. {versions}, on {cpu_name()}, by:",
+        "Medians of calls in turns, without gradients; MB: the peak of all tensors besides weights and images during a "
+        f"first answer. {versions}, on {cpu_name()}, by:",
         "",
         "    python benchmarks/image_speed.py --write",
     ]
