@@ -106,7 +106,7 @@ PAIRS = (
         1.5,
         (1, 64, 64, 64),
         (1,),
-        (("in_channels", 1), ("out_channels", 3), ("feature_size", 24)),
+        (("in_chans", 1), ("num_classes", 3), ("feature_size", 24)),
     ),
     Pair(
         "swin_unetr",
@@ -115,7 +115,7 @@ PAIRS = (
         1.2,
         (1, 64, 64, 64),
         (1,),
-        (("in_channels", 1), ("out_channels", 3), ("feature_size", 48)),
+        (("in_chans", 1), ("num_classes", 3), ("feature_size", 48)),
     ),
 )
 

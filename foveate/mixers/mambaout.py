@@ -107,13 +107,14 @@ class GatedCNN(Mixer):
         self.check_input(x, mask, context, layout)
         fused = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         weight, bias, passing = self.fc1.weight, self.fc1.bias, self.hidden - self.channels
-        if fused:  # three passes over memory less
-            gate = linear_activated(x, weight[: self.hidden], bias[: self.hidden], self.activation)
-            rest = linear(x, weight[self.hidden :], bias[self.hidden :])
+        if fused:  # four passes over memory less: the filter wants its channels to themselves
+            weights, biases = (m.split((self.hidden, passing, self.channels)) for m in (weight, bias))
+            gate = linear_activated(x, weights[0], biases[0], self.activation)
+            passed, mixed = (linear(x, weights[i], biases[i]) for i in (1, 2))
         else:
             gate, rest = self.fc1(x).chunk(2, -1)
             gate = activate(gate, self.activation)
-        passed, mixed = rest.split((passing, self.channels), -1)
+            passed, mixed = rest.split((passing, self.channels), -1)
         if mask is not None:
             mixed = mixed.masked_fill(~mask[..., None], 0)
         mixed = self.convolve(mixed)

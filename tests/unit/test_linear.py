@@ -33,7 +33,8 @@ def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return multiply(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_faster_here", lambda: True)
+    monkeypatch.setattr(module, "slow_mkl", lambda: True)
+    monkeypatch.setattr(module, "_has_onednn", lambda: True)
     monkeypatch.setattr(module, "_multiply", counted)
     return calls
 
@@ -115,7 +116,7 @@ def test_a_layer_is_torch_s_but_for_the_library(by_onednn, monkeypatch):
     assert by_onednn
     assert count_flops(lambda: layer(x)) == count_flops(lambda: theirs(x)) == 2 * 200 * 64 * 192
     # What asks for the processor cannot be compiled.
-    monkeypatch.setattr(module, "_faster_here", lambda: bool(torch.backends.cpu.get_cpu_capability()))
+    monkeypatch.setattr(module, "_has_onednn", lambda: bool(torch.backends.cpu.get_cpu_capability()))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), theirs(x), atol=1e-4, rtol=1e-5)
 

@@ -42,8 +42,10 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, h, w, dim)`` in and out."""
-        y = to_channels_last(self.conv_dw(to_channels_first(x)))
-        return x + self.drop_path(self.mlp(self.norm(y)) * self.gamma)
+        return x + self.drop_path(self.mlp(self.norm(self._filtered(x))) * self.gamma)
+
+    def _filtered(self, x: Tensor) -> Tensor:
+        return to_channels_last(self.conv_dw(to_channels_first(x)))
 
 
 class Shrink(nn.Module):

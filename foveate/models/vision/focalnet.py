@@ -86,10 +86,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, h, w, dim)`` in and out."""
-        y = self.norm1(self.modulation(x)) if self.post_norm else self.modulation(self.norm1(x))
-        x = x + self.drop_path(y if self.gamma_1 is None else y * self.gamma_1)
-        y = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
-        return x + self.drop_path(y if self.gamma_2 is None else y * self.gamma_2)
+        x = x + self._branch(x, self.modulation, self.norm1, self.gamma_1)
+        return x + self._branch(x, self.mlp, self.norm2, self.gamma_2)
+
+    def _branch(self, x: Tensor, mix: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
+        y = norm(mix(x)) if self.post_norm else mix(norm(x))
+        return self.drop_path(y if gamma is None else y * gamma)
 
 
 class Stage(nn.Module):
