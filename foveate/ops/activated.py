@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import invalid
 from .backend import current_backend
-from .linear import fits_onednn, linear, transformed
+from .linear import linear, takes_onednn, transformed
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "none"]
 #: Of the argument of the hyperbolic tangent, at 0.
@@ -69,7 +69,7 @@ def linear_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation:
         InvalidValue: another function.
     """
     check_activation(activation)
-    if not torch.is_grad_enabled() and fits_onednn(x, weight, bias):
+    if not torch.is_grad_enabled() and takes_onednn(x, weight, bias):
         function, algorithm = _NAMES[activation]
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], algorithm)
     return activate(linear(x, weight, bias), activation)
