@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 
 from ...errors import invalid
-from ...mixers.grid_scans import CROSS_SCAN
 from ...mixers.selective_grid import CWLinear, GridChannelMixer, GridTokenMixer
 from ...mixers.ssm import check_positive
 from ...mixers.weighted_average import MambaMixerBlock, MambaMixerStack
@@ -71,7 +70,8 @@ class ViM2(Backbone):
         channel_mixer: "selective", the published one; "mlp": two linear layers over the channels; "none".
         averaging: mixers read learned averages of all earlier outputs of their stage; False: the output before.
         residual: add what a mixer reads to what it says. The paper does not say; see ``docs/systems/mamba_mixer.md``.
-        scans: orders of the token mixers, names of :data:`~foveate.mixers.grid_scans.GRID_SCANS`.
+        scans: orders of the token mixers, names of :data:`~foveate.mixers.grid_scans.GRID_SCANS`. None: rows and
+            columns, each from both ends.
         cw_linear: how the channel mixers' linear layers are read, see
             :class:`~foveate.mixers.selective_grid.GridChannelMixer`.
         img_size: pixels along both sides of the image, which "all_tokens" is built for; the others do not read it.
@@ -82,7 +82,7 @@ class ViM2(Backbone):
         dropout: behind each mixer.
 
     Raises:
-        InvalidValue: an illegal option, or as many depths as dims are not given.
+        InvalidValue: an illegal option, or lists of several lengths.
         UnknownName: a scan that does not exist.
     """
 
@@ -111,7 +111,7 @@ class ViM2(Backbone):
         channel_mixer: ChannelMixing = "selective",
         averaging: bool = True,
         residual: bool = True,
-        scans: Sequence[str] = CROSS_SCAN,
+        scans: tuple[str, ...] | None = None,
         cw_linear: CWLinear = "channels",
         img_size: int = 224,
         mlp_ratio: float = 2.0,
@@ -122,7 +122,9 @@ class ViM2(Backbone):
     ) -> None:
         super().__init__()
         check_stages("ViM2", depths=depths, dims=dims)
-        check_positive(channel_every=channel_every, img_size=img_size, **{f"depths[{i}]": d for i, d in enumerate(depths)})
+        check_positive(
+            channel_every=channel_every, img_size=img_size, **{f"depths[{i}]": d for i, d in enumerate(depths)}
+        )
         if channel_mixer not in get_args(ChannelMixing):
             raise invalid("channel_mixer", channel_mixer, f"it must be one of {', '.join(get_args(ChannelMixing))}")
         if patch_size not in (2, 4):
