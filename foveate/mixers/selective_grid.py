@@ -58,7 +58,7 @@ class GridScan(SelectiveCore):
         self.start_core()
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Scan ``(batch, places, d_inner)`` in the order given; masked places, bool ``(batch, places)``, are skipped."""
+        """Scan ``(batch, places, d_inner)`` as they come; ``mask``, bool ``(batch, places)``, False: passed over."""
         dt, B, C = (m.transpose(1, 2) for m in self._read(u))
         if mask is not None:
             dt = dt.masked_fill(~mask.unsqueeze(1), -math.inf)
@@ -82,8 +82,8 @@ class GridScan(SelectiveCore):
 class GridTokenMixer(Mixer):
     """Selective token mixer of MambaMixer on a map: a convolution 3 x 3, then S6 in several orders under one gate.
 
-    With its defaults and ``norm=True`` it is VMamba's SS2D, whose weights :func:`~foveate.models.official.load_official`
-    loads. Masked tokens are zeros to the convolution, and the scans pass over them.
+    With its defaults and ``norm=True`` it is VMamba's SS2D, whose weights ``load_official`` loads. Masked tokens are
+    zeros to the convolution, and the scans pass over them.
 
     Args:
         dim: channels of a token.
@@ -213,16 +213,16 @@ class ChannelScan(nn.Module):
     Args:
         dim: channels.
         directions: 2: forward and backward, under one gate; 1: forward.
-        d_state, d_conv, expand: see :class:`GridChannelMixer`.
+        d_state, d_conv, expand, bias: see :class:`GridChannelMixer`.
     """
 
-    def __init__(self, dim: int, directions: int, d_state: int, d_conv: int, expand: int) -> None:
+    def __init__(self, dim: int, directions: int, d_state: int, d_conv: int, expand: int, bias: bool) -> None:
         super().__init__()
         check_positive(d_state=d_state, d_conv=d_conv, expand=expand)
         self.dim, self.inner = dim, expand * dim
-        self.in_proj = Linear(dim, 2 * self.inner, bias=False)
+        self.in_proj = Linear(dim, 2 * self.inner, bias=bias)
         self.branches = nn.ModuleList(ScanBranch(1, d_state, d_conv, 1, True) for _ in range(directions))
-        self.out_proj = Linear(self.inner, dim, bias=False)
+        self.out_proj = Linear(self.inner, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(places, dim)`` in and out."""
@@ -272,6 +272,7 @@ class GridChannelMixer(Mixer):
         d_conv: width of the convolution over channels.
         expand: inner channels per channel (``"channels"``), or inner features per feature. The printed numbers of
             parameters ask for 1.
+        bias: the linear layers have biases.
 
     Raises:
         InvalidValue: ``causal=True``, another ``cw_linear``, ``patch`` where it is not read, an option that is not a
@@ -292,6 +293,7 @@ class GridChannelMixer(Mixer):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 1,
+        bias: bool = False,
     ) -> None:
         super().__init__(dim, causal=causal)
         check_positive(patch=patch)
@@ -309,11 +311,12 @@ class GridChannelMixer(Mixer):
             self.spec = replace(self.spec, grid=Grid(minimum=patch, multiple_of=patch))
         self.block: ChannelScan | SelectiveBlock
         if cw_linear == "channels":
-            self.block = ChannelScan(dim, 1 + bidirectional, d_state, d_conv, expand)
+            self.block = ChannelScan(dim, 1 + bidirectional, d_state, d_conv, expand, bias)
         else:
             scans = ("forward", "backward") if bidirectional else ("forward",)
             self.features = patch**2 if cw_linear == "per_token" else math.prod(grid)
-            self.block = SelectiveBlock(self.features, scans, d_state=d_state, d_conv=d_conv, expand=expand)
+            inner: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "bias": bias}
+            self.block = SelectiveBlock(self.features, scans, **inner)
 
     @classmethod
     def options_for(cls, grid: tuple[int, ...]) -> dict[str, Any]:
