@@ -177,7 +177,8 @@ def test_linear_layers_over_the_channels_stand_around_the_scans() -> None:
 def test_who_sees_whom(reading: str) -> None:
     mixer = noisy(GridChannelMixer(6, cw_linear=reading, grid=(2, 3)).double(), 0.3)  # type: ignore[arg-type]
     x = places(2, 3, dim=6, batch=1).double()
-    found = torch.autograd.functional.jacobian(mixer, x)[0, :, :, :, 0].flatten(3, 4).flatten(0, 1) != 0
+    matrix = cast(Tensor, torch.autograd.functional.jacobian(mixer, x))[0, :, :, :, 0]
+    found = matrix.flatten(3, 4).flatten(0, 1) != 0
     between = found.transpose(1, 2).flatten(2).all(-1) if reading == "all_tokens" else found.any(-1).any(1)
     expected = torch.ones(6, 6) if reading == "all_tokens" else torch.eye(6)
     assert found.shape == (6, 6, 6, 6)
