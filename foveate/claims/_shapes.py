@@ -50,7 +50,9 @@ def shapes(
         ``(samples, 3, 32, 32)``, and the classes ``(samples,)``.
     """
     y = torch.randint(kinds, (samples,), generator=generator)
-    size, row, column = (torch.rand(3, samples, 1, 1, generator=generator) * 4 + torch.tensor([5, 14, 14])[:, None, None, None]).unbind()
+    size, row, column = (
+        torch.rand(3, samples, 1, 1, generator=generator) * 4 + torch.tensor([5, 14, 14])[:, None, None, None]
+    ).unbind()
     at = torch.arange(SIDE) + 0.5
     u, v = (at - column) / size, (at[:, None] - row) / size
     shape = _inside(u.expand(-1, SIDE, -1), v.expand(-1, -1, SIDE))[y, torch.arange(samples)]
