@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..measure.flops import count_flops
+from ..mixers.swin import ShiftedWindows
 from ..mixers.vsa import VariedSizeWindowAttention
 from ..ops import backend
 from ..ops.shifted_window_attention import shifted_window_attention
 from . import Measurement, claim
+from ._squares import share_sized
 
 
 def _mixer(window: int = 4, heads: int = 2) -> VariedSizeWindowAttention:
@@ -102,6 +104,36 @@ def extra_cost_is_negligible() -> Measurement:
     grown = math.log(totals[1] / totals[0]) / math.log(4)
     detail = f"extra multiply-adds by those of attention in windows (at most); all grow as pixels to the {grown:.2f}"
     return Measurement(share, 0.025, share <= 0.025 and abs(grown - 1) <= 0.15, detail)
+
+
+@claim(
+    "vsa",
+    kind="learned",
+    says="Windows that fit themselves tell the size of objects better than fixed ones, by 8 points, and the gain is "
+    "larger on larger pictures.",
+)
+def windows_fit_objects_of_many_sizes() -> Measurement:
+    """Two layers of windows of 8 pixels; the middle of a square of 3 to 20 of 32 pixels tells its class of size, one of
+    4; pictures of 48 pixels show the same, half as large again."""
+    gains: dict[int, list[float]] = {}
+    said = []
+    for side in (32, 48):
+        gains[side] = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            varied = share_sized(
+                16, [VariedSizeWindowAttention(16, num_heads=2, window_size=4) for _ in range(2)], side, seed
+            )
+            torch.manual_seed(seed)
+            fixed = share_sized(16, [ShiftedWindows(16, num_heads=2, window=4) for _ in range(2)], side, seed)
+            gains[side].append(varied - fixed)
+            said.append(f"{varied:.2f} against {fixed:.2f}")
+    least, (small, large) = min(gains[32]), (sum(gains[side]) / 3 for side in (32, 48))
+    detail = (
+        f"share of right sizes more at 32 pixels, least of 3 seeds (at least); on average {small:.2f}, at 48 pixels "
+    )
+    detail += f"{large:.2f} (more); {', '.join(said)}"
+    return Measurement(least, 0.08, least >= 0.08 and large > small, detail)
 
 
 @claim(
