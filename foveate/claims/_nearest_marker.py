@@ -24,7 +24,7 @@ def maps(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x[torch.arange(count)[:, None], at] = F.one_hot(colours, COLOURS).float()
     place = torch.arange(SIDE**2)[:, None]
     down, across = place // SIDE - at[:, None] // SIDE, place % SIDE - at[:, None] % SIDE
-    distances, order = (down**2 + across**2).sort(-1, stable=True)
+    distances, order = (down**2 + across**2).sort(-1)
     tie = distances[..., 0] == distances[..., 1]
     wanted = colours.gather(1, order[..., 0]).masked_fill(tie, -1)
     return x.unflatten(1, (SIDE, SIDE)), wanted.unflatten(1, (SIDE, SIDE))
