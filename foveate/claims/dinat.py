@@ -156,8 +156,8 @@ def published_sizes() -> Measurement:
     "away are right.",
 )
 def dilation_reads_far_pixels() -> Measurement:
-    """Four layers with windows of 5 must tell at one marked pixel the colour of another, more than 8 pixels away. One
-    in four is right by chance."""
+    """Four layers with windows of 5 must tell at four marked pixels the colour of another, more than 8 pixels away.
+    One in four is right by chance."""
     shares: list[list[float]] = []
     for dilations in ((1, 4, 1, 4), (1, 1, 1, 1)):
         shares.append([])

@@ -110,9 +110,8 @@ def _share_sized(varied: bool, side: int, seed: int) -> float:
     """Of two layers with windows of 4 tokens, 8 pixels."""
     torch.manual_seed(seed)
     if varied:
-        return share_sized(
-            16, [VariedSizeWindowAttention(16, num_heads=2, window_size=4) for _ in range(2)], side, seed
-        )
+        own = [VariedSizeWindowAttention(16, num_heads=2, window_size=4) for _ in range(2)]
+        return share_sized(16, [*own], side, seed)
     return share_sized(16, [ShiftedWindows(16, num_heads=2, window=4) for _ in range(2)], side, seed)
 
 
@@ -124,7 +123,7 @@ def _share_sized(varied: bool, side: int, seed: int) -> float:
 )
 def windows_fit_objects_of_many_sizes() -> Measurement:
     """The middle of a square of 3 to 20 of 32 pixels tells its class of size, one of 4; pictures of 48 pixels show the
-    same, half as large again. SEEN"""
+    same, half as large again."""
     gains: dict[int, list[float]] = {}
     said: list[str] = []
     for side in (32, 48):
