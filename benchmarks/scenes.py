@@ -61,18 +61,18 @@ RUNS = {
         volumes=False,
         counts=(1200, 60, 120),
         systems=("psa_hrnet", "plain_hrnet:PlainHRNet", "swin", "convnext"),
-        steps=400,
+        steps=200,
         batch=16,
-        rates=(3e-3, 1e-2),
+        rates=(1e-2,),
     ),
     "volumes": Comparison(
         title="Volumes of 32 x 32 x 32 voxels",
         volumes=True,
         counts=(400, 20, 40),
         systems=("swin_unetr",),
-        steps=300,
-        batch=4,
-        rates=(1e-3, 3e-3),
+        steps=200,
+        batch=2,
+        rates=(3e-3, 1e-2),
     ),
 }
 
