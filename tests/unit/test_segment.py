@@ -430,6 +430,16 @@ def test_baselines():
     assert by_brightness.metrics["dice"] > nothing.metrics["dice"] + 0.1
 
 
+def test_baselines_leave_out_padding(pictures):
+    task = SegmentTask.prepare(pictures)
+    assert bool((task.batch("train", torch.arange(2))["y"] == IGNORED).any())
+    model = VoxelBayes.for_task(task.info)
+    FitOnce(task).fit(model, None)
+    assert task.evaluate(model, "test").metrics["dice"] > 0.95  # the square is brighter than any noise
+    share = np.mean([float((task.store.mask(i) == 1).float().mean()) for i in task._part("train").tolist()])
+    assert float(model.log_share.exp()[1]) == pytest.approx(share, rel=0.05)
+
+
 def test_naive_bayes_with_two_classes_is_a_threshold():
     model = VoxelBayes((8, 8), 1, 2)
     y = torch.arange(64).view(1, 8, 8) % 2
