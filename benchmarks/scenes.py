@@ -70,9 +70,9 @@ RUNS = {
         volumes=True,
         counts=(400, 20, 40),
         systems=("swin_unetr",),
-        steps=200,
+        steps=160,
         batch=2,
-        rates=(3e-3, 1e-2),
+        rates=(3e-3,),
     ),
 }
 

@@ -43,7 +43,8 @@ def verdict(leaderboard: Mapping[str, Any]) -> Verdict:
     if faster is not None:
         ratio = winner["latency_ms"]["median"] / faster["latency_ms"]["median"]
         does = "does as well within what the test data can tell" if faster["tied"] and winner["tied"] else "is close"
-        sentences.append(f"{faster['system']} {does} and answers {figures.fixed(ratio, 1 if ratio < 10 else 0)} times faster.")
+        times = figures.fixed(ratio, 1 if ratio < 10 else 0)
+        sentences.append(f"{faster['system']} {does} and answers {times} times faster.")
     if (leaderboard["comparison"].get("seeds") or 1) < 2 and len(done) > 1:
         sentences.append("Every system ran with one seed: how much its score varies with the seed is not known.")
     return Verdict(headline, name, sentences)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import math
 import os
 import struct
@@ -17,6 +19,7 @@ from foveate.models.build import resolve
 from foveate.models.vision.voxel_bayes import Background, VoxelBayes
 from foveate.tasks.fit import FitOnce
 from foveate.tasks.segment.cases import nearest
+from foveate.tasks.segment.examples import example
 from foveate.tasks.segment.scores import IGNORED, dice_and_cross_entropy, hausdorff95, overlaps
 from foveate.tasks.segment.task import SegmentTask
 from foveate.tasks.segment.windows import origins, sliding_window, weights
@@ -396,6 +399,38 @@ def test_digits_are_there_and_come_back(volumes, tmp_path):
         SegmentTask.prepare(volumes=volumes, split_seed=1).store.images.float().mean()
         != task.store.images.float().mean()
     )
+
+
+def _shown(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(int)
+
+
+def test_pictures_of_the_test_part(pictures):
+    task = SegmentTask.prepare(pictures)
+    nothing = task.evaluate(Background.for_task(task.info), "test").examples
+    part = task._part("test").tolist()
+    assert [image["name"] for image in nothing["images"]] == [f"image {i}" for i in part]
+    assert "images" not in task.evaluate(Background.for_task(task.info), "val").examples
+    for i, image in zip(part, nothing["images"], strict=True):
+        grey = _shown(image["image"])
+        assert np.array_equal(grey, np.repeat(task.store.image(i).numpy()[0][..., None], 3, 2))
+        assert np.array_equal(_shown(image["answer"]), grey)
+        differs = (_shown(image["truth"]) != grey).any(-1)
+        assert np.array_equal(differs, task.store.mask(i).numpy() == 1)
+        orange = 0.7 * np.array([0xE6, 0x9F, 0]) + 0.3 * grey[differs]
+        assert np.abs(_shown(image["truth"])[differs] - orange).max() <= 1
+        assert image["dice"] == 0
+
+
+def test_pictures_of_volumes_are_the_slice_with_most_labels(scans):
+    task = SegmentTask.prepare(scans)
+    i = int(task._part("test")[0])
+    shown = example(task, i, task.store.mask(i).long(), 1.0)
+    at = int((task.store.mask(i) > 0).sum((0, 1)).argmax())
+    assert shown["name"] == f"volume {i}, slice {at}"
+    assert shown["truth"] == shown["answer"]
+    differs = (_shown(shown["truth"]) != _shown(shown["image"])).any(-1)
+    assert np.array_equal(differs, task.store.mask(i)[..., at].numpy().T[::-1] > 0)  # right to the right, front up
 
 
 @pytest.mark.parametrize("normalise", ["training", "each"])
