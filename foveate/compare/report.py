@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..hub.card import new_data
 from ..pages import figures
 from ..pages.charts import strip
 from ..pages.page import charts_of, date, facts, machine_lines, render_page
-from ..registry import find
 from . import by_length, masks, pictures
 from .confusion import confusions
 from .tables import quality_cells, shared_ranks
@@ -229,15 +229,6 @@ def _sweep_value(val: Any, primary: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _new_data(task: str) -> str:
-    """What stands for the user's new data in a command."""
-    if ":" in task:
-        return "NEW_DATA"
-    if find(task, "task").spec.reads != "image":
-        return "NEW_DATA.csv"
-    return "NEW_IMAGES --out MASKS" if task == "segment" else "NEW_IMAGES"
-
-
 def _commands(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(purpose, command) with the comparison's own folder."""
     settings = leaderboard["settings"]
@@ -246,7 +237,7 @@ def _commands(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
     commands = [("Run this comparison again, or go on where it stopped", again)]
     if leaderboard["best"] is not None:
         best = str(out / leaderboard["best"]["path"])
-        commands.append(("Use the winner", f"foveate predict {shlex.quote(best)} {_new_data(leaderboard['task'])}"))
+        commands.append(("Use the winner", f"foveate predict {shlex.quote(best)} {new_data(leaderboard['task'])}"))
         commands.append(("The winner as a PyTorch module", f"import foveate\nmodel = foveate.load({best!r})"))
     commands.append(
         ("Merge with other data sets into ranks", f"foveate leaderboard {shlex.quote(str(out))} OTHER_FOLDER")

@@ -308,10 +308,12 @@ def test_masks_stand_beside_images_and_truth():
     picture = base64.b64encode(b"\x89PNG").decode()
     image = {"name": EVIL, "dice": 0.126, "image": picture, "truth": picture, "answer": picture}
     board = _with_examples({"classes": [EVIL], "colours": ["#e69f00"], "dice": [0.1], "images": [image, image]})
+    board["task"] = "segment"
     html = report.render(board)
     page = Page(html)
     shown = masks.table(board)
     assert shown is not None
+    assert f"foveate predict {board['settings']['out']}/best NEW_IMAGES --out MASKS" in page.text
     assert shown.systems[0][0] == board["best"]["system"]
     assert any(row["baseline"] for row in board["rows"] if row["system"] in dict(shown.systems))
     assert len(page.of("img")) == 2 * (2 + len(shown.systems))
