@@ -128,7 +128,7 @@ def plain(text: Any, longest: int = 0) -> str:
 
 #: Names of metrics that are written in their own way; parts of names that are words. Other parts of up to five letters are abbreviations.
 CASED = {"dice": "Dice", "iou": "IoU"}
-WORDS = {"at", "bits", "byte", "exact", "found", "macro", "nats", "per", "token", "width"}
+WORDS = {"at", "bits", "byte", "exact", "found", "log", "loss", "macro", "nats", "per", "token", "width"}
 
 
 def metric_name(metric: str) -> str:
