@@ -43,7 +43,7 @@ class Comparison:
         title: above it.
         volumes: whether scenes have three axes.
         counts: of training, validation and test scenes.
-        systems, steps, batch, rates: of ``foveate compare``.
+        systems, steps, batch, rate: of ``foveate compare``.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Comparison:
     systems: tuple[str, ...]
     steps: int
     batch: int
-    rates: tuple[float, ...]
+    rate: float
 
 
 RUNS = {
@@ -63,7 +63,7 @@ RUNS = {
         systems=("psa_hrnet", "plain_hrnet:PlainHRNet", "swin", "convnext"),
         steps=200,
         batch=16,
-        rates=(1e-2,),
+        rate=1e-2,
     ),
     "volumes": Comparison(
         title="Volumes of 32 x 32 x 32 voxels",
@@ -72,7 +72,7 @@ RUNS = {
         systems=("swin_unetr",),
         steps=160,
         batch=2,
-        rates=(3e-3,),
+        rate=3e-3,
     ),
 }
 
@@ -105,7 +105,7 @@ def command(name: str, out: str) -> list[str]:
     run = RUNS[name]
     words = ["compare", "segment", f"{out}/{name}-data", "--systems", ",".join(run.systems), "--seeds", "1"]
     words += ["--steps", str(run.steps), "--batch-size", str(run.batch), "--patience", "0", "--no-refit"]
-    return [*words, "--learning-rates", ",".join(f"{rate:g}" for rate in run.rates), "--out", f"{out}/{name}"]
+    return [*words, "--learning-rates", f"{run.rate:g}", "--out", f"{out}/{name}"]
 
 
 def leaderboard(name: str, digits: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def table(name: str, board: dict[str, Any]) -> list[str]:
     ]
     for row in sorted(done, key=lambda row: -row["test"]["dice"]["mean"]):
         dice, iou = (row["test"][metric]["mean"] for metric in ("dice", "iou"))
-        flops = f"{row['flops'] / 1e6:.1f}" if row["flops"] else "-"
+        flops = f"{row['flops'] / 1e6:.3g}" if row["flops"] else "-"
         rate = f"{row['learning_rate']:g}" if row["learning_rate"] else "-"
         lines.append(
             f"| {row['system'].rpartition(':')[2]} | {dice:.3f} | {iou:.3f} | {row['val']['dice']['mean']:.3f} | "
@@ -155,7 +155,7 @@ def section(boards: dict[str, dict[str, Any]]) -> str:
     lines = [line for name, board in boards.items() for line in (*table(name, board), "")]
     first = next(iter(boards.values()))
     lines += [
-        "Learning rates were chosen on validation. Minutes are of a machine that may have done other work. Made with "
+        "One learning rate for all of a table. Minutes are of a machine that may have done other work. Made with "
         f"torch {first['versions']['torch']} on {first['machine']['cpu']}, one thread, by:",
         "",
         "    python benchmarks/scenes.py mnist_test --write",
