@@ -19,30 +19,51 @@ class Marks(nn.Module):
         return self.head(self.blocks(self.embed(x)).mean((1, 2)))
 
 
-def marks_on_a_map(samples: int, side: int, far: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two marks of 1 or -1, in the upper and lower third of a map or side by side; 1 where they are alike."""
+def marks_on_a_map(
+    samples: int, side: int, far: bool, generator: torch.Generator, edge: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Two squares of 1 or -1, in the upper and lower quarter of a map or side by side; 1 where they are alike.
+
+    Args:
+        samples: of them.
+        side: places along each side of a map.
+        far: whether they are far from each other.
+        generator: draws them.
+        edge: places along each side of a square.
+    """
     marks = torch.randint(0, 2, (samples, 2), generator=generator) * 2 - 1
-    x, each = torch.zeros(samples, side, side, 1), torch.arange(samples)
-    if not far:
-        row, column = (torch.randint(0, side - 1, (samples,), generator=generator) for _ in range(2))
-        x[each, row, column, 0], x[each, row, column + 1, 0] = marks[:, 0].float(), marks[:, 1].float()
-        return x, (marks[:, 0] == marks[:, 1]).long()
-    for i, first in enumerate((0, side - side // 3)):
-        row = torch.randint(first, first + side // 3, (samples,), generator=generator)
-        column = torch.randint(0, side, (samples,), generator=generator)
-        x[each, row, column, 0] = marks[:, i].float()
-    return x, (marks[:, 0] == marks[:, 1]).long()
+    quarter = side // 4
+    rows = torch.randint(0, (quarter if far else side) - edge + 1, (samples, 2), generator=generator)
+    columns = torch.randint(0, side - edge + 1, (samples, 2), generator=generator)
+    if far:
+        rows[:, 1] += side - quarter
+    else:
+        columns[:, 0] = torch.randint(0, side - 2 * edge + 1, (samples,), generator=generator)
+        rows[:, 1], columns[:, 1] = rows[:, 0], columns[:, 0] + edge
+    at = torch.arange(side)
+    down, across = (((m[..., None] <= at) & (at < m[..., None] + edge)).float() for m in (rows, columns))
+    x = torch.einsum("bm,bmh,bmw->bhw", marks.float(), down, across)
+    return x[..., None], (marks[:, 0] == marks[:, 1]).long()
 
 
-def accuracy(model: nn.Module, seed: int, *, side: int = 12, steps: int = 400, far: bool = True) -> float:
+def accuracy(
+    model: nn.Module,
+    seed: int,
+    *,
+    side: int = 12,
+    steps: int = 400,
+    far: bool = True,
+    edge: int = 1,
+    lr: float = 3e-3,
+) -> float:
     """On 512 fresh maps, after training on ``steps`` batches of 64."""
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr)
     for _ in range(steps):
-        x, y = marks_on_a_map(64, side, far, generator)
+        x, y = marks_on_a_map(64, side, far, generator, edge)
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimiser.step()
-    x, y = marks_on_a_map(512, side, far, generator)
+    x, y = marks_on_a_map(512, side, far, generator, edge)
     with torch.no_grad():
         return float((model.eval()(x).argmax(1) == y).float().mean())

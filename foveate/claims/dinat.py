@@ -12,6 +12,7 @@ from ..mixers.dinat import NeighborhoodAttention
 from ..models.vision.table import count, worst_difference
 from ..ops.shifted_window_attention import shifted_window_attention
 from . import Measurement, claim
+from ._marked_pixels import share_told
 
 
 def _noisy(module: nn.Module) -> None:
@@ -146,6 +147,27 @@ def published_sizes() -> Measurement:
     """All 20 sizes. Seen failing (0.09) with the boxes of the op's form in place of its pairs."""
     found, where = worst_difference("dinat")
     return Measurement.at_most(found, 0.01, f"largest relative difference to the printed tables ({where})")
+
+
+@claim(
+    "dinat",
+    kind="learned",
+    says="Nearest and spaced keys in turn read further than nearest ones alone: 15 points more colours of a pixel far "
+    "away are right.",
+)
+def dilation_reads_far_pixels() -> Measurement:
+    """Four layers with windows of 5 must tell at four marked pixels the colour of another, more than 8 pixels away.
+    One in four is right by chance."""
+    shares: list[list[float]] = []
+    for dilations in ((1, 4, 1, 4), (1, 1, 1, 1)):
+        shares.append([])
+        for seed in range(3):
+            torch.manual_seed(seed)
+            layers = [NeighborhoodAttention(16, num_heads=2, window=5, dilation=d) for d in dilations]
+            shares[-1].append(share_told(16, [*layers], seed))
+    gain = min(a - b for a, b in zip(*shares, strict=True))
+    said = ", ".join(f"{a:.2f} against {b:.2f}" for a, b in zip(*shares, strict=True))
+    return Measurement.at_least(gain, 0.15, f"share of right colours more, least of 3 seeds ({said}); at least")
 
 
 @claim(

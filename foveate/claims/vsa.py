@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..measure.flops import count_flops
+from ..mixers.swin import ShiftedWindows
 from ..mixers.vsa import VariedSizeWindowAttention
 from ..ops import backend
 from ..ops.shifted_window_attention import shifted_window_attention
 from . import Measurement, claim
+from ._squares import share_sized
 
 
 def _mixer(window: int = 4, heads: int = 2) -> VariedSizeWindowAttention:
@@ -102,6 +104,36 @@ def extra_cost_is_negligible() -> Measurement:
     grown = math.log(totals[1] / totals[0]) / math.log(4)
     detail = f"extra multiply-adds by those of attention in windows (at most); all grow as pixels to the {grown:.2f}"
     return Measurement(share, 0.025, share <= 0.025 and abs(grown - 1) <= 0.15, detail)
+
+
+def _share_sized(varied: bool, side: int, seed: int) -> float:
+    """Of two layers with windows of 4 tokens, 8 pixels."""
+    torch.manual_seed(seed)
+    if varied:
+        own = [VariedSizeWindowAttention(16, num_heads=2, window_size=4) for _ in range(2)]
+        return share_sized(16, [*own], side, seed)
+    return share_sized(16, [ShiftedWindows(16, num_heads=2, window=4) for _ in range(2)], side, seed)
+
+
+@claim(
+    "vsa",
+    kind="learned",
+    says="Windows that fit themselves tell the size of objects better than fixed ones, by 8 points, and the gain is "
+    "larger on larger pictures.",
+)
+def windows_fit_objects_of_many_sizes() -> Measurement:
+    """The middle of a square of 3 to 20 of 32 pixels tells its class of size, one of 4; pictures of 48 pixels show the
+    same, half as large again."""
+    gains: dict[int, list[float]] = {}
+    said: list[str] = []
+    for side in (32, 48):
+        varied, fixed = ([_share_sized(form, side, seed) for seed in range(3)] for form in (True, False))
+        gains[side] = [a - b for a, b in zip(varied, fixed, strict=True)]
+        said += [f"{a:.2f} against {b:.2f}" for a, b in zip(varied, fixed, strict=True)]
+    least, small, large = min(gains[32]), sum(gains[32]) / 3, sum(gains[48]) / 3
+    detail = f"share of right sizes more at 32 pixels, least of 3 seeds (at least); on average {small:.2f}, and at 48 "
+    detail += f"pixels {large:.2f} (more); {', '.join(said)}"
+    return Measurement(least, 0.08, least >= 0.08 and large > small, detail)
 
 
 @claim(

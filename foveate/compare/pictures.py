@@ -153,15 +153,9 @@ def forecast_galleries(leaderboard: Mapping[str, Any]) -> list[Gallery]:
     Reads the examples that the forecast task gives: ``{"windows": [{"series", "history_times", "future_times",
     "targets": [{"name", "history", "truth", "prediction", "bands" (with quantiles)}, ...]}, ...]}``.
     """
-    done = [row for row in leaderboard["rows"] if row["status"] == "done" and _windows(row)]
-    if not done:
+    shown = shown_systems(leaderboard, "windows")
+    if not shown:
         return []
-    chosen = (leaderboard["best"] or {}).get("system")
-    ordered = sorted(done, key=lambda row: row["system"] != chosen)
-    baseline = next((row for row in done if row["baseline"]), None)
-    shown = ordered[:MOST_SHOWN]
-    if baseline is not None and baseline not in shown:
-        shown[-1] = baseline
     colour = tones(leaderboard["rows"])
     reaches = _reaches(shown)
     return [
@@ -169,8 +163,21 @@ def forecast_galleries(leaderboard: Mapping[str, Any]) -> list[Gallery]:
     ]
 
 
+def shown_systems(leaderboard: Mapping[str, Any], what: str) -> list[Row]:
+    """The systems whose examples hold ``what`` and are shown: the winner, the best others and the best baseline."""
+    rows = [row for row in leaderboard["rows"] if row["status"] == "done" and isinstance(row["examples"], Mapping)]
+    done = [row for row in rows if row["examples"].get(what)]
+    chosen = (leaderboard["best"] or {}).get("system")
+    ordered = sorted(done, key=lambda row: row["system"] != chosen)
+    baseline = next((row for row in done if row["baseline"]), None)
+    shown = ordered[:MOST_SHOWN]
+    if baseline is not None and baseline not in shown:
+        shown[-1] = baseline
+    return shown
+
+
 def _windows(row: Row) -> list[Mapping[str, Any]]:
-    return row["examples"].get("windows") or [] if isinstance(row["examples"], Mapping) else []
+    return row["examples"].get("windows") or []
 
 
 def _pairs(row: Row) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

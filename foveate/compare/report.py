@@ -10,10 +10,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..hub.card import new_data
 from ..pages import figures
 from ..pages.charts import strip
 from ..pages.page import charts_of, date, facts, machine_lines, render_page
-from . import by_length, pictures
+from . import by_length, masks, pictures
+from .confusion import confusions
 from .tables import quality_cells, shared_ranks
 from .wording import method, tracked, verdict
 
@@ -40,6 +42,8 @@ def render(leaderboard: Mapping[str, Any]) -> str:
         costs=charts_of(pictures.quality_against(leaderboard, cost) for cost in _costs(done)),
         curves=charts_of(pictures.learning_curves(leaderboard, what) for what in ("val", "train")),
         lengths=charts_of([by_length.over_length(leaderboard), *by_length.over_depth(leaderboard)]),
+        masks=masks.table(leaderboard),
+        confusions=[(pictures.class_name(name), charts_of([chart])) for name, chart in confusions(leaderboard)],
         galleries=[(pictures.class_name(g.system), g.tone, charts_of(g.panels)) for g in galleries],
         sweep=_sweep(leaderboard),
         data_facts=facts(leaderboard["data"], skip=("notes",)),
@@ -216,7 +220,8 @@ def _sweep(leaderboard: Mapping[str, Any]) -> dict[str, Any] | None:
         decimals = figures.decimals_for(values.values())
         cells = [(figures.fixed(values.get(rate), decimals), rate == row["learning_rate"]) for rate in rates]
         table.append((row["system"], pictures.class_name(row["system"]), cells))
-    return {"rates": [figures.rate(rate) for rate in rates], "rows": table}
+    shown = [figures.rate(rate) for rate in rates]
+    return {"metric": figures.metric_name(primary), "rates": shown, "rows": table}
 
 
 def _sweep_value(val: Any, primary: str) -> float | None:
@@ -232,7 +237,7 @@ def _commands(leaderboard: Mapping[str, Any]) -> list[tuple[str, str]]:
     commands = [("Run this comparison again, or go on where it stopped", again)]
     if leaderboard["best"] is not None:
         best = str(out / leaderboard["best"]["path"])
-        commands.append(("Use the winner", f"foveate predict {shlex.quote(best)} NEW_DATA.csv"))
+        commands.append(("Use the winner", f"foveate predict {shlex.quote(best)} {new_data(leaderboard['task'])}"))
         commands.append(("The winner as a PyTorch module", f"import foveate\nmodel = foveate.load({best!r})"))
     commands.append(
         ("Merge with other data sets into ranks", f"foveate leaderboard {shlex.quote(str(out))} OTHER_FOLDER")

@@ -43,7 +43,8 @@ def verdict(leaderboard: Mapping[str, Any]) -> Verdict:
     if faster is not None:
         ratio = winner["latency_ms"]["median"] / faster["latency_ms"]["median"]
         does = "does as well within what the test data can tell" if faster["tied"] and winner["tied"] else "is close"
-        sentences.append(f"{faster['system']} {does} and answers {ratio:.1f} times faster.")
+        times = figures.fixed(ratio, 1 if ratio < 10 else 0)
+        sentences.append(f"{faster['system']} {does} and answers {times} times faster.")
     if (leaderboard["comparison"].get("seeds") or 1) < 2 and len(done) > 1:
         sentences.append("Every system ran with one seed: how much its score varies with the seed is not known.")
     return Verdict(headline, name, sentences)
@@ -221,12 +222,13 @@ def _significance(facts: Mapping[str, Any]) -> str:
         else ""
     )
     seeds = " The variance over seeds counts as well." if facts["seeds"] > 1 else ""
+    degrees = "degree" if facts["degrees_of_freedom"] == 1 else "degrees"
     power = ""
     if facts["degrees_of_freedom"] < 5:
         power = " There is little independent test data here, so only large differences can be significant."
     return (
         f"Every pair of systems is compared on the same {facts['samples']:,} test samples by a paired test "
-        f"(Diebold-Mariano, {facts['degrees_of_freedom']} degrees of freedom, Holm-corrected over all pairs, "
+        f"(Diebold-Mariano, {facts['degrees_of_freedom']} {degrees} of freedom, Holm-corrected over all pairs, "
         f"{100 * facts['level']:g} % level).{overlapping}{seeds} Systems are ranked by how many others are "
         f"significantly better than they are; equals share a rank.{power}"
     )

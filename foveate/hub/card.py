@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..registry import Entry, System, entries, get_system, sizes
+from ..registry import Entry, System, entries, find, get_system, sizes
 from .files import sealed
 
 Config = Mapping[str, Any]
@@ -159,8 +159,20 @@ def _use(config: Config, repo: str | None) -> str:
         lines.append(f"y = model({example})  # {interface['shape']}")
     text = "```python\n" + "\n".join(lines) + "\n```"
     if ":" not in config.get("task", ":") and not own:
-        text += f"\n\nOn the command line: `foveate predict {place} NEW_DATA.csv`."
+        text += f"\n\nOn the command line: `foveate predict {place} {new_data(config['task'])}`."
     return text
+
+
+def new_data(task: str) -> str:
+    """What stands for new data behind ``foveate predict MODEL`` in an example.
+
+    Args:
+        task: registered name; or ``package.module:Class``, of which nothing is known.
+    """
+    reads = "" if ":" in task else find(task, "task").spec.reads
+    if reads == "image":
+        return "NEW_IMAGES --out MASKS" if task == "segment" else "NEW_IMAGES"
+    return "NEW_DATA.csv" if reads == "series" else "NEW_DATA"
 
 
 def _interface(config: Config, entry: Entry | None) -> str:

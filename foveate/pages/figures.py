@@ -126,13 +126,16 @@ def plain(text: Any, longest: int = 0) -> str:
     return shown
 
 
-#: Parts of metrics' names that are words; other parts of up to five letters are abbreviations.
-WORDS = {"at", "bits", "byte", "exact", "found", "macro", "nats", "per", "token", "width"}
+#: Names of metrics that are written in their own way; parts of names that are words. Other parts of up to five letters are abbreviations.
+CASED = {"dice": "Dice", "iou": "IoU"}
+WORDS = {"at", "bits", "byte", "exact", "found", "log", "loss", "macro", "nats", "per", "token", "width"}
 
 
 def metric_name(metric: str) -> str:
     """A metric as a heading: abbreviations in capitals, words as they are."""
-    return " ".join(p if p in WORDS or len(p) > 5 else p.upper() for p in metric.split("_"))
+    name, bracket, of_what = metric.partition("(")
+    parts = (CASED.get(p) or (p if p in WORDS or len(p) > 5 else p.upper()) for p in name.split("_"))
+    return " ".join(parts) + bracket + of_what
 
 
 def english_list(items: Sequence[str], most: int = 0) -> str:

@@ -94,6 +94,7 @@ def test_lists_in_english():
     [
         *[("mse", "MSE"), ("smape", "SMAPE"), ("auc_pr", "AUC PR"), ("macro_f1", "macro F1"), ("pinball", "pinball")],
         *[("bits_per_byte", "bits per byte"), ("accuracy_at_512", "accuracy at 512"), ("exact", "exact")],
+        *[("dice", "Dice"), ("iou", "IoU"), ("log_loss", "log loss"), ("dice(left_kidney)", "Dice(left_kidney)")],
     ],
 )
 def test_metrics_are_headings(metric, shown):

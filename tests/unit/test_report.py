@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from foveate.compare import leaderboard, pictures, report
+from foveate.compare import leaderboard, masks, pictures, report
+from foveate.compare.confusion import confusions
 from foveate.compare.wording import method, verdict
 from tests import fake_leaderboard as fake
 
@@ -293,3 +294,44 @@ def test_a_number_shorter_than_others_of_its_column_is_shown(board: dict[str, An
     for row, mean in zip(done, (4.919, *[25.593] * len(done)), strict=False):
         row["test"][metric] = {"mean": mean, "std": None}
     assert ">4.919</td>" in report.render(board)
+
+
+def _with_examples(examples: dict[str, Any]) -> dict[str, Any]:
+    results = copy.deepcopy(fake.make_results(1))
+    for result in results:
+        if result["status"] == "done":
+            result["examples"] = copy.deepcopy(examples)
+    return summarise(results)
+
+
+def test_masks_stand_beside_images_and_truth():
+    picture = base64.b64encode(b"\x89PNG").decode()
+    image = {"name": EVIL, "dice": 0.126, "image": picture, "truth": picture, "answer": picture}
+    board = _with_examples({"classes": [EVIL], "colours": ["#e69f00"], "dice": [0.1], "images": [image, image]})
+    board["task"] = "segment"
+    html = report.render(board)
+    page = Page(html)
+    shown = masks.table(board)
+    assert shown is not None
+    assert f"foveate predict {board['settings']['out']}/best NEW_IMAGES --out MASKS" in page.text
+    assert shown.systems[0][0] == board["best"]["system"]
+    assert any(row["baseline"] for row in board["rows"] if row["system"] in dict(shown.systems))
+    assert len(page.of("img")) == 2 * (2 + len(shown.systems))
+    assert all(tag["src"] == f"data:image/png;base64,{picture}" and tag["alt"] for tag in page.of("img"))
+    assert "0.13" in page.text
+    policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.endswith("; img-src data:")
+    assert "<script>alert" not in html
+
+
+def test_mistakes_are_shares_of_each_true_class():
+    board = _with_examples({"classes": [EVIL, "dog"], "confusion": [[3, 1], [0, 0]]})
+    (first, drawing), _ = confusions(board)
+    assert first == board["best"]["system"]
+    assert drawing.count("<rect") == 2  # of a class that the test does not have nothing is known
+    assert ">75<" in drawing
+    page = Page(report.render(board))
+    assert "What is taken for what" in page.text
+    many = {"classes": list("abcdefghijklm"), "confusion": [[1] * 13] * 13}
+    assert not confusions(_with_examples(many))

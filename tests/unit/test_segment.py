@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import io
 import math
+import os
+import struct
 
 import nibabel
 import numpy as np
@@ -14,6 +19,7 @@ from foveate.models.build import resolve
 from foveate.models.vision.voxel_bayes import Background, VoxelBayes
 from foveate.tasks.fit import FitOnce
 from foveate.tasks.segment.cases import nearest
+from foveate.tasks.segment.examples import example
 from foveate.tasks.segment.scores import IGNORED, dice_and_cross_entropy, hausdorff95, overlaps
 from foveate.tasks.segment.task import SegmentTask
 from foveate.tasks.segment.windows import origins, sliding_window, weights
@@ -119,8 +125,22 @@ def test_what_is_wrong_with_images_and_masks(pictures):
     refused(pictures, "is a JPEG file, which blurs the borders of classes")
     (masks / "03_mask.jpg").unlink()
     (masks / "03_mask.png").write_bytes(whole)
+    picture = (pictures / "images" / "03.png").read_bytes()
     (pictures / "images" / "03.png").write_bytes(b"")
     refused(pictures, "03.png' is empty")
+    Image.fromarray(np.zeros((17, 30, 3), np.uint8)).save(pictures / "images" / "00.png")
+    refused(pictures, "03.png' is empty")  # no header is read any more, for the channels are known
+    (pictures / "images" / "03.png").unlink()
+    os.mkfifo(pictures / "images" / "03.png")
+    refused(pictures, "03.png' is no file: remove it")
+    (pictures / "images" / "03.png").unlink()
+    os.symlink(pictures / "gone.png", pictures / "images" / "03.png")
+    refused(pictures, "03.png' is a link to nothing: remove it")
+    (pictures / "images" / "03.png").unlink()
+    (pictures / "images" / "03.png").write_bytes(picture)
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(pictures / "masks" / "03_mask.png")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(pictures / "images" / "03.png")
+    refused(pictures, "'images/03.png' has 600 different values, and at most 254 classes are possible")
     masks.rename(pictures / "other")
     refused(pictures, "holds images and no folder called masks")
     refused(pictures / "other", "holds no folder called images")
@@ -151,6 +171,10 @@ def test_one_class_only(tmp_path):
     refused(tmp_path / "a.npz", r"images have shape \(6, 8, 8\), masks \(6, 8, 9\): they must be alike")
     np.savez(tmp_path / "a.npz", images=np.zeros((6, 8, 8), np.uint8), masks=np.zeros((6, 8, 8)))
     refused(tmp_path / "a.npz", "whole numbers of shape")
+    np.savez(tmp_path / "a.npz", images=np.zeros((6, 8, 8), np.uint8), masks=np.full((6, 8, 8), 1 << 32))
+    refused(tmp_path / "a.npz", "masks hold values beyond 32 bits")
+    np.savez(tmp_path / "a.npz", images=np.full((6, 8, 8, 8), 1e300), masks=np.zeros((6, 8, 8, 8), np.uint8))
+    refused(tmp_path / "a.npz", "images hold values that are too large for 32-bit numbers")
     np.savez(tmp_path / "a.npz", pictures=np.zeros((6, 8, 8), np.uint8))
     refused(tmp_path / "a.npz", "holds the arrays pictures: images .* and masks of the same shape are needed")
 
@@ -195,6 +219,7 @@ def test_differing_spacings_are_refused_or_resampled(scans):
         volume(scans / folder / "s3.nii.gz", np.asarray(file.dataobj), spacing=(1, 1, 2))
     refused(scans, r"have different spacings \(1 x 1 x 1 mm and 1 x 1 x 2 mm\): resample with spacing median")
     refused(scans, "spacing='1x1' is not possible", spacing="1x1")
+    refused(scans, "s0.* would have 1200 x 1000 x 900 voxels at a spacing of 0.01 x", spacing="0.01x0.01x0.01")
     median = SegmentTask.prepare(scans, spacing="median")
     assert median.store.shapes.tolist() == [[12, 10, 9]] * 3 + [[12, 10, 18]] + [[12, 10, 9]] * 2
     finer = SegmentTask.prepare(scans, spacing="0.5x1x2")
@@ -222,6 +247,27 @@ def test_what_is_wrong_with_volumes(scans):
     label.write_bytes(whole)
     volume(scans / "imagesTr" / "s2.nii.gz", np.full((12, 10, 9), np.nan, np.float32), axes="LPI")
     refused(scans, "s2.nii.gz' holds missing or infinite values")
+
+
+@pytest.mark.parametrize(
+    ("offset", "changed", "says"),
+    [
+        (70, b"\xff\xff", "is no NIfTI volume, or damaged"),  # the type of a voxel
+        (42, struct.pack("<h", -5), r"has shape \(-5, 10, 9\): a volume of three axes"),
+        (42, struct.pack("<3h", 30_000, 30_000, 30_000), "unpacks to 30000 x 30000 x 30000 voxels"),
+        (70, struct.pack("<2h", 32, 64), "holds complex64 instead of plain numbers"),
+        (70, struct.pack("<2h", 128, 24), "instead of plain numbers"),  # red, green, blue
+        (500, b"\1\2\3\4", "damaged or cut off"),  # a voxel, told by the check sum alone
+    ],
+)
+def test_damaged_heads_and_voxels_of_volumes(scans, capfd, offset, changed, says):
+    path = scans / "imagesTr" / "s1.nii.gz"
+    packed = gzip.compress(gzip.decompress(path.read_bytes()))
+    whole = bytearray(gzip.decompress(packed))
+    whole[offset : offset + len(changed)] = changed
+    path.write_bytes(gzip.compress(bytes(whole))[:-8] + packed[-8:] if offset == 500 else gzip.compress(bytes(whole)))
+    refused(scans, f"s1.nii.gz' .*{says}")
+    assert not capfd.readouterr().err
 
 
 def test_masks_are_written_where_their_volumes_lie(scans, tmp_path):
@@ -355,6 +401,38 @@ def test_digits_are_there_and_come_back(volumes, tmp_path):
     )
 
 
+def _shown(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(int)
+
+
+def test_pictures_of_the_test_part(pictures):
+    task = SegmentTask.prepare(pictures)
+    nothing = task.evaluate(Background.for_task(task.info), "test").examples
+    part = task._part("test").tolist()
+    assert [image["name"] for image in nothing["images"]] == [f"image {i}" for i in part]
+    assert "images" not in task.evaluate(Background.for_task(task.info), "val").examples
+    for i, image in zip(part, nothing["images"], strict=True):
+        grey = _shown(image["image"])
+        assert np.array_equal(grey, np.repeat(task.store.image(i).numpy()[0][..., None], 3, 2))
+        assert np.array_equal(_shown(image["answer"]), grey)
+        differs = (_shown(image["truth"]) != grey).any(-1)
+        assert np.array_equal(differs, task.store.mask(i).numpy() == 1)
+        orange = 0.7 * np.array([0xE6, 0x9F, 0]) + 0.3 * grey[differs]
+        assert np.abs(_shown(image["truth"])[differs] - orange).max() <= 1
+        assert image["dice"] == 0
+
+
+def test_pictures_of_volumes_are_the_slice_with_most_labels(scans):
+    task = SegmentTask.prepare(scans)
+    i = int(task._part("test")[0])
+    shown = example(task, i, task.store.mask(i).long(), 1.0)
+    at = int((task.store.mask(i) > 0).sum((0, 1)).argmax())
+    assert shown["name"] == f"volume {i}, slice {at}"
+    assert shown["truth"] == shown["answer"]
+    differs = (_shown(shown["truth"]) != _shown(shown["image"])).any(-1)
+    assert np.array_equal(differs, task.store.mask(i)[..., at].numpy().T[::-1] > 0)  # right to the right, front up
+
+
 @pytest.mark.parametrize("normalise", ["training", "each"])
 def test_the_package_answers_as_the_task_does(pictures, normalise):
     task = SegmentTask.prepare(pictures, patch=16, normalise=normalise)
@@ -385,6 +463,16 @@ def test_baselines():
     empty = [float((task.store.mask(i) == c).any()) for i in task._part("test").tolist() for c in (1, 2)]
     assert nothing.metrics["dice"] == pytest.approx(1 - np.mean(empty))
     assert by_brightness.metrics["dice"] > nothing.metrics["dice"] + 0.1
+
+
+def test_baselines_leave_out_padding(pictures):
+    task = SegmentTask.prepare(pictures)
+    assert bool((task.batch("train", torch.arange(2))["y"] == IGNORED).any())
+    model = VoxelBayes.for_task(task.info)
+    FitOnce(task).fit(model, None)
+    assert task.evaluate(model, "test").metrics["dice"] > 0.95  # the square is brighter than any noise
+    share = np.mean([float((task.store.mask(i) == 1).float().mean()) for i in task._part("train").tolist()])
+    assert float(model.log_share.exp()[1]) == pytest.approx(share, rel=0.05)
 
 
 def test_naive_bayes_with_two_classes_is_a_threshold():

@@ -90,9 +90,14 @@ class VoxelBayes(_OfVoxels):
         self.register_buffer("variances", torch.ones(num_classes, in_chans))
 
     def fit(self, batch: Mapping[str, Tensor]) -> None:
-        """Take shares, means and variances of ``x`` ``(N, in_chans, *size)`` by ``y`` int64 ``(N, *size)``."""
+        """Take shares, means and variances of ``x`` ``(N, in_chans, *size)`` by ``y`` int64 ``(N, *size)``.
+
+        Pixels whose ``y`` is no class, such as padding, do not count.
+        """
         pixels = batch["x"].movedim(1, -1).reshape(-1, self.in_chans).double()
         y = batch["y"].reshape(-1)
+        counting = y < self.num_classes
+        pixels, y = pixels[counting], y[counting]
         counts = torch.bincount(y, minlength=self.num_classes).double()
         per = counts.clamp_min(1)[:, None]
         nothing = torch.zeros(self.num_classes, self.in_chans, dtype=torch.float64)

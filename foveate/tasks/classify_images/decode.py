@@ -111,6 +111,16 @@ def decode_mask(raw: bytes, path: Path) -> tuple[np.ndarray, bool]:
         return red * 65536 + green * 256 + blue, True
 
 
+def check_file(path: Path) -> None:
+    """Refuse what has the name of a file and is none.
+
+    Raises:
+        Unreadable: a pipe, or a link to nothing; the message names it.
+    """
+    if not path.is_file():
+        raise Unreadable(f"{str(path)!r} is {'a link to nothing' if path.is_symlink() else 'no file'}: remove it.")
+
+
 @contextmanager
 def _opened(source: Any, path: Path) -> Iterator[Image]:
     try:
@@ -119,7 +129,9 @@ def _opened(source: Any, path: Path) -> Iterator[Image]:
         raise missing_extra("pillow", "vision", "reading image files") from error
     name = str(path)
     try:
-        if isinstance(source, Path) and not os.path.getsize(source):
+        if isinstance(source, Path):
+            check_file(source)
+        if not (os.path.getsize(source) if isinstance(source, Path) else source.getbuffer().nbytes):
             raise Unreadable(f"{name!r} is empty: it has no bytes.")
         with warnings.catch_warnings():
             # Above its limit pillow warns, above twice that it raises; the check below is for both.

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import InvalidValue
 from .decode import SUFFIXES, Header, decode, read_header
-from .pictures import OPEN, Pictures, Unreadable
+from .pictures import OPEN, Pictures, Unreadable, or_skip
 
 #: What the folders of parts may be called.
 PARTS = {
@@ -122,7 +122,7 @@ def of_files(
             headers[i] = read_header(path)
         except Unreadable as error:
             if not skip_bad:
-                raise Unreadable(f"{error} (or leave such files out with skip_bad, --skip-bad)") from error
+                raise or_skip(error) from error
             bad.append(told(path, root))
     if not headers:
         raise InvalidValue(f"{label!r}: no image can be read, the first is {bad[0] if bad else label!r}.")
@@ -146,11 +146,13 @@ def of_files(
     facts: dict[str, Any] = {"modes": dict(sorted(modes.items())), "other_files": others, "skipped": len(bad)}
     notes = []
     if bad:
-        notes.append(f"{len(bad)} files are no whole images and were left out, the first is {bad[0]!r}.")
+        told_of = _files(len(bad), "is no whole image and was", "are no whole images and were")
+        notes.append(f"{told_of} left out, the first is {bad[0]!r}.")
     if animated:
-        notes.append(f"{animated} files have several frames, of which the first is read.")
+        notes.append(f"{_files(animated, 'has', 'have')} several frames, of which the first is read.")
     if others:
-        notes.append(f"{others} files are no images by their endings and were not looked at.")
+        told_of = _files(others, "is no image by its ending and was", "are no images by their endings and were")
+        notes.append(f"{told_of} not looked at.")
     made = Pictures(
         label=label,
         names=[told(files[i], root) for i in kept],
@@ -165,6 +167,10 @@ def of_files(
         files=True,
     )
     return made
+
+
+def _files(count: int, one: str, several: str) -> str:
+    return f"1 file {one}" if count == 1 else f"{count} files {several}"
 
 
 def told(path: Path, root: Path) -> str:

@@ -26,6 +26,11 @@ class Unreadable(InvalidValue):
     """One image cannot be read; ``skip_bad`` leaves it out."""
 
 
+def or_skip(error: Unreadable) -> Unreadable:
+    """The same, with the way around it."""
+    return Unreadable(f"{str(error).rstrip('.')} (or leave such files out with skip_bad, --skip-bad).")
+
+
 @dataclass(slots=True)
 class Pictures:
     """Images of one source, not read yet.

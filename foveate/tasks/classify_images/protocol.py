@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import InvalidType, InvalidValue
 from ..classify_series.protocol import SPLITS, ordered, read_shares, stratified
-from .pictures import OPEN, Pictures, Unreadable, choose_size, fitted
+from .pictures import OPEN, Pictures, Unreadable, choose_size, fitted, or_skip
 
 _AT_ONCE = 1024
 
@@ -140,7 +140,7 @@ def read_all(
             pixels, digests[i] = found.load(i)
         except Unreadable as error:
             if not skip_bad:
-                raise Unreadable(f"{error} (or leave such files out with skip_bad, --skip-bad)") from error
+                raise or_skip(error) from error
             bad.append(found.names[i])
             continue
         store[len(kept)] = fitted(pixels, size, channels, fit).numpy()

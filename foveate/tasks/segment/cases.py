@@ -18,6 +18,8 @@ from ...errors import InvalidValue
 from ...files import replace
 
 IMAGES, LABELS = "images.bin", "labels.bin"
+#: Voxels above which a volume is refused: it may be made to fill the memory.
+MOST_VOXELS = 1 << 29
 _AT_ONCE = 1 << 24
 
 
@@ -149,10 +151,19 @@ def _mapped(path: Path, dtype: torch.dtype, count: int) -> Tensor:
 
 
 def resampled(case: Case, spacing: Sequence[float]) -> Case:
-    """A volume at another spacing of voxels: linear for the image, the nearest voxel for the mask."""
+    """A volume at another spacing of voxels: linear for the image, the nearest voxel for the mask.
+
+    Raises:
+        InvalidValue: it would have too many voxels.
+    """
     assert case.spacing is not None  # asked of sources that have spacings only
     shape = case.image.shape[1:]
     new = tuple(max(1, round(n * old / to)) for n, old, to in zip(shape, case.spacing, spacing, strict=True))
+    if math.prod(new) > MOST_VOXELS:
+        raise InvalidValue(
+            f"{case.name!r} would have {' x '.join(map(str, new))} voxels at a spacing of "
+            f"{' x '.join(f'{step:g}' for step in spacing)} mm, more than {MOST_VOXELS:,}: choose a wider one."
+        )
     if new == shape:
         return Case(case.name, case.image, case.label, case.colours, tuple(spacing), case.origin)
     image = torch.from_numpy(case.image.astype(np.float32))[None]

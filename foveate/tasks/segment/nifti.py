@@ -5,6 +5,7 @@ Axes are brought to right, front, up (RAS), in this order, as MONAI does; a mask
 
 from __future__ import annotations
 
+import gzip
 import math
 import zlib
 from pathlib import Path
@@ -14,11 +15,10 @@ import numpy as np
 
 from ...errors import InvalidValue, missing_extra
 from ..classify_images.pictures import Unreadable
-from .cases import Case
+from .cases import MOST_VOXELS, Case
 
 ENDINGS = (".nii", ".nii.gz")
-#: Voxels above which a volume is refused: it may be made to fill the memory.
-MOST_VOXELS = 1 << 29
+_AT_ONCE = 1 << 20
 
 
 def is_nifti(path: Path) -> bool:
@@ -84,13 +84,16 @@ def _opened(path: Path) -> Any:
     try:
         import nibabel
         from nibabel.filebasedimages import ImageFileError
+        from nibabel.imageglobals import LoggingOutputSuppressor
+        from nibabel.spatialimages import HeaderDataError
     except ImportError as error:
         raise missing_extra("nibabel", "vision", "reading NIfTI volumes") from error
     try:
         if not path.stat().st_size:
             raise Unreadable(f"{str(path)!r} is empty: it has no bytes.")
-        file: Any = nibabel.load(path)
-        if len(file.shape) not in (3, 4) or 0 in file.shape:
+        with LoggingOutputSuppressor():  # what it logs of a bad header it raises as well
+            file: Any = nibabel.load(path)
+        if len(file.shape) not in (3, 4) or min(file.shape) < 1:
             raise Unreadable(
                 f"{str(path)!r} has shape {file.shape}: a volume of three axes (or channels behind) is needed."
             )
@@ -98,10 +101,14 @@ def _opened(path: Path) -> Any:
             raise Unreadable(
                 f"{str(path)!r} unpacks to {_times(file.shape)} voxels, more than {MOST_VOXELS:,}, and is refused."
             )
+        if file.get_data_dtype().kind not in "uif":
+            raise Unreadable(
+                f"{str(path)!r} holds {file.get_data_dtype()} instead of plain numbers: save one number for each voxel."
+            )
         if not np.isfinite(file.affine).all() or abs(np.linalg.det(file.affine[:3, :3])) < 1e-12:
             raise Unreadable(f"{str(path)!r} does not say where its voxels lie (its affine is singular): correct it.")
         return nibabel.as_closest_canonical(file)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         if isinstance(error, Unreadable):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -110,10 +117,24 @@ def _opened(path: Path) -> Any:
 
 def _values(file: Any, path: Path) -> np.ndarray:
     try:
-        return np.asarray(file.dataobj)
+        values = np.asarray(file.dataobj)
+        if path.name.lower().endswith(".gz"):
+            _check_sum(path, values.nbytes)
+        return values
     except (OSError, EOFError, ValueError, zlib.error) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Unreadable(f"{str(path)!r} is damaged or cut off ({first}): replace it.") from error
+
+
+def _check_sum(path: Path, need: int) -> None:
+    """Read a zipped volume to its end, where its check sum stands: nibabel stops before it.
+
+    What follows behind a volume of ``need`` bytes may be made to go on for ever and is not read.
+    """
+    with gzip.open(path) as file:
+        need += _AT_ONCE
+        while need > 0 and (block := file.read(_AT_ONCE)):
+            need -= len(block)
 
 
 def _spacing(file: Any) -> tuple[float, ...]:

@@ -113,7 +113,8 @@ def prepare_cases(
         values.append(dict(zip(told.tolist(), counts.tolist(), strict=True)))
         if len(told) > _MOST_CLASSES + 1:
             raise InvalidValue(
-                f"{found.label!r}: the mask of {case.name!r} has {len(told)} different values: is it one?"
+                f"{found.label!r}: the mask of {case.name!r} has {len(told)} different values, and at most "
+                f"{_MOST_CLASSES} classes are possible: save the number of each pixel's class there, not a picture."
             )
     assert images is not None  # there are three cases at least
     if len(colours) > 1:
@@ -211,7 +212,8 @@ def _millimetres(spacing: Sequence[float]) -> str:
 def _check_case(case: Case, found: Cases, channels: int) -> None:
     if case.image.shape[0] != channels:
         raise InvalidValue(
-            f"{found.label!r}: {case.name!r} has {case.image.shape[0]} channels, {found.names[0]!r} has {channels}."
+            f"{found.label!r}: {case.name!r} has {case.image.shape[0]} channel(s), {found.names[0]!r} has "
+            f"{channels}: give all the same."
         )
     if min(case.image.shape[1:]) < 2:
         raise InvalidValue(f"{found.label!r}: {case.name!r} has shape {case.image.shape[1:]}, which is too small.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import InvalidType, InvalidValue
 from ..classify_images.arrays import image_array, npz_arrays
-from ..classify_images.decode import SUFFIXES, decode, decode_mask, read_header
+from ..classify_images.decode import SUFFIXES, check_file, decode, decode_mask, read_header
 from ..classify_images.folders import PARTS, images_below, told
 from ..classify_images.pictures import OPEN, Unreadable, fitted
 from .cases import Case, Cases
@@ -110,6 +110,8 @@ def _matched(part: Path, files: list[Path]) -> list[Path]:
 
 
 def _of_files(label: str, files: list[Path], masks: list[Path] | None, parts: list[int], root: Path) -> Cases:
+    for path in (*files, *(masks or ())):
+        check_file(path)
     volumes = is_nifti(files[0])
     spacings = [spacing_of(path) for path in files] if volumes else None
     channels = 1 if volumes or all(read_header(path).grey for path in files) else 3
@@ -171,12 +173,16 @@ def _from_npz(path: Path, labelled: bool) -> Cases:
             )
         if images.shape[: masks.ndim] != masks.shape:
             raise InvalidValue(f"{label!r}: images have shape {images.shape}, masks {masks.shape}: they must be alike.")
+        if masks.size and (int(masks.min()) < -(2**31) or int(masks.max()) >= 2**31):
+            raise InvalidValue(f"{label!r}: masks hold values beyond 32 bits: number the classes from 0.")
     if volumes:
         if images.ndim != 4 or images.dtype.kind not in "uifb" or not np.isfinite(images).all():
             raise InvalidValue(
                 f"{label!r}: images have shape {images.shape} and type {images.dtype}: finite numbers of "
                 f"shape (samples, depth, height, width) are needed."
             )
+        if images.size and max(abs(float(images.min())), abs(float(images.max()))) > float(np.finfo(np.float32).max):
+            raise InvalidValue(f"{label!r}: images hold values that are too large for 32-bit numbers: scale them.")
         ready = images.astype(np.float32)[:, None]
     else:
         ready = np.moveaxis(image_array(images, f"{label!r}: images"), -1, 1)

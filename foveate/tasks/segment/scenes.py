@@ -7,6 +7,8 @@ pixels with enough ink.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -29,16 +31,7 @@ NOISE = 0.15
 def scenes(volumes: bool, seed: int = 0) -> Cases:
     """Scenes ``(1, 48, 48)``, or volumes ``(1, 32, 32, 32)``, with a mask each; parts are set."""
     images, labels, sha256 = digits()
-    part = stratified([str(n) for n in labels], None, (0.7, 0.1, 0.2), 0)
-    generator = np.random.default_rng([seed, int(volumes)])
-    cases, parts = [], []
-    for number, count in enumerate(VOLUMES if volumes else SCENES):
-        pool = np.flatnonzero(part == number)
-        for _ in range(count):
-            draw = _volume if volumes else _scene
-            image, mask = draw(images, labels, pool, generator)
-            cases.append(Case(f"{'volume' if volumes else 'scene'}_{len(cases)}", image[None], mask))
-            parts.append(number)
+    cases, parts = draw_cases(images, labels, VOLUMES if volumes else SCENES, volumes, seed)
     return Cases(
         label=f"embedded digits in {'volumes' if volumes else 'scenes'}",
         names=[case.name for case in cases],
@@ -48,6 +41,34 @@ def scenes(volumes: bool, seed: int = 0) -> Cases:
         sha256=sha256,
         class_names=dict(enumerate(CLASSES)),
     )
+
+
+def draw_cases(
+    images: np.ndarray, labels: np.ndarray, counts: Sequence[int], volumes: bool, seed: int
+) -> tuple[list[Case], list[int]]:
+    """Scenes or volumes of any digits.
+
+    Args:
+        images: uint8 ``(digits, height, width)``, ink 255.
+        labels: 0 to 9, one for each.
+        counts: scenes of the parts train, val and test, which share no digit.
+        volumes: volumes instead of scenes.
+        seed: draws them.
+
+    Returns:
+        The cases, and 0, 1 or 2 for the part of each.
+    """
+    part = stratified([str(n) for n in labels], None, (0.7, 0.1, 0.2), 0)
+    generator = np.random.default_rng([seed, int(volumes)])
+    cases, parts = [], []
+    for number, count in enumerate(counts):
+        pool = np.flatnonzero(part == number)
+        for _ in range(count):
+            draw = _volume if volumes else _scene
+            image, mask = draw(images, labels, pool, generator)
+            cases.append(Case(f"{'volume' if volumes else 'scene'}_{len(cases)}", image[None], mask))
+            parts.append(number)
+    return cases, parts
 
 
 def _digit(ink: np.ndarray, side: int) -> np.ndarray:

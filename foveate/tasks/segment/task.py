@@ -19,6 +19,7 @@ from ..base import Batch, Evaluation
 from ..classify_series.protocol import SPLITS
 from ..prepared import PreparedTask, scoring
 from .cases import Cases, Store
+from .examples import colours_of, example, picked
 from .package import ImageSegmenter
 from .predict import predict, write_predictions
 from .protocol import Prepared, SegmentInfo, pixel_statistics, prepare_cases
@@ -182,9 +183,12 @@ class SegmentTask(PreparedTask):
     def evaluate(self, model: nn.Module, split: str, batch_size: int = 256) -> Evaluation:
         """Score all images of a split in order, as a whole. ``per_sample`` is each image's mean Dice.
 
-        ``examples``: ``{"classes": names, "dice": of each but the background}``.
+        ``examples``: ``{"classes": names, "dice": of each but the background}``; of "test" also ``"colours"`` of the
+        classes and ``"images"``, some pictures: see :func:`~.examples.example`.
         """
         dices, ious, distances = [], [], []
+        shown = picked(self._part(split)) if split == "test" else []
+        images: list[dict[str, Any]] = []
         with scoring(model) as device:
             for chosen in self._alike(split, batch_size):
                 x = torch.stack([self._standardised(i) for i in chosen]).to(device)
@@ -194,6 +198,8 @@ class SegmentTask(PreparedTask):
                     dice, iou = overlaps(answer, truth, self.info.classes)
                     dices.append(dice)
                     ious.append(iou)
+                    if i in shown:
+                        images.append(example(self, i, answer, float(dice.mean())))
                     if self.layout["hd95"]:
                         steps = self.layout["spacing"] or [1.0] * truth.ndim
                         distances.append(hausdorff95(answer, truth, self.info.classes, steps))
@@ -204,7 +210,10 @@ class SegmentTask(PreparedTask):
         if distances:
             values["hd95"] = float(torch.stack(distances).mean())
         metrics = {name: values[name] for name in self.spec.metrics}
-        return Evaluation(metrics, per_case, {"classes": list(self.info.class_names[1:]), "dice": of_class})
+        examples: dict[str, Any] = {"classes": list(self.info.class_names[1:]), "dice": of_class}
+        if images:
+            examples |= {"colours": colours_of(self.info.classes), "images": images}
+        return Evaluation(metrics, per_case, examples)
 
     def whole(self) -> Self:
         """All images as training images, standardised by all: see :meth:`foveate.tasks.base.Task.whole`."""
