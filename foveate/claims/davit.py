@@ -92,7 +92,7 @@ def _dual(channels: bool, seed: int) -> float:
     torch.manual_seed(seed)
     first, second = (WindowAttention(16, num_heads=2, window=2) for _ in range(2))
     other = ChannelAttention(16, num_heads=2, scores="qk") if channels else second
-    return accuracy(Marks(16, Block(16, first, 32), Block(16, other, 32)), seed, side=14, steps=250, edge=3, lr=5e-3)
+    return accuracy(Marks(16, Block(16, first, 32), Block(16, other, 32)), seed, steps=250, edge=3, lr=5e-3)
 
 
 @claim(
@@ -101,9 +101,9 @@ def _dual(channels: bool, seed: int) -> float:
     says="The two attentions complement each other: with both, far places are related better than with windows alone.",
 )
 def both_attentions_relate_far_places() -> Measurement:
-    """Are two far squares alike? 14 x 14 places, windows of 2, so that convolutions and windows of two blocks do not
-    join the squares; the paper's channel attention. The worst of three seeds with both against the best with windows.
-    Seen failing (0.0) with windows in both."""
+    """Are two far squares alike? 12 x 12 places, windows of 2, so that without channels only the last convolution joins
+    what comes from both squares; the paper's channel attention. The worst of three seeds with both against the best
+    with windows. Seen failing (-0.32) with windows in both."""
     worst = min(_dual(True, seed) for seed in range(3))
     best = max(_dual(False, seed) for seed in range(3))
     detail = f"accuracy {worst:.2f} with both (worst of 3) less {best:.2f} with windows alone (best of 3); at least"

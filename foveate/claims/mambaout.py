@@ -96,8 +96,8 @@ def a_block_sees_seven_by_seven() -> Measurement:
     "published multiply-adds.",
 )
 def sizes_are_the_published_ones() -> Measurement:
-    """Femto's 1.2 billion multiply-adds are explained and left out; infinite where parameters are off. Seen failing (inf)
-    with an expansion of 3."""
+    """Femto's 1.2 billion multiply-adds are explained and left out; infinite where parameters are off. Seen failing
+    (inf) with an expansion of 3."""
     worst, what = worst_difference("mambaout")
     exact = {"femto": 7_304_536, "kobe": 9_141_208, "tiny": 26_545_096, "small": 48_488_072, "base": 84_813_092}
     if any(count(f"mambaout_{name}").parameters != number for name, number in exact.items()):
