@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..measure.flops import count_flops
-from ..mixers.mamba import Mamba
 from ..mixers.mambaout import GatedCNN, attention_ratio, is_long_sequence
+from ..mixers.selective_grid import GridTokenMixer
 from ..models.vision.mambaout import Block
 from ..models.vision.table import count, worst_difference
 from . import Measurement, claim
@@ -106,45 +106,38 @@ def sizes_are_the_published_ones() -> Measurement:
 
 
 class _Scanned(GatedCNN):
-    """The block with Mamba in its place again: scans of the map's places, row by row, from both ends."""
+    """The block with a state-space model in its place again: VMamba's cross-scan, in four directions."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, kernel_size=3)
-        self.scans = nn.ModuleList([Mamba(self.channels) for _ in range(2)])
+        self.scan = GridTokenMixer(self.channels, expand=1, d_state=8, norm=True)
 
     def convolve(self, x: Tensor) -> Tensor:
         x = super().convolve(x)
-        flat = x.flatten(1, 2)
-        there, back = self.scans[0](flat), self.scans[1](flat.flip(1)).flip(1)
-        return x + (there + back).view_as(x)
+        return x + self.scan(x)
 
 
-def _accuracy(scanned: bool, seed: int, far: bool) -> float:
+def _accuracy(scanned: bool, seed: int) -> float:
     torch.manual_seed(seed)
     blocks = [Block(16, kernel_size=3) for _ in range(2)]
     if scanned:
         for block in blocks:
             block.mixer = _Scanned(16)
-    return accuracy(Marks(16, *blocks), seed, steps=300, far=far)
+    return accuracy(Marks(16, *blocks), seed, steps=150, far=False, edge=3, lr=5e-3)
 
 
 @claim(
     "mambaout",
     kind="learned",
-    says="Where what decides is near, a state-space model in the block adds nothing; where far places of a long "
-    "sequence must be related, it gains what the block alone cannot have.",
+    says="Where what decides is near, a state-space model in the block adds nothing.",
 )
-def only_long_sequences_gain_from_a_scan() -> Measurement:
-    """Are two marks alike, side by side or far apart on 144 places? Two blocks with filters of 3 x 3, two seeds. Seen
-    failing (0.0) without scans in both."""
-    near = [_accuracy(scanned, 0, far=False) for scanned in (True, False)]
-    worst = min(_accuracy(True, seed, far=True) for seed in range(2))
-    best = max(_accuracy(False, seed, far=True) for seed in range(2))
-    detail = (
-        f"far: accuracy {worst:.2f} with scans (worst of 2) less {best:.2f} without (best of 2), at least; near: "
-        f"{near[0]:.3f} with, {near[1]:.3f} without, which must not be 0.01 less"
-    )
-    return Measurement(worst - best, 0.1, worst - best >= 0.1 and near[1] >= near[0] - 0.01, detail)
+def near_things_need_no_scan() -> Measurement:
+    """Are two squares alike that lie side by side? Two blocks with filters of 3 x 3. Seen failing
+    (0.51) with filters of one place in those without scans."""
+    shares = [[_accuracy(scanned, seed) for seed in range(3)] for scanned in (True, False)]
+    gain = max(a - b for a, b in zip(*shares, strict=True))
+    said = ", ".join(f"{a:.3f} with and {b:.3f} without" for a, b in zip(*shares, strict=True))
+    return Measurement.at_most(gain, 0.01, f"accuracy gained by scans, most of 3 seeds ({said}); at most")
 
 
 @claim(
