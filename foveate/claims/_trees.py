@@ -131,7 +131,8 @@ def network(form: str, channels: int, classes: int, seed: int) -> Network:
     """Four layers of 64 channels: "dependency_vit", or "vit" without a class token.
 
     Weights start with a variance of 1 / inputs and positions as waves. With the usual deviation of 0.02, all patches of
-    so narrow a network attend alike for hundreds of steps. Gates start at 0.88, where they still have a slope.
+    so narrow a network attend alike for hundreds of steps. Head selectors keep theirs, for a temperature of 0.1 would
+    make larger ones choose for good; gates start at 0.88, where they still have a slope.
     """
     torch.manual_seed(seed)
     if form == "dependency_vit":
@@ -140,8 +141,8 @@ def network(form: str, channels: int, classes: int, seed: int) -> Network:
     else:
         options = {"dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "pool": "avg", "class_token": False}
         model = ViT(channels, classes, size=SIDE, patch_size=PATCH, **options)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.endswith("head_selector"):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     nn.init.zeros_(model.head.weight)
     turns = torch.arange(GRID)[:, None] * (math.pi / 2 * 2.0 ** -torch.linspace(0, 3, 16))
