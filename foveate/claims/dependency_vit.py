@@ -150,8 +150,8 @@ def objects_are_subtrees() -> Measurement:
     chance = max(by for one in ours for _, by, _ in one.purity.values())
     named = ", ".join(f"{min(one.named for one in seeds):.2f} ({form})" for form, seeds in found.items())
     detail = (
-        f"purity, least of 3 seeds; at least, with {most:.2f} of ordinary attention at most 0.55 and gates of background "
-        f"lower in all seeds ({closed} are); trees of other images have up to {chance:.2f}; share of images whose "
+        f"purity, least of 3 seeds; at least, with {most:.2f} of ordinary attention at most 0.55 and background's "
+        f"gates lower in all seeds ({closed} are); trees of other images have up to {chance:.2f}; share of images whose "
         f"classes are named, least: {named}"
     )
     return Measurement(least, 0.75, least >= 0.75 and most <= 0.55 and closed == 3, detail)
