@@ -126,7 +126,8 @@ def plain(text: Any, longest: int = 0) -> str:
     return shown
 
 
-#: Names of metrics that are written in their own way; parts of names that are words. Other parts of up to five letters are abbreviations.
+#: Names of metrics that are written in their own way; parts of names that are words. Other parts of up to five letters
+#: are abbreviations.
 CASED = {"dice": "Dice", "iou": "IoU"}
 WORDS = {"at", "bits", "byte", "exact", "found", "log", "loss", "macro", "nats", "per", "token", "width"}
 
