@@ -76,7 +76,7 @@ def test_attention_is_what_the_layers_use():
     x = torch.randn(2, 3, 32, 32)
     found = attention(model, x)
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 4, GRID**2))
-    layer = model.blocks[0].attn
+    layer = model.get_submodule("blocks.0.attn")
     told = []
     layer.register_forward_hook(lambda mixer, given, _made: told.append(mixer.look(given[0], (5,))[0].values))
     model(x)
