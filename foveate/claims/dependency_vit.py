@@ -12,7 +12,6 @@ from ..models.vision.dependency_vit import DependencyViT
 from ..models.vision.table import count
 from ..ops.reversed_attention import reversed_attention
 from . import Measurement, claim
-from ._trees import PARTS, Found, learn, measure, network, two_part_objects
 
 
 def _network() -> DependencyViT:
@@ -126,35 +125,6 @@ def silent_leaves_can_go() -> Measurement:
     return Measurement.at_most(
         float((whole - rest).abs().max() / rest.abs().max()), 1e-12, "relative deviation; at most"
     )
-
-
-@claim(
-    "dependency_vit",
-    kind="learned",
-    says="Objects appear as subtrees without labels of where they are: their purity is at least 0.75, and at most 0.55 "
-    "in the same tree of ordinary attention; background's gates are below the objects'.",
-)
-def objects_are_subtrees() -> Measurement:
-    """Two objects of two parts, three seeds; what purity and chance are: :mod:`foveate.claims._trees`. Seen failing
-    (0.59) without training."""
-    found: dict[str, list[Found]] = {"dependency_vit": [], "vit": []}
-    for seed in range(3):
-        for form, seeds in found.items():
-            model = network(form, 3, PARTS**2, seed)
-            learn(model, two_part_objects, 800, seed)
-            seeds.append(measure(model, two_part_objects))
-    ours, plain = found.values()
-    least, most = min(one.best for one in ours), max(one.best for one in plain)
-    gates = [one.gates for one in ours if one.gates is not None]
-    closed = sum(front > behind for front, behind in gates)
-    chance = max(by for one in ours for _, by, _ in one.purity.values())
-    named = ", ".join(f"{min(one.named for one in seeds):.2f} ({form})" for form, seeds in found.items())
-    detail = (
-        f"purity, least of 3 seeds; at least, with {most:.2f} of ordinary attention at most 0.55 and background's "
-        f"gates lower in all seeds ({closed} are); trees of other images have up to {chance:.2f}; images whose classes "
-        f"are named, least share: {named}"
-    )
-    return Measurement(least, 0.75, least >= 0.75 and most <= 0.55 and closed == 3, detail)
 
 
 @claim(

@@ -6,24 +6,23 @@ import math
 from typing import cast, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..mixers.mamba import Mamba
-from ..mixers.mamba_mixer import MambaMixer, SelectiveChannelMixer, SelectiveTokenMixer
-from ..mixers.selective_grid import CWLinear, GridChannelMixer, GridScan, GridTokenMixer
-from ..mixers.weighted_average import MambaMixerBlock, MambaMixerStack, WeightedAverage
+from ..mixers.mamba_mixer import (
+    CWLinear,
+    GridChannelMixer,
+    GridTokenMixer,
+    MambaMixer,
+    SelectiveChannelMixer,
+    SelectiveTokenMixer,
+)
+from ..mixers.weighted_average import MambaMixerBlock, WeightedAverage
+from ..models.vision.mamba_mixer import Stage, ViM2
 from ..models.vision.table import count
-from ..models.vision.vim2 import Stage, ViM2
 from . import Measurement, claim
+from ._mamba_mixer_forms import Chain, cross_scan_written_out, leave_linear_layers, noisy, small_vim2, two_layers
 from ._processor import cpu_seconds, exponent
-
-
-def _noisy(module: nn.Module, scale: float = 0.1) -> None:
-    """Move every parameter from where it starts, so that no zero hides a fault."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale)
 
 
 @claim(
@@ -43,20 +42,6 @@ def averages_are_few_scalars() -> Measurement:
     return Measurement.at_most(wrong, 0, "numbers of layers with another count; none allowed")
 
 
-class _Chain(nn.Module):
-    """The same blocks one after the other, written out."""
-
-    def __init__(self, stack: MambaMixerStack) -> None:
-        super().__init__()
-        self.stack = stack
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.stack.blocks:
-            assert isinstance(block, MambaMixerBlock)
-            x = block.channel(block.channel_norm(block.token(block.token_norm(x))))  # type: ignore[misc]
-        return x
-
-
 @claim(
     "mamba_mixer",
     kind="exact",
@@ -72,11 +57,11 @@ def one_hot_averages_are_the_chain() -> Measurement:
         coefficients = mixer.stack.average
         assert coefficients is not None
         kept = {name: value.clone() for name, value in coefficients.state_dict().items()}
-        _noisy(mixer)
+        noisy(mixer)
         coefficients.load_state_dict(kept)
         x = torch.randn(3, 9, 12, requires_grad=True)
         pairs = []
-        for run in (mixer, _Chain(mixer.stack)):
+        for run in (mixer, Chain(mixer.stack)):
             y = run(x)
             pairs.append((y, *torch.autograd.grad(y.sin().sum(), x)))
         worst = max(worst, *(float((a - b).detach().abs().max()) for a, b in zip(*pairs, strict=True)))
@@ -92,7 +77,7 @@ def one_direction_is_mamba() -> Measurement:
     """Sequence, prefill and steps. Seen failing (1.1) with the gate read from the stream."""
     torch.manual_seed(0)
     mamba, mixer = Mamba(20), SelectiveTokenMixer(20, causal=True)
-    _noisy(mamba)
+    noisy(mamba)
     core = {k: v for k, v in mamba.state_dict().items() if not k.startswith(("in_proj", "out_proj"))}
     mixer.block.first.load_state_dict(core)
     mixer.block.in_proj.load_state_dict(mamba.in_proj.state_dict())
@@ -119,7 +104,7 @@ def channel_flip_is_equivariant() -> Measurement:
     worst = torch.zeros((), dtype=torch.float64)
     for channels in (1, 6, 13):
         mixer = SelectiveChannelMixer(channels, seq_len=8).double()
-        _noisy(mixer)
+        noisy(mixer)
         x = torch.randn(2, 8, channels, dtype=torch.float64)
         y = mixer(x)
         swapped = SelectiveChannelMixer(channels, seq_len=8).double()
@@ -144,7 +129,7 @@ def channels_see_all_channels() -> Measurement:
     """Derivatives of outputs by inputs, 7 tokens of 6 channels. Seen failing (0.58) with the backward scan left out."""
     torch.manual_seed(0)
     mixer = SelectiveChannelMixer(6, seq_len=7).double()
-    _noisy(mixer, 0.3)
+    noisy(mixer, 0.3)
     x = torch.randn(1, 7, 6, dtype=torch.float64)
     matrix = torch.autograd.functional.jacobian(mixer, x)
     return Measurement.at_least((matrix != 0).double().mean(), 1.0, "share of derivatives that are not zero; at least")
@@ -212,16 +197,6 @@ def averages_take_no_time() -> Measurement:
     return Measurement.at_most(share, 0.01, "share of the forward pass's processor time; at most")
 
 
-def _small(**options: object) -> ViM2:
-    """ViM2 with two stages, of two and four token mixers, moved from where it starts but for its averages."""
-    torch.manual_seed(0)
-    model = ViM2(2, 3, depths=(2, 4), dims=(8, 12), patch_size=2, d_state=3, **options).double()  # type: ignore[arg-type]
-    kept = {name: value.clone() for name, value in model.state_dict().items() if ".average." in name}
-    _noisy(model)
-    model.load_state_dict(kept, strict=False)
-    return model
-
-
 @claim(
     "mamba_mixer",
     kind="exact",
@@ -252,7 +227,7 @@ def one_hot_images_are_the_chain() -> Measurement:
     """With residuals inside the layers and without. Seen failing (37) with the rows of beta rolled by one."""
     worst = 0.0
     for residual in (False, True):
-        model = _small(residual=residual)
+        model = small_vim2(residual=residual)
         image, found = torch.randn(2, 2, 18, 13, dtype=torch.float64, requires_grad=True), []
         chain, x = [], model.stem(image)
         for stage in model.stages:
@@ -281,7 +256,7 @@ def one_row_is_mamba() -> Measurement:
     """float64. Seen failing (2.5) with the gate read from the stream."""
     torch.manual_seed(0)
     mamba, mixer = Mamba(20, d_conv=2), GridTokenMixer(20, scans=("rows",))
-    _noisy(mamba)
+    noisy(mamba)
     given = {k: v for k, v in mamba.state_dict().items() if not k.startswith("conv1d")}
     given = {k if k.startswith(("in_proj", "out_proj")) else f"branches.0.{k}": v for k, v in given.items()}
     filters = torch.zeros_like(mixer.conv.weight)
@@ -306,7 +281,7 @@ def channel_flip_is_equivariant_on_maps() -> Measurement:
     worst = torch.zeros((), dtype=torch.float64)
     for reading in get_args(CWLinear):
         mixer, swapped = (GridChannelMixer(7, cw_linear=reading, grid=(3, 2)).double() for _ in range(2))
-        _noisy(mixer)
+        noisy(mixer)
         exchange = {"branches.0.": "branches.1.", "branches.1.": "branches.0."}
         swapped.load_state_dict(
             {
@@ -324,26 +299,6 @@ def channel_flip_is_equivariant_on_maps() -> Measurement:
     return Measurement.at_most(worst, 1e-12, "largest relative difference; at most")
 
 
-def _written_out(mixer: GridTokenMixer, x: Tensor) -> Tensor:
-    """VMamba's SS2D on one map after the other, place after place."""
-    height, width = x.shape[1:3]
-    u, z = (x @ mixer.in_proj.weight.T).chunk(2, -1)
-    u = F.silu(F.conv2d(u.movedim(-1, 1), mixer.conv.weight, mixer.conv.bias, padding=1, groups=mixer.inner))
-    u, total = u.movedim(1, -1), torch.zeros_like(z)
-    rows = [(i, j) for i in range(height) for j in range(width)]
-    columns = [(i, j) for j in range(width) for i in range(height)]
-    for branch, path in zip(mixer.branches, (rows, columns, rows[::-1], columns[::-1]), strict=True):
-        assert isinstance(branch, GridScan)
-        state = x.new_zeros(len(x), mixer.inner, branch.d_state)
-        for i, j in path:
-            step, B, C = (u[:, i, j] @ branch.x_proj.weight.T).split((branch.dt_rank, *[branch.d_state] * 2), -1)
-            step = F.softplus(branch.dt_proj(step)).unsqueeze(-1)
-            state = torch.exp(-branch.A_log.exp() * step) * state + step * B.unsqueeze(1) * u[:, i, j].unsqueeze(-1)
-            total[:, i, j] += (state * C.unsqueeze(1)).sum(-1) + branch.D * u[:, i, j]
-    assert mixer.norm is not None
-    return mixer.norm(total) * F.silu(z) @ mixer.out_proj.weight.T
-
-
 @claim(
     "mamba_mixer",
     kind="exact",
@@ -352,7 +307,7 @@ def _written_out(mixer: GridTokenMixer, x: Tensor) -> Tensor:
 def vmamba_is_a_special_case() -> Measurement:
     """SS2D written out with a loop over places, float64. Seen failing (9e-4) with columns and reversed rows
     exchanged."""
-    model = _small(channel_mixer="none", residual=True)
+    model = small_vim2(channel_mixer="none", residual=True)
     image = torch.randn(2, 2, 12, 9, dtype=torch.float64)
     worst = 0.0
     with torch.no_grad():
@@ -362,7 +317,7 @@ def vmamba_is_a_special_case() -> Measurement:
             x = x if stage.downsample is None else stage.downsample(x)
             for block in stage.stack.blocks:
                 assert isinstance(block, MambaMixerBlock)
-                x = x + _written_out(cast(GridTokenMixer, block.token), block.token_norm(x))
+                x = x + cross_scan_written_out(cast(GridTokenMixer, block.token), block.token_norm(x))
             worst = max(worst, float((found.movedim(1, -1) - x).abs().max() / x.abs().max()))
     return Measurement.at_most(worst, 1e-12, "largest relative difference of a map; at most")
 
@@ -381,29 +336,11 @@ def mlp_mixer_is_a_special_case() -> Measurement:
     tokens = GridTokenMixer(dim, bias=True).double()
     channels = GridChannelMixer(dim, cw_linear="all_tokens", grid=(height, width), expand=2, bias=True).double()
     block = cast(nn.Module, channels.block)
-    one = 1.2784645427610738  # silu(one) = 1
     x, worst = torch.randn(2, height, width, dim, dtype=torch.float64), 0.0
     with torch.no_grad():
-        for owner in (tokens, block):
-            _noisy(owner)
-            branches, enter = cast(nn.ModuleList, owner.branches), cast(nn.Linear, owner.in_proj)
-            inner = enter.out_features // 2
-            enter.weight[inner:], enter.bias[inner:] = 0, one
-            for branch in branches:
-                core = cast(GridScan, branch)
-                core.x_proj.weight.zero_()
-                core.D.fill_(1 / len(branches))
-        for conv, middle in ((tokens.conv, (1, 1)), *((b.conv1d, (-1,)) for b in cast(nn.ModuleList, block.branches))):
-            conv.weight.zero_()[(slice(None), slice(None), *middle)] = 1
-            conv.bias.zero_()
-
-        def mlp(owner: nn.Module, x: Tensor) -> Tensor:
-            enter, leave = cast(nn.Linear, owner.in_proj), cast(nn.Linear, owner.out_proj)
-            inner = leave.in_features
-            return F.linear(F.silu(F.linear(x, enter.weight[:inner], enter.bias[:inner])), leave.weight, leave.bias)
-
-        across = mlp(block, x.flatten(1, 2).transpose(1, 2)).transpose(1, 2).view_as(x)
-        for found, expected in ((tokens(x), mlp(tokens, x)), (channels(x), across)):
+        leave_linear_layers(tokens, block)
+        across = two_layers(block, x.flatten(1, 2).transpose(1, 2)).transpose(1, 2).view_as(x)
+        for found, expected in ((tokens(x), two_layers(tokens, x)), (channels(x), across)):
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
     return Measurement.at_most(worst, 1e-12, "largest relative difference; at most")
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..measure.flops import count_flops
+from ..mixers.mamba_mixer import GridTokenMixer
 from ..mixers.mambaout import GatedCNN, attention_ratio, is_long_sequence
-from ..mixers.selective_grid import GridTokenMixer
 from ..models.vision.mambaout import Block
 from ..models.vision.table import count, worst_difference
 from . import Measurement, claim

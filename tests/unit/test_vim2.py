@@ -12,12 +12,11 @@ import foveate
 from foveate.errors import InvalidType, InvalidValue, UnknownName
 from foveate.measure.memory import saved_bytes
 from foveate.mixers import Mixer
-from foveate.mixers.grid_scans import GRID_SCANS
-from foveate.mixers.mamba_mixer import SelectiveChannelMixer, SelectiveTokenMixer
+from foveate.mixers.mamba_mixer import GridChannelMixer, GridTokenMixer, SelectiveChannelMixer, SelectiveTokenMixer
+from foveate.mixers.mamba_mixer.grid_scans import GRID_SCANS
 from foveate.mixers.selective_block import ScanBranch
-from foveate.mixers.selective_grid import GridChannelMixer, GridTokenMixer
 from foveate.models.official import load_official
-from foveate.models.vision.vim2 import ViM2
+from foveate.models.vision.mamba_mixer import ViM2
 from foveate.ops import backend
 
 READINGS = ("channels", "per_token", "all_tokens")

@@ -7,8 +7,8 @@ import torch
 from cases import Answer, Case
 from torch import Tensor
 
-from foveate.mixers.grid_scans import CROSS_SCAN
-from foveate.mixers.selective_grid import GridTokenMixer
+from foveate.mixers.mamba_mixer import GridTokenMixer
+from foveate.mixers.mamba_mixer.grid_scans import CROSS_SCAN
 from foveate.models.official import load_official
 
 TOLERANCE = 1e-5

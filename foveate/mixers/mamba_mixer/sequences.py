@@ -22,15 +22,15 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from ..errors import InvalidValue
-from ..measure.cost import Cost
-from ..registry import register
-from ..spec import Grid, MixerSpec, Order
-from .base import Mixer, grid_size
-from .layout import TokenLayout
-from .selective_block import SelectiveBlock
-from .ssm import SSMState, check_positive
-from .weighted_average import MambaMixerBlock, MambaMixerStack
+from ...errors import InvalidValue
+from ...measure.cost import Cost
+from ...registry import register
+from ...spec import Grid, MixerSpec, Order
+from ..base import Mixer, grid_size
+from ..layout import TokenLayout
+from ..selective_block import SelectiveBlock
+from ..ssm import SSMState, check_positive
+from ..weighted_average import MambaMixerBlock, MambaMixerStack
 
 
 @register("mixer", "selective_token_mixer", system="mamba_mixer")

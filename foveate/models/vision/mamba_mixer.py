@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 
 from ...errors import invalid
-from ...mixers.selective_grid import CWLinear, GridChannelMixer, GridTokenMixer
+from ...mixers.mamba_mixer import CWLinear, GridChannelMixer, GridTokenMixer
 from ...mixers.ssm import check_positive
 from ...mixers.weighted_average import MambaMixerBlock, MambaMixerStack
 from ...registry import register
@@ -70,10 +70,10 @@ class ViM2(Backbone):
         channel_mixer: "selective", the published one; "mlp": two linear layers over the channels; "none".
         averaging: mixers read learned averages of all earlier outputs of their stage; False: the output before.
         residual: add what a mixer reads to what it says. The paper does not say; see ``docs/systems/mamba_mixer.md``.
-        scans: orders of the token mixers, names of :data:`~foveate.mixers.grid_scans.GRID_SCANS`. None: rows and
-            columns, each from both ends.
+        scans: orders of the token mixers, names of :data:`~foveate.mixers.mamba_mixer.grid_scans.GRID_SCANS`. None:
+            rows and columns, each from both ends.
         cw_linear: how the channel mixers' linear layers are read, see
-            :class:`~foveate.mixers.selective_grid.GridChannelMixer`.
+            :class:`~foveate.mixers.mamba_mixer.GridChannelMixer`.
         img_size: pixels along both sides of the image, which "all_tokens" is built for; the others do not read it.
         mlp_ratio: inner channels of "mlp" are ``int(mlp_ratio * channels)``.
         patch_size: pixels along a patch: 4, or 2 for small images, an addition.

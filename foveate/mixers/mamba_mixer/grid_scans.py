@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .selective_block import Scan
+from ..selective_block import Scan
 
 #: VMamba's four orders, in the order of its weights.
 CROSS_SCAN = ("rows", "columns", "rows_backward", "columns_backward")
@@ -57,7 +57,7 @@ def _both_ways(name: str, take: _Step, back: _Step) -> dict[str, Scan]:
 
 
 #: Orders by name: ``(x, grid)`` to x in that order and back, for ``(batch, height * width, ...)``, which come row by
-#: row. One more entry is one more legal name in ``scans`` of :class:`~foveate.mixers.selective_grid.GridTokenMixer`.
+#: row. One more entry is one more legal name in ``scans`` of :class:`~foveate.mixers.mamba_mixer.GridTokenMixer`.
 GRID_SCANS: dict[str, Scan] = {
     **_both_ways("rows", _rows, _rows),
     **_both_ways("columns", _columns, _columns_back),

@@ -8,7 +8,7 @@ cross-scan, :mod:`.grid_scans`), each with an S6 of its own, and one gate::
     channel mixer:  [u | z] = W_in x    y = W_out (sum over forward, backward of S6(silu(conv(u))) * silu(z)), along the
                     channels of each place
 
-No code of the authors is public. What the paper leaves open is chosen here, as in :mod:`.mamba_mixer`; the channel
+No code of the authors is public. What the paper leaves open is chosen here, as in :mod:`.sequences`; the channel
 mixer's linear layers can be read in three ways.
 """
 
@@ -23,18 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidValue, invalid, unknown_name
-from ..measure.cost import Cost, linear_flops
-from ..ops.selective_scan import selective_scan
-from ..ops.selective_scan_blocks import block_length
-from ..registry import register
-from ..spec import Grid, MixerSpec, Order
-from .base import Mixer, grid_size
+from ...errors import InvalidValue, invalid, unknown_name
+from ...measure.cost import Cost, linear_flops
+from ...ops.selective_scan import selective_scan
+from ...ops.selective_scan_blocks import block_length
+from ...registry import register
+from ...spec import Grid, MixerSpec, Order
+from ..base import Mixer, grid_size
+from ..layout import TokenLayout
+from ..parts import Linear
+from ..selective_block import ScanBranch, SelectiveBlock
+from ..ssm import SelectiveCore, check_positive
 from .grid_scans import CROSS_SCAN, GRID_SCANS
-from .layout import TokenLayout
-from .parts import Linear
-from .selective_block import ScanBranch, SelectiveBlock
-from .ssm import SelectiveCore, check_positive
 
 CWLinear = Literal["channels", "per_token", "all_tokens"]
 
@@ -89,7 +89,8 @@ class GridTokenMixer(Mixer):
         dim: channels of a token.
         causal: must be False: the convolution sees all sides.
         scans: orders in which the places are read, each with an S6 of its own; names of
-            :data:`~foveate.mixers.grid_scans.GRID_SCANS`. None: VMamba's cross-scan, rows and columns from both ends.
+            :data:`~foveate.mixers.mamba_mixer.grid_scans.GRID_SCANS`. None: VMamba's cross-scan, rows and columns from
+            both ends.
         d_state: numbers N kept per inner channel.
         d_conv: side of the convolution, odd.
         expand: inner channels per channel of the token.
