@@ -120,8 +120,8 @@ PROBES = {
         "recall",
         {"form": "single", "length": 64, "vocabulary": 20, "test_lengths": "128"},
         800,
-        f"One query behind 31 pairs; chunks and windows of {WINDOW} tokens. The claim `recalls_beyond_the_chunk_like_mega` "
-        "(`foveate verify tcnca`) trains five times as long.",
+        f"One query behind 31 pairs; chunks and windows of {WINDOW} tokens. The claim "
+        "`recalls_beyond_the_chunk_like_mega` (`foveate verify tcnca`) trains five times as long.",
         ("softmax_attention", "tcnca", "tcnca_simple", "mega", "window_attention"),
         (("tcnca", "mega", "Terzic et al., 2023 (tcnca)", 0.02),),
     ),
