@@ -130,8 +130,8 @@ PROBES = {
         {"length": 64, "digits": 1, "vocabulary": 32, "depths": 5, "test_lengths": "128,256,1024"},
         600,
         f"One digit in 64 tokens, tested up to 1,024; windows of {WINDOW} tokens. All read whole samples at once; "
-        "landmark attention's own inference, which retrieves blocks, is measured at 16 times the training length by the claim "
-        "`passkey_at_sixteen_times_the_length` (`foveate verify landmark_attention`).",
+        "landmark attention's own inference, which retrieves blocks, is measured at 16 times the training length by "
+        "the claim `passkey_at_sixteen_times_the_length` (`foveate verify landmark_attention`).",
         tuple(name for name in _EVERYBODY if name not in _LEFT_OUT),
         (
             ("landmark_attention", "window_attention", "Mohtashami and Jaggi, 2023 (landmark_attention)", 0.0),
