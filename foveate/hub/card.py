@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..registry import Entry, System, entries, find, get_system, sizes
+from ..registry import Entry, System, entries, find, get_system, list_names, sizes
 from .files import sealed
 
 Config = Mapping[str, Any]
@@ -167,9 +167,9 @@ def new_data(task: str) -> str:
     """What stands for new data behind ``foveate predict MODEL`` in an example.
 
     Args:
-        task: registered name; or ``package.module:Class``, of which nothing is known.
+        task: registered name; or that of a class which is not, and of which nothing is known.
     """
-    reads = "" if ":" in task else find(task, "task").spec.reads
+    reads = find(task, "task").spec.reads if task in list_names("task") else ""
     if reads == "image":
         return "NEW_IMAGES --out MASKS" if task == "segment" else "NEW_IMAGES"
     return "NEW_DATA.csv" if reads == "series" else "NEW_DATA"
