@@ -6,8 +6,7 @@
     python benchmarks/dependency_trees.py MNIST --picture trees.png
 
 MNIST is a folder with the 10,000 test images as IDX files: 8,000 stand in training scenes, 2,000 in those that are
-measured. The networks, their training and the measure are those of the system's learned claim
-(foveate/claims/_trees.py).
+measured. The networks, their training and the measure stand in foveate/claims/_trees.py.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ STRIDE = 16
 INK = 0.05
 #: Deviation of the noise, of ink from 0 to 1, and the factor by which both are scaled.
 NOISE, CONTRAST = 0.15, 3.0
-#: What the claim asks for: purity of DependencyViT at least, of a plain ViT at most.
+#: What the paper's sentence is asked for: purity of DependencyViT at least, of a plain ViT at most.
 PURE, PLAIN = 0.75, 0.55
 
 

@@ -39,11 +39,11 @@ def table(leaderboard: Mapping[str, Any]) -> Table | None:
     colour, first = tones(leaderboard["rows"]), shown[0]["examples"]
     rows = []
     for n, image in enumerate(first["images"]):
-        cells = [(f"{image['name']}", image["image"], ""), (f"true mask of {image['name']}", image["truth"], "")]
+        cells = [(image["name"], image["image"], ""), (f"true mask of {image['name']}", image["truth"], "")]
         for row in shown:
             answer = row["examples"]["images"][n]
             below = figures.fixed(answer["dice"], 2)
             cells.append((f"{class_name(row['system'])} on {image['name']}", answer["answer"], below))
-        rows.append(Row(str(image["name"]), cells))
+        rows.append(Row(image["name"], cells))
     systems = [(class_name(row["system"]), colour[row["system"]]) for row in shown]
     return Table(list(zip(first["classes"], first["colours"], strict=True)), systems, rows)
