@@ -50,7 +50,7 @@ class WeightedAverage(nn.Module):
         return getattr(self, name)[start : start + size]
 
     def for_tokens(self, layer: int, tokens: Sequence[Tensor], channels: Sequence[Tensor]) -> Tensor:
-        """What the token mixer of a layer reads, from the outputs 0 .. layer - 1 of both kinds."""
+        """What the token mixer of a layer reads, from both kinds' outputs 0 (the input) .. layer - 1."""
         return _weighted(self.row("alpha", layer), tokens, self.row("beta", layer), channels)
 
     def for_channels(self, layer: int, tokens: Sequence[Tensor], channels: Sequence[Tensor]) -> Tensor:
@@ -59,9 +59,9 @@ class WeightedAverage(nn.Module):
 
 
 def _weighted(first: Tensor, tokens: Sequence[Tensor], second: Tensor, channels: Sequence[Tensor]) -> Tensor:
-    terms = list(zip((*first, *second), (*tokens, *channels), strict=True))
-    total = terms[0][0] * terms[0][1]
-    for coefficient, output in terms[1:]:
+    """The sum; both kinds begin with the input, which is read once."""
+    total = (first[0] + second[0]) * tokens[0]
+    for coefficient, output in zip((*first[1:], *second[1:]), (*tokens[1:], *channels[1:]), strict=True):
         total.addcmul_(coefficient, output)  # no gradient needs the sum so far
     return total
 

@@ -39,6 +39,7 @@ class Check:
         slow_start: it needs the compiler or the exporter: seconds, where others need milliseconds.
         once: it does not depend on the options of the instance.
         nightly: it takes seconds and finds what a faster check nearly always finds too: it runs with ``-m slow``.
+        variants_nightly: so it does for all instances but the one with every option as it is.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Check:
     slow_start: bool = False
     once: bool = False
     nightly: bool = False
+    variants_nightly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def check(
     slow_start: bool = False,
     once: bool = False,
     nightly: bool = False,
+    variants_nightly: bool = False,
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register the decorated function as a check of this kind, for specs that satisfy ``when``."""
 
@@ -76,7 +79,7 @@ def check(
         name = function.__name__
         if (kind, name) in CHECKS:
             raise ValueError(f"two checks of kind {kind} are called {name}")
-        CHECKS[kind, name] = Check(kind, name, when, function, slow_start, once, nightly)
+        CHECKS[kind, name] = Check(kind, name, when, function, slow_start, once, nightly, variants_nightly)
         return function
 
     return mark

@@ -106,7 +106,7 @@ def _exponent(grids: list[tuple[int, ...]], values: list[int]) -> float:
     return math.log(values[-1] / values[-2]) / math.log(tokens[-1] / tokens[-2])
 
 
-@check("mixer", lambda spec: not spec.grid.fixed)
+@check("mixer", lambda spec: not spec.grid.fixed, variants_nightly=True)
 def flops_grow_as_claimed(case: MixerCase) -> None:
     counts, grids = [], _growing_grids(case, (1024, 2048, 4096))
     for grid in grids:

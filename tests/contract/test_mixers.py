@@ -22,7 +22,7 @@ PAIRS = [
     for one in checks_for("mixer", entry.spec)
 ]
 VARIANTS = [
-    (case, one)
+    pytest.param(case, one, id=f"{case.name}-{one.name}", marks=marks(one, variant=True))
     for entry in MIXERS
     for case in variants(MixerCase(entry.name, entry.load()))
     for one in checks_for("mixer", case.spec)
@@ -35,7 +35,7 @@ def test_mixer(entry: Entry, one: Check) -> None:
     judge(one, MixerCase(entry.name, entry.load()))
 
 
-@pytest.mark.parametrize(("case", "one"), VARIANTS, ids=[f"{case.name}-{one.name}" for case, one in VARIANTS])
+@pytest.mark.parametrize(("case", "one"), VARIANTS)
 def test_variant(case: MixerCase, one: Check) -> None:
     judge(one, case)
 

@@ -23,6 +23,6 @@ def judge(one: Check, case: Any) -> None:
         pytest.xfail(f"{reason} ({result.message})")
 
 
-def marks(one: Check) -> list[pytest.MarkDecorator]:
-    """The marks of a check's tests."""
-    return [pytest.mark.slow] if one.nightly else []
+def marks(one: Check, variant: bool = False) -> list[pytest.MarkDecorator]:
+    """The marks of a check's tests, on an instance with an option of its own or without."""
+    return [pytest.mark.slow] if one.nightly or (variant and one.variants_nightly) else []

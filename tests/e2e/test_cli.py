@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 
 import foveate
 
@@ -22,14 +23,7 @@ FAST = ("--systems", "dlinear", "--steps", "20", "--seeds", "1", "--learning-rat
 
 def foveate_command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``foveate``; terminal width is fixed so that tables do not depend on the caller's."""
-    return subprocess.run(
-        [sys.executable, "-m", "foveate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
+    return warm.run(list(map(str, arguments)), cwd, {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"})
 
 
 def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -1,4 +1,4 @@
-"""Every claim is a test; what trains for long, or compares times, runs with ``-m slow``."""
+"""Every claim is a test; what trains, compares times or takes long runs with ``-m slow``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 import foveate
 import foveate.claims
+from foveate.catalog.results import read_results
 from foveate.claims import KINDS, Claim, Measurement, claim, claims_of
 from foveate.sources import Check, scan_claims
 
@@ -18,8 +19,14 @@ ALL = claims_of()
 FILES = sorted(Path(foveate.claims.__file__).parent.glob("*[!_].py"))
 
 
+#: Seconds that each took when its published result was measured, and those from which on it is slow.
+TOOK = {(slug, one.check): one.seconds for slug, system in read_results().items() for one in system.claims}
+LONG = 4.0
+
+
 def _marks(entry: Claim) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if entry.kind == "learned" or entry.timed else []
+    slow = entry.kind == "learned" or entry.timed or TOOK.get((entry.slug, entry.name), 0.0) > LONG
+    return [pytest.mark.slow] if slow else []
 
 
 @pytest.mark.parametrize(

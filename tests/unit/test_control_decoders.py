@@ -373,7 +373,7 @@ def test_gradients_pass_and_a_frozen_layer_learns_nothing() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_compiled_whole_before_or_after_attaching(family: str) -> None:
     model, ids = decoder(family), texts()
     mask = padded(ids, left=4)

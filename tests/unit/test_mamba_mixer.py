@@ -143,11 +143,12 @@ def test_coefficients_weigh_what_the_equations_say():
             parameter.copy_(torch.arange(1.0, len(parameter) + 1) * 10**number)
     a, b, t, g = (dict(average.named_parameters())[n] for n in ("alpha", "beta", "theta", "gamma"))
     y = [torch.full((1,), 2.0**i) for i in range(4)]
+    z = [y[0], *(7 * v for v in y[1:3])]  # both kinds begin with the input
     # Layer 3 of 3: rows behind those of the layers 1 and 2.
-    expected = sum(a[3 + i] * y[i] + b[3 + i] * 7 * y[i] for i in range(3))
-    torch.testing.assert_close(average.for_tokens(3, y[:3], [7 * v for v in y[:3]]), expected)
-    expected = sum(t[5 + i] * y[i] for i in range(4)) + sum(g[3 + i] * 7 * y[i] for i in range(3))
-    torch.testing.assert_close(average.for_channels(3, y, [7 * v for v in y[:3]]), expected)
+    expected = sum(a[3 + i] * y[i] + b[3 + i] * z[i] for i in range(3))
+    torch.testing.assert_close(average.for_tokens(3, y[:3], z), expected)
+    expected = sum(t[5 + i] * y[i] for i in range(4)) + sum(g[3 + i] * z[i] for i in range(3))
+    torch.testing.assert_close(average.for_channels(3, y, z), expected)
     assert (len(a), len(b), len(t), len(g)) == (6, 6, 9, 6)
 
 
