@@ -118,10 +118,9 @@ PROBES = {
     ),
     "single": Probe(
         "recall",
-        {"form": "single", "length": 64, "vocabulary": 20, "test_lengths": "128"},
-        800,
-        f"One query behind 31 pairs; chunks and windows of {WINDOW} tokens. The claim "
-        "`recalls_beyond_the_chunk_like_mega` (`foveate verify tcnca`) trains five times as long.",
+        {"form": "single", "length": 32, "vocabulary": 18, "test_lengths": "64"},
+        4000,
+        f"One query behind 15 pairs of 8 keys; chunks and windows of {WINDOW} tokens.",
         ("softmax_attention", "tcnca", "tcnca_simple", "mega", "window_attention"),
         (("tcnca", "mega", "Terzic et al., 2023 (tcnca)", 0.02),),
     ),

@@ -157,13 +157,13 @@ def read_patch(patch: int | str, rank: int) -> tuple[int, ...]:
 
 
 def choose_patch(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The size of a patch: of all images if they are alike and no side is too long (:data:`LONGEST`); else the median
-    of each side, at most that, rounded up to :data:`MULTIPLE`."""
+    """The size of a patch: of all images if they are alike and no side is too long (:data:`LONGEST`), rounded up
+    to what networks can halve twice; else the median of each side, at most that, rounded up to :data:`MULTIPLE`."""
     rank = len(shapes[0])
-    if len(set(shapes)) == 1 and max(shapes[0]) <= LONGEST[rank]:
-        return tuple(shapes[0])
+    alike = len(set(shapes)) == 1 and max(shapes[0]) <= LONGEST[rank]
+    multiple = 4 if alike else MULTIPLE[rank]
     medians = [float(np.median([shape[axis] for shape in shapes])) for axis in range(rank)]
-    return tuple(min(LONGEST[rank], MULTIPLE[rank] * math.ceil(m / MULTIPLE[rank])) for m in medians)
+    return tuple(min(LONGEST[rank], multiple * math.ceil(m / multiple)) for m in medians)
 
 
 def choose_spacing(found: Cases, spacing: str | None) -> tuple[float, ...] | None:
