@@ -75,8 +75,8 @@ def section(board: dict[str, Any]) -> str:
     lines += ["", f"Below {ENOUGH:.0%}: {', '.join(short)}." if short else f"All networks reach {ENOUGH:.0%}."]
     lines += [
         "",
-        f"{STEPS:,} steps of {BATCH} images, a learning rate of {RATE:g}, shifts of up to 4 pixels, one thread. Minutes "
-        "are of a machine that may have done other work. "
+        f"{STEPS:,} steps of {BATCH} images, a learning rate of {RATE:g}, shifts of up to 4 pixels, one thread. "
+        "Minutes are of a machine that may have done other work. "
         f"Made with torch {board['versions']['torch']} on {board['machine']['cpu']} by:",
         "",
         "    python benchmarks/digits.py mnist_test --write",
