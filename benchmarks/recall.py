@@ -97,9 +97,8 @@ _EVERYBODY = (
     "titans_mag",
     "titans_mal",
 )
-#: Of the passkey, for time: near relatives of those that stay, and what the probe "budget" is about.
-_LEFT_OUT = ("sigmoid_attention", "selective_token_mixer", "rg_lru", "s4d", "lstm", "titans_lmm", "titans_mal")
-_LEFT_OUT += ("s2_attention", "hip_attention")
+#: Of the passkey: what the probe "budget" is about.
+_LEFT_OUT = ("s2_attention", "hip_attention")
 #: Keys that a query of 256 tokens reads in the probe "budget": on average those of four heads' shards.
 BUDGET = round(sum(LocalStride(4, 4, 2, 4).kept_pairs(256)) / 4 / 256)
 _DSF = "Sieber et al., 2024 (dsf)"
