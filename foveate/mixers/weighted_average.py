@@ -60,8 +60,9 @@ class WeightedAverage(nn.Module):
 
 def _weighted(first: Tensor, tokens: Sequence[Tensor], second: Tensor, channels: Sequence[Tensor]) -> Tensor:
     """The sum; both kinds begin with the input, which is read once."""
-    total = (first[0] + second[0]) * tokens[0]
-    for coefficient, output in zip((*first[1:], *second[1:]), (*tokens[1:], *channels[1:]), strict=True):
+    (of_tokens, *others), (of_channels, *more) = first.unbind(), second.unbind()
+    total = (of_tokens + of_channels) * tokens[0]
+    for coefficient, output in zip((*others, *more), (*tokens[1:], *channels[1:]), strict=True):
         total.addcmul_(coefficient, output)  # no gradient needs the sum so far
     return total
 
