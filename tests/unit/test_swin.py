@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -109,6 +111,7 @@ def test_illegal_options_of_the_layer(options, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"init": "zeros"}, "init='zeros' is not possible: it must be one of published, fan_in"),
         ({"rules": "mmseg"}, "rules='mmseg' is not possible: it must be one of official, timm"),
         ({"depths": (2,)}, "one entry for each stage"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 is not possible"),
@@ -191,3 +194,12 @@ def test_varied_windows_begin_as_windows():
     torch.testing.assert_close(varied(x), plain(x))
     varied.layers[0].blocks[0].attn.scales.bias.fill_(0.5)
     assert (varied(x) - plain(x)).abs().max() > 1e-3
+
+
+def test_a_narrow_network_begins_with_weights_of_its_width():
+    info = SimpleNamespace(task="classify-images", size=(28, 28), channels=1, classes=10)
+    spreads = [
+        float(Swin.for_task(info, **given).layers[0].blocks[0].mlp.fc1.weight.std())
+        for given in ({}, {"init": "published"})
+    ]
+    assert spreads == pytest.approx([(3 * 32) ** -0.5, 0.02], rel=0.1)
