@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -196,7 +197,7 @@ def one_better(
     wanted: torch.Tensor,
     chosen: dict[Place, torch.Tensor],
     right: torch.Tensor,
-    ties: dict[Place, list[torch.Tensor]],
+    ties: dict[Place, Iterable[torch.Tensor]],
 ) -> dict[Place, torch.Tensor]:
     """One more choice with which more tokens of its sample are right; empty: there is none, or all are right."""
     for place in reversed(ties):
@@ -211,8 +212,8 @@ def one_better(
 
 def prefill(
     model: LandmarkGPT, chunk: torch.Tensor, state: Any, chosen: dict[Place, torch.Tensor]
-) -> tuple[torch.Tensor, Any, dict[Place, list[torch.Tensor]]]:
-    """Logits of a chunk with these choices, the state behind it, and all choices ``(heads, count)`` that tie."""
+) -> tuple[torch.Tensor, Any, dict[Place, Iterable[torch.Tensor]]]:
+    """Logits of a chunk with these choices, the state behind it, and what ties, made when asked for."""
     best, ties = landmark_stream._best, {}
     calls = itertools.count()
 
@@ -228,10 +229,10 @@ def prefill(
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(landmark_stream, "_best", choose)
         logits, state = model.prefill(chunk, state)
-    return logits, state, {place: choices for place, choices in ties.items() if len(choices) > 1}
+    return logits, state, ties
 
 
-def tied(asked: torch.Tensor, count: int, ring_start: int) -> list[torch.Tensor]:
+def tied(asked: torch.Tensor, count: int, ring_start: int) -> Iterator[torch.Tensor]:
     """All choices of as many blocks, oldest first, that are wanted alike: ``(heads, count)`` each."""
     alike = bool((asked == asked[0]).all())  # the heads decide together
     of_heads = []
@@ -241,7 +242,8 @@ def tied(asked: torch.Tensor, count: int, ring_start: int) -> list[torch.Tensor]
         even = ((wants - least).abs() <= 1e-6).nonzero()[:, 0].tolist()
         some = [[*sure, *more] for more in itertools.combinations(even, count - len(sure))]
         of_heads.append([sorted((ring - ring_start) % len(wants) for ring in each) for each in some])
-    return [torch.tensor(each).expand(len(asked), count) for each in itertools.product(*of_heads)]
+    for each in itertools.product(*of_heads):
+        yield torch.tensor(each).expand(len(asked), count)
 
 
 def official_parameters(model: LandmarkGPT, case: Case) -> dict[str, torch.Tensor]:
