@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ..mixers.dependency_vit import extract_tree, subtrees
 from ..mixers.softmax_attention import SoftmaxAttention
 from ..models.vision.dependency_vit import DependencyViT
+from ..models.vision.parts import to_channels_last
 from ..models.vision.vit import ViT
 
 #: Pixels along an image and along a patch, and patches along an image.
@@ -27,10 +29,12 @@ GRID = SIDE // PATCH
 #: Kinds of parts. An object is one part above another, and its class is both.
 PARTS = 2
 
-#: Images ``(count, channels, SIDE, SIDE)``, classes that are in them, float ``(count, classes)`` of 0 and 1, and the
-#: object of every patch, int64 ``(count, GRID^2)``, -1 for background; from a count and a generator.
+#: Images ``(count, channels, SIDE, SIDE)``, the classes of their objects, int64 ``(count, objects)``, and the object of
+#: every patch, int64 ``(count, GRID^2)``, -1 for background; from a count and a generator.
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor]]
 Network = DependencyViT | ViT
+#: What a network is trained to name: all classes in the "image", or the class of every one of its "patches".
+Names = Literal["image", "patches"]
 
 
 # Trees and their purity -----------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ class Found:
     """What a trained network was measured to do.
 
     Attributes:
-        named: share of images whose classes all score above all others.
+        named: share of images whose classes all score above all others, or of objects' patches that are named rightly.
         purity: of its trees, by how weights are read; the same with trees of other images; and with background counted.
         gates: mean gate behind the last layer, of patches of objects and of background; None: it has none.
     """
@@ -106,13 +110,17 @@ class Found:
 
 
 @torch.no_grad()
-def measure(model: Network, draw: Draw, count: int = 256) -> Found:
+def measure(model: Network, draw: Draw, names: Names = "patches", count: int = 256) -> Found:
     """On new images."""
     model.eval()
-    x, classes, owner = draw(count, torch.Generator().manual_seed(12345))
-    scores = model(x)
-    worst = scores.masked_fill(classes == 0, torch.inf).amin(1)
-    named = float((worst > scores.masked_fill(classes == 1, -torch.inf).amax(1)).float().mean())
+    x, kinds, owner = draw(count, torch.Generator().manual_seed(12345))
+    if names == "patches":
+        named = float((patch_scores(model, x).argmax(-1) == patch_kinds(kinds, owner))[owner >= 0].float().mean())
+    else:
+        scores = model(x)
+        there = F.one_hot(kinds, scores.shape[1]).amax(1).bool()
+        worst = scores.masked_fill(~there, torch.inf).amin(1)
+        named = float((worst > scores.masked_fill(there, -torch.inf).amax(1)).float().mean())
     found = {}
     for reading, parents in trees(model, x).items():
         ways = purity(parents, owner), purity(parents.roll(1, 0), owner), purity(parents, owner, background=True)
@@ -128,40 +136,45 @@ def measure(model: Network, draw: Draw, count: int = 256) -> Found:
 
 
 def network(form: str, channels: int, classes: int, seed: int) -> Network:
-    """Four layers of 64 channels: "dependency_vit", or "vit" without a class token.
+    """Four layers of 64 channels: "dependency_vit", whose gates start at 0.88, or "vit" without a class token.
 
-    Weights start with a variance of 1 / inputs and positions as waves. With the usual deviation of 0.02, all patches of
-    so narrow a network attend alike for hundreds of steps. Head selectors keep theirs, for a temperature of 0.1 would
-    make larger ones choose for good; gates start at 0.88, where they still have a slope.
+    It has one score more than classes, for background.
     """
     torch.manual_seed(seed)
     if form == "dependency_vit":
         options = {"embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "init_values": 1.0, "gate_start": 2.0}
-        model: Network = DependencyViT(SIDE, PATCH, channels, classes, **options)
-    else:
-        options = {"dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "pool": "avg", "class_token": False}
-        model = ViT(channels, classes, size=SIDE, patch_size=PATCH, **options)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not name.endswith("head_selector"):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-    nn.init.zeros_(model.head.weight)
-    turns = torch.arange(GRID)[:, None] * (math.pi / 2 * 2.0 ** -torch.linspace(0, 3, 16))
-    waves = torch.cat([turns.sin(), turns.cos()], -1)
-    across = torch.cat([waves[:, None].expand(-1, GRID, -1), waves.expand(GRID, -1, -1)], -1)
-    with torch.no_grad():
-        model.pos_embed.copy_(across.reshape(model.pos_embed.shape))
-    return model
+        return DependencyViT(SIDE, PATCH, channels, classes + 1, **options, init="fan_in")
+    options = {"dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "pool": "avg", "class_token": False}
+    return ViT(channels, classes + 1, size=SIDE, patch_size=PATCH, **options, init="fan_in")
 
 
-def learn(model: Network, draw: Draw, steps: int, seed: int, batch: int = 16, rate: float = 2e-3) -> None:
-    """Train to name the classes in an image; the rate rises for 50 steps and falls over the last third."""
+def patch_scores(model: Network, x: Tensor) -> Tensor:
+    """Scores of every patch, by the classifier of the whole image: ``(batch, n, classes + 1)``."""
+    tokens = to_channels_last(model.pyramid(x)[-1]).flatten(1, 2)
+    return model.head(model.fc_norm(tokens) if isinstance(model, ViT) else tokens)
+
+
+def patch_kinds(kinds: Tensor, owner: Tensor, background: int = -1) -> Tensor:
+    """The class of every patch, int64 ``(batch, n)``."""
+    return kinds.gather(1, owner.clamp(min=0)).masked_fill(owner < 0, background)
+
+
+def learn(
+    model: Network, draw: Draw, steps: int, seed: int, names: Names = "patches", batch: int = 32, rate: float = 2e-3
+) -> None:
+    """Train to name classes; the rate rises for 50 steps and falls over the last third."""
     model.train()
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.05)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50, 3 * (steps - step) / steps)
-        x, classes, _ = draw(batch, generator)
-        loss = F.binary_cross_entropy_with_logits(model(x), classes)
+        x, kinds, owner = draw(batch, generator)
+        if names == "patches":
+            scores = patch_scores(model, x)
+            loss = F.cross_entropy(scores.flatten(0, 1), patch_kinds(kinds, owner, scores.shape[2] - 1).flatten())
+        else:
+            scores = model(x)
+            loss = F.binary_cross_entropy_with_logits(scores, F.one_hot(kinds, scores.shape[1]).amax(1).float())
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -187,9 +200,8 @@ def two_part_objects(count: int, generator: torch.Generator) -> tuple[Tensor, Te
         for part in range(2):
             x[image, :, row + part, :, column] += textures[kinds[:, number, part]]
             owner[image, row + part, column] = number
-    classes = torch.zeros(count, PARTS**2).scatter_(1, kinds[..., 0] * PARTS + kinds[..., 1], 1.0)
     owner = owner.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
-    return x.reshape(count, 3, SIDE, SIDE), classes, owner
+    return x.reshape(count, 3, SIDE, SIDE), kinds[..., 0] * PARTS + kinds[..., 1], owner
 
 
 def _overlap(places: Tensor) -> Tensor:

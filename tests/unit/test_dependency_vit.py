@@ -195,6 +195,7 @@ def test_trees_of_images() -> None:
         ({"prune_layers": (3, 2)}, "prune_layers"),
         ({"prune_layers": (1, 2), "prune_ratio": 0.5}, "prune_ratio"),
         ({"prune_by": "luck"}, "prune_by"),
+        ({"init": "zeros"}, "init"),
         ({"head_temperature": 0.0}, "head_temperature"),
         ({"num_heads": 5}, "num_heads"),
     ],

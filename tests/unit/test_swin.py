@@ -198,8 +198,9 @@ def test_varied_windows_begin_as_windows():
 
 def test_a_narrow_network_begins_with_weights_of_its_width():
     info = SimpleNamespace(task="classify-images", size=(28, 28), channels=1, classes=10)
-    spreads = [
-        float(Swin.for_task(info, **given).layers[0].blocks[0].mlp.fc1.weight.std())
-        for given in ({}, {"init": "published"})
-    ]
-    assert spreads == pytest.approx([(3 * 32) ** -0.5, 0.02], rel=0.1)
+    spreads = []
+    for given in ({}, {"init": "published"}):
+        block = Swin.for_task(info, **given).layers[0].blocks[0]
+        parts = block.mlp.fc1.weight, block.attn.relative_position_bias_table
+        spreads += [float(part.detach().std()) for part in parts]
+    assert spreads == pytest.approx([32**-0.5, 1.0, 0.02, 0.02], rel=0.12)

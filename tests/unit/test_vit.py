@@ -8,6 +8,7 @@ import torch
 from foveate.errors import InvalidValue
 from foveate.mixers.softmax_attention import SoftmaxAttention
 from foveate.models.official import load_official
+from foveate.models.vision.parts import wave_positions
 from foveate.models.vision.vit import ViT
 
 SMALL = {"num_classes": 3, "size": 16, "patch_size": 4, "dim": 12, "depth": 2, "num_heads": 2}
@@ -31,12 +32,24 @@ def test_positions_of_the_own_grid_are_the_table():
     assert model.positions((3, 7))[:, :1].equal(model.pos_embed[:, :1])
 
 
+def test_positions_of_a_narrow_network_begin_as_waves():
+    """Every place has its own, near ones alike; the class token has none."""
+    model = ViT(**{**SMALL, "dim": 16}, init="fan_in")
+    own, places = model.pos_embed[0].detach().split((1, 16))
+    assert own.abs().max() < 0.1
+    apart = torch.cdist(places, places) + 10 * torch.eye(16)
+    assert apart.min() > 1
+    assert set(apart[0].topk(2, largest=False).indices.tolist()) == {1, 4}
+    assert wave_positions(2, 3, 6).shape == (2, 3, 6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"pool": "max"}, "pool='max' is not possible: it must be one of token, avg"),
         ({"class_token": False}, "class_token=False is not possible: pool='token' classifies the class token"),
         ({"num_heads": 5}, "it must divide dim=12"),
+        ({"init": "zeros"}, "init='zeros' is not possible: it must be one of published, fan_in"),
     ],
 )
 def test_illegal_options(options, message):

@@ -22,12 +22,11 @@ from ...mixers.vsa import VariedSizeWindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from .parts import INITS, Init, check_stages, drop_path_rates, to_channels_first, to_channels_last
 from .swin_stage import PatchEmbed, SwinStage
 
 Rules = Literal["official", "timm"]
 Attention = Literal["shifted", "vsa"]
-Init = Literal["published", "fan_in"]
 
 _STAGE = r"layers\.(\d+)\."
 _BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
@@ -62,8 +61,8 @@ class Swin(Backbone):
         attention: "shifted": Swin's; "vsa": varied-size windows in every block, none of them shifted, behind a
             depthwise convolution (:class:`~foveate.mixers.vsa.VariedSizeWindowAttention`; Zhang et al., arXiv
             2204.08446, whose Swin was not released). Maps must be at least as large as a window.
-        init: of linear layers, "published": weights of deviation 0.02, zero biases; "fan_in": as PyTorch draws them,
-            with which a network of few channels, where 0.02 is little, learns several times faster.
+        init: "published": linear layers and tables of biases of deviation 0.02; "fan_in": linear layers of variance
+            1 / inputs and tables of variance 1, with which a network of few channels learns several times faster.
 
     Raises:
         InvalidValue: an option that is not possible.
@@ -215,11 +214,12 @@ class Swin(Backbone):
         self.num_features, self.feature_info = features[-1].channels, tuple(features)
         self.norm = nn.LayerNorm(self.num_features)
         self.head = make_classifier(self.num_features, num_classes)
-        if init == "published":
-            self.apply(init_transformer)
+        self.apply(INITS[init])
         for module in self.modules():
             if isinstance(module, VariedSizeWindowAttention):  # rectangles begin as windows
                 module.reset_windows()
+            if init == "fan_in" and isinstance(module, ShiftedWindows):
+                nn.init.normal_(module.relative_position_bias_table)
 
     def _mixers(self, dim: int, heads: int, grid: tuple[int, int]) -> Any:
         """What makes the mixers of a stage whose maps are like ``grid``."""
@@ -250,15 +250,13 @@ class Swin(Backbone):
 
     @classmethod
     def small(cls, info: Any) -> dict[str, Any]:
-        """Two or three stages of two blocks; patches of 2 pixels below 64."""
-        few = min(info.size) < 64
-        stages = 2 if few else 3
+        """Three stages of two blocks; patches of 2 pixels below 64."""
         return {
             "size": tuple(info.size),
-            "patch_size": 2 if few else 4,
+            "patch_size": 2 if min(info.size) < 64 else 4,
             "embed_dim": 32,
-            "depths": (2,) * stages,
-            "num_heads": (2, 4, 8)[:stages],
+            "depths": (2, 2, 2),
+            "num_heads": (2, 4, 8),
             "drop_path_rate": 0.0,
             "init": "fan_in",
         }
