@@ -175,7 +175,7 @@ def test_patches_are_merged_column_by_column():
         ({"tokens": "pixels"}, "tokens='pixels' is not possible"),
         ({"patch_size": 3}, "patch_size=3 is not possible"),
         ({"num_heads": (3,)}, "there are 4 depths, 1 num_heads"),
-        ({"dilations": (1, 2)}, "depths has 4 levels"),
+        ({"dilations": (1, 2)}, "4 depths, 4 num_heads, 2 dilations"),
         ({"dilations": ((1,), 1, 1, 1)}, "a level of 2 blocks needs as many"),
     ],
 )

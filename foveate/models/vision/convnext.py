@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, check_stages, drop_path_rates, to_channels_first, to_channels_last
+from .parts import DropPath, Mlp, check_stages, convolve, drop_path_rates, to_channels_first, to_channels_last
 
 _EPS = 1e-6
 _IN_BLOCK = r"stages\.(\d+)\.(\d+)\."
@@ -60,7 +60,7 @@ class Shrink(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, h, w, in_dim)`` to ``(B, h // stride, w // stride, dim)``."""
         x = self.norm(x) if self.norm_first else x
-        x = to_channels_last(self.conv(to_channels_first(x)))
+        x = convolve(self.conv, x)
         return x if self.norm_first else self.norm(x)
 
 

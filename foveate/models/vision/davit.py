@@ -26,7 +26,7 @@ from ...mixers.davit import ChannelAttention, Scores, WindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, check_stages, drop_path_rates, init_transformer
+from .parts import DropPath, Mlp, check_stages, convolve, drop_path_rates, init_transformer
 
 ATTENTIONS = ("spatial", "channel")
 
@@ -103,7 +103,7 @@ class Downsample(nn.Module):
         height, width = x.shape[1:3]
         if not self.overlapped and (height % 2 or width % 2):
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        return self.conv(x.movedim(-1, 1)).movedim(1, -1)
+        return convolve(self.conv, x)
 
 
 class Stem(nn.Module):

@@ -156,7 +156,7 @@ class DependencyViT(Backbone):
             nn.init.constant_(block.attn.message_controller.fc2.bias, gate_start)
         if init == "fan_in":
             with torch.no_grad():
-                self.pos_embed.copy_(wave_positions(*grid, embed_dim))
+                self.pos_embed.copy_(wave_positions(grid[0], grid[1], embed_dim))
         self.feature_info = (Feature("norm", embed_dim, patch_size),)
 
     @classmethod

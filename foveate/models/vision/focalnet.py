@@ -20,7 +20,16 @@ from ...mixers.focalnet import FocalModulation, unfiltered
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, check_stages, drop_path_rates, init_transformer, to_channels_first, to_channels_last
+from .parts import (
+    DropPath,
+    Mlp,
+    check_stages,
+    convolve,
+    drop_path_rates,
+    init_transformer,
+    to_channels_first,
+    to_channels_last,
+)
 
 #: transformers' names of a modulation's parts, and ours.
 _PORTED = {"projection_in": "f", "projection_context": "h", "projection_out": "proj", "layernorm": "ln"}
@@ -48,7 +57,7 @@ class Embedding(nn.Module):
         down, right = (-size % self.stride for size in x.shape[2:])
         if self.fill_up and (down or right):
             x = F.pad(x, (0, right, 0, down))
-        return self.norm(to_channels_last(self.proj(x.contiguous(memory_format=torch.channels_last))))
+        return self.norm(convolve(self.proj, to_channels_last(x.contiguous(memory_format=torch.channels_last))))
 
 
 class Block(nn.Module):

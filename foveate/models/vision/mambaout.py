@@ -20,16 +20,11 @@ from ...mixers.parts import Linear
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, check_stages, drop_path_rates
+from .parts import DropPath, check_stages, convolve, drop_path_rates
 
 Release = Literal["official", "rw"]
 _ACTIVATIONS = {"gelu": nn.GELU, "silu": nn.SiLU}
 EPS = 1e-6
-
-
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution over ``(B, H, W, C)``, channels last in and out."""
-    return conv(x.movedim(-1, 1)).movedim(1, -1)
 
 
 class Stem(nn.Module):

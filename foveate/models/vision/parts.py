@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidValue, invalid
 from ...mixers.parts import Linear
 from ...ops.activated import linear_activated
+from ...ops.linear import linear
 
 
 class DropPath(nn.Module):
@@ -88,6 +90,31 @@ def to_channels_last(x: Tensor) -> Tensor:
 def to_channels_first(x: Tensor) -> Tensor:
     """``(B, *grid, C)`` to ``(B, C, *grid)``, a view."""
     return x.movedim(-1, 1)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution over ``(B, H, W, C)``, channels last in and out: ``(B, h, w, out)``.
+
+    Without gradients on CPUs, where places are few and weights many, windows are laid out and multiplied with the
+    weights as they are: to bring these into a convolution's order, at every call, takes longer than the product.
+
+    Args:
+        conv: without groups and dilation, its padding in numbers.
+        x: as large as its kernel at least, padding counted.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+        return to_channels_last(conv(to_channels_first(x)))
+    (tall, wide), (down, across), (top, left) = conv.kernel_size, conv.stride, map(int, conv.padding)
+    height, width = (x.shape[1] + 2 * top - tall) // down + 1, (x.shape[2] + 2 * left - wide) // across + 1
+    if 2 * x.shape[0] * height * width > conv.out_channels:
+        return to_channels_last(conv(to_channels_first(x)))
+    x = F.pad(x, (0, 0, left, left, top, top))
+    windows = x.new_empty(x.shape[0], height, width, x.shape[3], tall, wide)
+    for i in range(tall):
+        for j in range(wide):
+            rows, columns = slice(i, i + down * (height - 1) + 1, down), slice(j, j + across * (width - 1) + 1, across)
+            windows[..., i, j] = x[:, rows, columns]
+    return linear(windows.flatten(3), conv.weight.flatten(1), conv.bias)
 
 
 def init_transformer(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....mixers.dinat import NeighborhoodAttention
 from ....mixers.parts import Linear
-from ..parts import DropPath, Mlp, to_channels_first, to_channels_last
+from ..parts import DropPath, Mlp, convolve, to_channels_last
 
 
 class ConvTokenizer(nn.Module):
@@ -37,7 +37,7 @@ class ConvDownsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, h, w, dim)`` to ``(B, ceil(h / 2), ceil(w / 2), 2 dim)``."""
-        return self.norm(to_channels_last(self.reduction(to_channels_first(x))))
+        return self.norm(convolve(self.reduction, x))
 
 
 class PatchTokenizer(nn.Module):

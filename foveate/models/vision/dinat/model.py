@@ -256,7 +256,8 @@ class DiNAT(Backbone):
             raise invalid("tokens", tokens, f"it must be one of {', '.join(get_args(Tokens))}")
         if tokens == "convolutions" and patch_size not in (2, 4):
             raise invalid("patch_size", patch_size, "convolutions make tokens of 4 pixels, as published, or 2")
-        check_stages("DiNAT", depths=depths, num_heads=num_heads)
+        told = {} if dilations is None else {"dilations": dilations}
+        check_stages("DiNAT", depths=depths, num_heads=num_heads, **told)
         spaced = _dilations(dilations, depths)
         rates = drop_path_rates(drop_path_rate, list(depths))
         dims = [embed_dim * 2**i for i in range(len(depths))]
@@ -337,8 +338,6 @@ def _dilations(given: Sequence[int | Sequence[int]] | None, depths: Sequence[int
     """The dilation of every block, by level."""
     if given is None:
         return [[1] * depth for depth in depths]
-    if len(given) != len(depths):
-        raise invalid("dilations", given, f"depths has {len(depths)} levels")
     spaced = []
     for each, depth in zip(given, depths, strict=True):
         listed = [each if i % 2 else 1 for i in range(depth)] if isinstance(each, int) else list(each)
