@@ -130,7 +130,7 @@ class FocalModulation(Mixer):
         self.check_input(x, mask, context, layout)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0)
         q, modulator, _ = self._modulator(x, mask)
-        y = q * modulator
+        y = q.mul_(modulator) if _in_place() else q * modulator
         y = self.proj_drop(self.proj(y if self.ln is None else self.ln(y)))
         return y if mask is None else y.masked_fill(~mask[..., None], 0)
 
@@ -164,23 +164,28 @@ class FocalModulation(Mixer):
         weights = self.f.weight.split((dim, dim, self.levels + 1))
         biases = (None,) * 3 if self.f.bias is None else self.f.bias.split((dim, dim, self.levels + 1))
         q, context, gates = (linear(x, w, b) for w, b in zip(weights, biases, strict=True))
-        gathered = None
+        gathered, add = None, Tensor.addcmul_ if _in_place() else torch.addcmul
         for level, layer in enumerate(self.focal_layers):
             if mask is not None:
                 context = context.masked_fill(~mask[..., None], 0)
             context = _filtered(layer, context)
             gate = gates[..., level : level + 1]
-            gathered = context * gate if gathered is None else torch.addcmul(gathered, context, gate)
+            gathered = context * gate if gathered is None else add(gathered, context, gate)
         if mask is None:
             mean = context.mean(axes, keepdim=True)
         else:
             real = mask[..., None]
             mean = context.where(real, 0).sum(axes, keepdim=True) / real.sum(axes, keepdim=True).clamp(min=1)
         assert gathered is not None
-        gathered = torch.addcmul(gathered, F.gelu(mean).to(gates.dtype), gates[..., self.levels :])
+        gathered = add(gathered, F.gelu(mean).to(gates.dtype), gates[..., self.levels :])
         if self.normalize_modulator:
             gathered = gathered / (self.levels + 1)
         return q, self.h(gathered), gates
+
+
+def _in_place() -> bool:
+    """Whether intermediate results may be written over: nothing is differentiated, and no compiler plans memory."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _filtered(layer: nn.Module, x: Tensor) -> Tensor:
