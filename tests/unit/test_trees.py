@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.claims._trees import GRID, PARTS, attention, measure, network, purity, two_part_objects
+from foveate.claims._trees import (
+    GRID,
+    PARTS,
+    Names,
+    attention,
+    learn,
+    measure,
+    network,
+    patch_kinds,
+    patch_scores,
+    purity,
+    two_part_objects,
+)
 from foveate.mixers.dependency_vit import extract_tree, subtrees
 from foveate.models.vision.vit import ViT
 
@@ -47,10 +59,10 @@ def test_objects_with_subtrees_of_their_own_are_pure_and_a_chain_through_both_is
 
 
 def test_an_object_is_one_part_above_another():
-    x, classes, owner = two_part_objects(64, torch.Generator().manual_seed(0))
+    x, kinds, owner = two_part_objects(64, torch.Generator().manual_seed(0))
     assert x.shape == (64, 3, 32, 32)
-    assert classes.shape == (64, PARTS**2)
-    assert set(classes.sum(1).tolist()) == {1, 2}  # two objects may be of one class
+    assert kinds.shape == (64, 2)
+    assert set(kinds.flatten().tolist()) == set(range(PARTS**2))
     for number in range(2):
         where = (owner == number).unflatten(1, (GRID, GRID))
         assert (where.sum((1, 2)) == 8).all()
@@ -62,12 +74,34 @@ def test_both_networks_are_measured_and_alike_in_size():
     sizes = {}
     for form, readings in (("dependency_vit", {"dependencies"}), ("vit", {"by rows", "by messages"})):
         model = network(form, 3, PARTS**2, seed=0)
-        found = measure(model, two_part_objects, 8)
+        found = measure(model, two_part_objects, count=8)
         assert set(found.purity) == readings
         assert 0 < found.best <= 1
         assert (found.gates is None) == (form == "vit")
         sizes[form] = sum(p.numel() for p in model.parameters())
     assert sizes["dependency_vit"] == pytest.approx(sizes["vit"], rel=0.1)
+
+
+@pytest.mark.parametrize("names", ["patches", "image"])
+def test_both_networks_learn_to_name(names: Names):
+    """Two objects again and again, which a few steps suffice for."""
+
+    def same(count: int, _generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(part[:1].expand(count, *part.shape[1:]) for part in image)  # type: ignore[return-value]
+
+    image = two_part_objects(1, torch.Generator().manual_seed(3))
+    for form in ("dependency_vit", "vit"):
+        model = network(form, 3, PARTS**2, seed=0)
+        learn(model, same, 25, seed=0, names=names, batch=2)
+        assert measure(model, same, names, count=2).named == 1
+
+
+def test_patches_have_the_class_of_their_object():
+    kinds, owner = torch.tensor([[3, 1]]), torch.tensor([[-1, 0, 1, 1]])
+    assert patch_kinds(kinds, owner, background=4).tolist() == [[4, 3, 1, 1]]
+    model = network("vit", 3, 4, seed=0).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(patch_scores(model, x).mean(1), model(x))
 
 
 def test_attention_is_what_the_layers_use():
