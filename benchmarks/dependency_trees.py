@@ -47,7 +47,7 @@ PAGE = ROOT / "benchmarks" / "dependency_trees.md"
 FORMS = ("dependency_vit", "vit")
 #: Seeds, by what is named: alone from what is in the image neither network's trees learn, which one seed shows.
 SEEDS: dict[Names, int] = {"patches": 3, "image": 1}
-STEPS = 2000
+STEPS = 1200
 TRAINING = 8000
 #: Pixels of a digit, which begins at a patch.
 DIGIT = 16
@@ -56,7 +56,7 @@ Key = tuple[Names, str]
 #: Mean ink from which a patch belongs to a digit, of 1.
 INK = 0.05
 #: Deviation of the noise, of ink from 0 to 1, and the factor by which both are scaled.
-NOISE, CONTRAST = 0.15, 3.0
+NOISE, CONTRAST = 0.15, 5.0
 #: What the paper's sentence is asked for: purity of DependencyViT at least, of a plain ViT at most.
 PURE, PLAIN = 0.75, 0.55
 

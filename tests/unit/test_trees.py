@@ -99,9 +99,10 @@ def test_both_networks_learn_to_name(names: Names):
 def test_patches_have_the_class_of_their_object():
     kinds, owner = torch.tensor([[3, 1]]), torch.tensor([[-1, 0, 1, 1]])
     assert patch_kinds(kinds, owner, background=4).tolist() == [[4, 3, 1, 1]]
-    model = network("vit", 3, 4, seed=0).eval()
+    model = network("dependency_vit", 3, 4, seed=0).eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(patch_scores(model, x).mean(1), model(x))
+    assert patch_scores(network("vit", 3, 4, seed=0), x).shape == (2, GRID**2, 5)
 
 
 def test_attention_is_what_the_layers_use():
