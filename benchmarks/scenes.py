@@ -1,8 +1,8 @@
 """Segmentation of scenes and volumes of handwritten digits: Dice and IoU within one budget.
 
-    python benchmarks/scenes.py MNIST              # both comparisons, then print the section of the page
+    python benchmarks/scenes.py MNIST              # both comparisons, and print their sections of the page
     python benchmarks/scenes.py MNIST --only volumes
-    python benchmarks/scenes.py MNIST --write      # put the section into benchmarks/scenes.md
+    python benchmarks/scenes.py MNIST --write      # put the sections into benchmarks/scenes.md
 
 MNIST is a folder with the 10,000 test images as IDX files: 7,000 digits stand in training scenes, 1,000 in those that
 choose, 2,000 in those that are scored once. The scenes are drawn as ``foveate compare segment`` draws its own, written
@@ -150,19 +150,19 @@ def table(name: str, board: dict[str, Any]) -> list[str]:
     return lines
 
 
-def section(boards: dict[str, dict[str, Any]]) -> str:
-    """The Markdown of all."""
-    lines = [line for name, board in boards.items() for line in (*table(name, board), "")]
-    first = next(iter(boards.values()))
-    lines += [
-        "One learning rate for all of a table. Minutes are of a machine that may have done other work. Made with "
-        f"torch {first['versions']['torch']} on {first['machine']['cpu']}, one thread, by:",
+def section(name: str, board: dict[str, Any]) -> str:
+    """The Markdown of one comparison."""
+    lines = [
+        *table(name, board),
         "",
-        "    python benchmarks/scenes.py mnist_test --write",
+        "One learning rate for all of a table. Minutes are of a machine that may have done other work. Made with "
+        f"torch {board['versions']['torch']} on {board['machine']['cpu']}, one thread, by:",
+        "",
+        f"    python benchmarks/scenes.py mnist_test --only {name} --write",
         "",
         "that is, after the files of `OUT` were drawn and written:",
         "",
-        *(f"    foveate {' '.join(command(name, 'OUT'))}" for name in boards),
+        f"    foveate {' '.join(command(name, 'OUT'))}",
     ]
     return "\n".join(lines)
 
@@ -173,17 +173,14 @@ def main() -> None:
     parser.add_argument("--only", choices=RUNS, help="one comparison")
     parser.add_argument("--workers", type=int, default=1, help="trials at once")
     parser.add_argument("--out", type=Path, default=ROOT / "foveate-runs" / "scenes", help="folder of the comparisons")
-    parser.add_argument("--write", action="store_true", help=f"put the section into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"put the sections into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
-    if options.write and options.only:
-        parser.error("--write needs both: leave out --only")
-    names = [options.only] if options.only else list(RUNS)
-    out = options.out.resolve()
-    boards = {name: leaderboard(name, options.digits.resolve(), out, options.workers) for name in names}
-    text = section(boards)
-    print(text)
-    if options.write:
-        write_section(PAGE, "scenes", text)
+    for name in [options.only] if options.only else list(RUNS):
+        board = leaderboard(name, options.digits.resolve(), options.out.resolve(), options.workers)
+        text = section(name, board)
+        print(text)
+        if options.write:
+            write_section(PAGE, name, text)
 
 
 if __name__ == "__main__":
