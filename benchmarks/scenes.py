@@ -70,7 +70,7 @@ RUNS = {
         volumes=True,
         counts=(400, 20, 40),
         systems=("swin_unetr",),
-        steps=160,
+        steps=1200,
         batch=2,
         rate=3e-3,
     ),
