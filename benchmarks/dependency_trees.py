@@ -47,7 +47,7 @@ PAGE = ROOT / "benchmarks" / "dependency_trees.md"
 FORMS = ("dependency_vit", "vit")
 #: Seeds, by what is named: alone from what is in the image neither network's trees learn, which one seed shows.
 SEEDS: dict[Names, int] = {"patches": 3, "image": 1}
-STEPS = 1200
+STEPS, BATCH = 1200, 32
 TRAINING = 8000
 #: Pixels of a digit, which begins at a patch.
 DIGIT = 16
@@ -121,14 +121,14 @@ def run(draw: Draw, test: Draw, most: int, steps: int) -> tuple[dict[Key, list[F
     found: dict[Key, list[Found]] = {(names, form): [] for names in SEEDS for form in FORMS}
     models: dict[str, Network] = {}
     started = time.process_time()
-    for (names, form), each in found.items():
+    for (names, form), several in found.items():
         for seed in range(min(most, SEEDS[names])):
             model = network(form, 1, 10, seed)
-            learn(model, draw, steps, seed, names)
-            each.append(measure(model, test, names, 512))
+            learn(model, draw, steps, seed, names, BATCH)
+            several.append(measure(model, test, names, 512))
             if names == "patches":
                 models.setdefault(form, model)
-            print(names, form, seed, each[-1], file=sys.stderr, flush=True)
+            print(names, form, seed, several[-1], file=sys.stderr, flush=True)
     return found, models, (time.process_time() - started) / 60
 
 
@@ -154,16 +154,16 @@ def section(found: dict[Key, list[Found]], models: dict[str, Network], steps: in
         lower = sum(a > b for a, b in gates)
         what = "every patch" if names == "patches" else "what is in the image"
         lines.append(
-            f"- Trained to name {what}: DependencyViT's trees "
-            f"are purer than the plain ViT's, at its better reading, in {more} of {len(ours)} seeds. Its purity is at "
-            f"least {PURE}: {_holds(min(ours) >= PURE)} (least {min(ours):.2f}); the plain ViT's at most {PLAIN}: "
+            f"- Trained to name {what}: DependencyViT's trees are purer than the plain ViT's, at its better reading, "
+            f"in {more} of {len(ours)} seeds. Its purity is at least {PURE}: {_holds(min(ours) >= PURE)} (least "
+            f"{min(ours):.2f}); the plain ViT's at most {PLAIN}: "
             f"{_holds(max(plain) <= PLAIN)} (largest {max(plain):.2f}). Background's mean gate behind the last layer "
             f"is below the digits' in {lower} of {len(gates)} seeds "
             f"({', '.join(f'{b:.3f} to {a:.3f}' for a, b in gates)})."
         )
     lines += [
         "",
-        f"{steps:,} steps of 32 scenes, each seed in brackets, measured on 512 new scenes; "
+        f"{steps:,} steps of {BATCH} scenes, each seed in brackets, measured on 512 new scenes; "
         f"{' and '.join(f'{sum(p.numel() for p in m.parameters()):,}' for m in models.values())} parameters. Made in "
         f"{minutes:.0f} processor minutes with torch {torch.__version__} on {cpu_name()}, one thread, by:",
         "",

@@ -102,11 +102,10 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
         conv: without groups and dilation, its padding in numbers.
         x: as large as its kernel at least, padding counted.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
-        return to_channels_last(conv(to_channels_first(x)))
     (tall, wide), (down, across), (top, left) = conv.kernel_size, conv.stride, map(int, conv.padding)
     height, width = (x.shape[1] + 2 * top - tall) // down + 1, (x.shape[2] + 2 * left - wide) // across + 1
-    if 2 * x.shape[0] * height * width > conv.out_channels:
+    plain = torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu"
+    if plain or 2 * x.shape[0] * height * width > conv.out_channels:
         return to_channels_last(conv(to_channels_first(x)))
     x = F.pad(x, (0, 0, left, left, top, top))
     windows = x.new_empty(x.shape[0], height, width, x.shape[3], tall, wide)
