@@ -29,7 +29,7 @@ from ..spec import MixerSpec, Order
 from .base import Mixer, grid_size
 from .layout import TokenLayout
 from .look import Look, check_query
-from .parts import Linear
+from .parts import Linear, overwrites
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Weights of linear maps by the names of releases and peers.
@@ -130,7 +130,7 @@ class FocalModulation(Mixer):
         self.check_input(x, mask, context, layout)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0)
         q, modulator, _ = self._modulator(x, mask)
-        y = q.mul_(modulator) if _in_place() else q * modulator
+        y = q.mul_(modulator) if overwrites() else q * modulator
         y = self.proj_drop(self.proj(y if self.ln is None else self.ln(y)))
         return y if mask is None else y.masked_fill(~mask[..., None], 0)
 
@@ -164,7 +164,7 @@ class FocalModulation(Mixer):
         weights = self.f.weight.split((dim, dim, self.levels + 1))
         biases = (None,) * 3 if self.f.bias is None else self.f.bias.split((dim, dim, self.levels + 1))
         q, context, gates = (linear(x, w, b) for w, b in zip(weights, biases, strict=True))
-        gathered, add = None, Tensor.addcmul_ if _in_place() else torch.addcmul
+        gathered, add = None, Tensor.addcmul_ if overwrites() else torch.addcmul
         for level, layer in enumerate(self.focal_layers):
             if mask is not None:
                 context = context.masked_fill(~mask[..., None], 0)
@@ -181,11 +181,6 @@ class FocalModulation(Mixer):
         if self.normalize_modulator:
             gathered = gathered / (self.levels + 1)
         return q, self.h(gathered), gates
-
-
-def _in_place() -> bool:
-    """Whether intermediate results may be written over: nothing is differentiated, and no compiler plans memory."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _filtered(layer: nn.Module, x: Tensor) -> Tensor:

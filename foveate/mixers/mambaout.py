@@ -27,7 +27,7 @@ from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer
 from .layout import TokenLayout
-from .parts import Linear
+from .parts import Linear, overwrites
 
 Activation = Literal["gelu", "silu"]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -105,24 +105,21 @@ class GatedCNN(Mixer):
     ) -> Tensor:
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        fused = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        fused = overwrites()
         weight, bias, passing = self.fc1.weight, self.fc1.bias, self.hidden - self.channels
         if fused:  # four passes over memory less: the filter wants its channels to themselves
             weights, biases = (m.split((self.hidden, passing, self.channels)) for m in (weight, bias))
-            gate = linear_activated(x, weights[0], biases[0], self.activation)
             passed, mixed = (linear(x, weights[i], biases[i]) for i in (1, 2))
         else:
             gate, rest = self.fc1(x).chunk(2, -1)
-            gate = activate(gate, self.activation)
             passed, mixed = rest.split((passing, self.channels), -1)
         if mask is not None:
             mixed = mixed.masked_fill(~mask[..., None], 0)
         mixed = self.convolve(mixed)
         if fused:
-            gate[..., :passing] *= passed
-            gate[..., passing:] *= mixed
+            gate = linear_activated(x, weights[0], biases[0], self.activation, times=(passed, mixed))
         else:
-            gate = gate * torch.cat([passed, mixed], -1)
+            gate = activate(gate, self.activation) * torch.cat([passed, mixed], -1)
         y = self.fc2(gate)
         return y if mask is None else y.masked_fill(~mask[..., None], 0)
 

@@ -10,6 +10,18 @@ from ..ops.handwritten import sum_dtype
 from ..ops.linear import linear
 
 
+def overwrites() -> bool:
+    """Whether intermediate results may be written over: nothing is differentiated, and no compiler plans memory."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """``x + branch``, written over ``branch``, which must be the caller's own, where :func:`overwrites`."""
+    if overwrites() and x.shape == branch.shape and x.dtype == branch.dtype:
+        return branch.add_(x)
+    return x + branch
+
+
 class Linear(nn.Linear):
     """:class:`torch.nn.Linear`, computed by :func:`foveate.ops.linear.linear`: the same names, weights and results."""
 

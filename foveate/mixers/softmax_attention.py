@@ -132,7 +132,8 @@ class SoftmaxAttention(Mixer):
         x = _clear(x, mask)  # what is masked may be anything, NaN included
         source = x if context is None else context
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
-        positions, visible = self._positions(x, mask, layout), None
+        positions = None if self.position == "none" else self._positions(x, mask, layout)
+        visible = None
         if context is None:
             visible = None if mask is None else mask[:, None, None, :]
             if segments is not None:
@@ -213,7 +214,8 @@ class SoftmaxAttention(Mixer):
         )
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, length, width = x.shape
+        return x.view(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
     def _positions(self, x: Tensor, mask: Tensor | None, layout: TokenLayout | None) -> Tensor:
         """int64 ``(length,)``, or ``(batch, length)`` where samples differ."""
@@ -221,19 +223,25 @@ class SoftmaxAttention(Mixer):
             return layout.positions
         return torch.arange(x.shape[1], device=x.device) if mask is None else token_positions(mask)
 
-    def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        return apply_rope(x, positions, self.rope_base) if self.position == "rope" else x
+    def _turn(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        return x if self.position != "rope" or positions is None else apply_rope(x, positions, self.rope_base)
 
     def _read(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, query_positions: Tensor, key_positions: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Tensor | None,
+        query_positions: Tensor | None,
+        key_positions: Tensor | None,
     ) -> Tensor:
         """The output ``(batch, length, dim)`` of queries and keys in their heads."""
         bias = self._bias(query_positions, key_positions)
         o = softmax_attention(q, k, v, causal=self.causal, mask=visible, bias=bias)
         return self.out_proj(o.transpose(1, 2).flatten(2))
 
-    def _bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor | None:
-        if self.position != "alibi":
+    def _bias(self, query_positions: Tensor | None, key_positions: Tensor | None) -> Tensor | None:
+        if self.position != "alibi" or query_positions is None or key_positions is None:
             return None
         return alibi_bias(
             torch.tensor(slope_values(self.num_heads), device=key_positions.device), query_positions, key_positions

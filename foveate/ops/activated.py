@@ -2,7 +2,8 @@
 
 PyTorch computes the map and then the activation; its tanh form of GELU alone takes several times as long as the map
 itself on CPUs. oneDNN, which PyTorch carries, applies the function to results while they are still in a register. What
-is computed is the same, to float32 rounding.
+is computed is the same, to float32 rounding. Where MKL is the faster (:mod:`foveate.ops.linear`), it multiplies, and
+one pass of our kernel adds the bias, applies the function, and multiplies with or adds what else stands there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from ..errors import invalid
 from .backend import current_backend
-from .linear import linear, takes_onednn, transformed
+from .linear import SLOW_MKL, WORTH_IT, linear, takes_onednn, transformed
+from .native import epilogue
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "none"]
 #: Of the argument of the hyperbolic tangent, at 0.
@@ -49,18 +51,29 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 def check_activation(activation: str) -> None:
     """Refuse what is none of the functions."""
-    if activation not in get_args(Activation):
+    if activation not in _NAMES:
         raise invalid("activation", activation, f"it must be one of {', '.join(get_args(Activation))}")
 
 
-def linear_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    """``activation(x W^T + b)``.
+def linear_activated(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation = "none",
+    *,
+    times: Tensor | tuple[Tensor, ...] = (),
+    plus: Tensor | None = None,
+) -> Tensor:
+    """``activation(x W^T + b) * times + plus``.
 
     Args:
         x: ``(..., in)``.
         weight: ``(out, in)``.
         bias: ``(out,)``.
         activation: see :func:`activate`.
+        times: a factor such as a gate, of the result's shape, or ``(out,)``; or such factors of neighbouring channels,
+            which together have all of them.
+        plus: what is added at last such as a residual, of the result's shape.
 
     Returns:
         ``(..., out)``.
@@ -69,10 +82,35 @@ def linear_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation:
         InvalidValue: another function.
     """
     check_activation(activation)
-    if not torch.is_grad_enabled() and takes_onednn(x, weight, bias):
+    factors = (times,) if isinstance(times, Tensor) else times
+    if torch.is_grad_enabled():
+        return _scaled_and_added(activate(linear(x, weight, bias), activation), factors, plus)
+    more = bool(factors) or plus is not None
+    kernel = (more or activation != "none") and _takes_epilogue(x, weight, bias, *factors, plus)
+    if takes_onednn(x, weight, bias) and (SLOW_MKL or not (more and kernel)):
         function, algorithm = _NAMES[activation]
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], algorithm)
-    return activate(linear(x, weight, bias), activation)
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], algorithm)
+        bias, activation, kernel = None, "none", kernel and more
+    elif kernel:
+        y = F.linear(x, weight)
+    else:
+        y = activate(linear(x, weight, bias), activation)
+    if kernel:
+        return epilogue.finish(y, bias, activation, factors, plus)
+    return _scaled_and_added(y, factors, plus)
+
+
+def _scaled_and_added(y: Tensor, factors: tuple[Tensor, ...], plus: Tensor | None) -> Tensor:
+    if factors:
+        y = y * (factors[0] if len(factors) == 1 else torch.cat(factors, -1))
+    return y if plus is None else plus + y
+
+
+def _takes_epilogue(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernel takes what a product of these gives, and the product is long enough to be worth a call."""
+    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < WORTH_IT or not _undisturbed():
+        return False
+    return epilogue.fits(x, weight, *others)
 
 
 def conv2d_activated(
@@ -122,10 +160,12 @@ def _fused_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _plain_cpu(*tensors: Tensor | None) -> bool:
     """Whether these are float32 on CPUs, and nothing looks into what is computed with them."""
-    if torch.compiler.is_compiling() or current_backend() not in ("auto", "native"):
+    if torch.compiler.is_compiling() or not _undisturbed():
         return False
-    return (
-        all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and not transformed()
-    )
+    return all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in tensors)
+
+
+def _undisturbed() -> bool:
+    """Whether "auto" or "native" may choose, and neither autocast nor a function transform is at work."""
+    chosen = current_backend() in ("auto", "native")
+    return chosen and not torch.is_autocast_enabled("cpu") and not transformed()

@@ -2,9 +2,9 @@
 
 PyTorch multiplies float32 matrices with MKL, which runs AVX2 code on other makers' processors; oneDNN, which it also
 carries and uses for convolutions and bfloat16, has AVX-512 code for all of them. Where the processor has AVX-512 and is
-not Intel's, oneDNN takes less than half the time; on Intel's the two are equal, but oneDNN does not write the bias into
-the result first, which shows where few channels are mapped. The choice depends on the machine and on sizes alone, never
-on a measurement, so that results can be repeated.
+not Intel's, oneDNN takes less than half the time. On Intel's MKL is ahead, but for few channels and large results:
+oneDNN does not write the bias into the result first. The choice depends on the machine and on sizes alone, never on a
+measurement, so that results can be repeated.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .native import through_autograd
 
 #: Multiplications from which oneDNN's larger cost per call is paid back.
 WORTH_IT = 2**21
-#: Channels in, up to which writing the result once more shows beside the product.
-FEW_CHANNELS = 192
+#: Channels in, up to which writing a result of at least so many numbers once more shows beside the product.
+FEW_CHANNELS, MANY_RESULTS = 96, 2**18
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,6 +39,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., out)``, in the dtype of ``x``; gradients of all three, any number of times.
     """
+    # Asked first, and once per process: beside a product in a warm cache every further question is a cold one.
+    if not SLOW_MKL and weight.shape[1] > FEW_CHANNELS:
+        return F.linear(x, weight, bias)
     onednn = _onednn_linear if takes_onednn(x, weight, bias) else None
     return choose(F.linear, F.linear, onednn)(x, weight, bias)
 
@@ -46,6 +49,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN takes these and is faster."""
     if torch.compiler.is_compiling():  # compilers choose for themselves, and cannot look at what comes here
+        return False
+    if not SLOW_MKL and (torch.is_grad_enabled() or not _shows_bias(x, weight)):
         return False
     if current_backend() not in ("auto", "native") or x.numel() * weight.shape[0] < WORTH_IT:
         return False
@@ -55,8 +60,13 @@ def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not transformed()
-        and (slow_mkl() or (weight.shape[-1] <= FEW_CHANNELS and not torch.is_grad_enabled()))
     )
+
+
+def _shows_bias(x: Tensor, weight: Tensor) -> bool:
+    """Whether writing the bias first, as MKL wants it, takes long beside the product."""
+    outputs, inputs = weight.shape
+    return inputs <= FEW_CHANNELS and x.numel() * outputs >= MANY_RESULTS * inputs
 
 
 def transformed() -> bool:
@@ -65,9 +75,7 @@ def transformed() -> bool:
     return inside or forward_ad._current_level >= 0
 
 
-@functools.cache
-def slow_mkl() -> bool:
-    """Whether PyTorch's float32 products run MKL's AVX2 code on a processor that has AVX-512."""
+def _slow_mkl() -> bool:
     return (
         platform.machine() in ("x86_64", "AMD64")
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -92,6 +100,10 @@ def _maker() -> str:
         return platform.processor() or "Intel"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line for line in lines if line.startswith("vendor_id")), "Intel")
+
+
+#: Whether PyTorch's float32 products run MKL's AVX2 code on a processor that has AVX-512.
+SLOW_MKL = _slow_mkl()
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

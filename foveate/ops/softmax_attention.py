@@ -59,8 +59,10 @@ def softmax_attention(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    asked = {"native": native.fits, "auto": native.pays}.get(current_backend())
-    kernel = native.softmax_attention_native if asked and asked(q, k, v, mask, bias) else None
+    asked = current_backend()
+    takes = native.fits(q, k, v, mask, bias) if asked == "native" else asked == "auto"
+    takes = takes and (asked == "native" or native.pays(q, k, v, mask, bias, causal))
+    kernel = native.softmax_attention_native if takes else None
     return choose(reference, fused, kernel)(q, k, v, causal, mask, bias, scale)
 
 
@@ -116,17 +118,22 @@ def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor 
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, bias: Tensor | None) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
-        raise InvalidValue(f"q, k and v must have 4 axes (batch, heads, length, width), not {shapes}.")
+        raise InvalidValue(f"q, k and v must have 4 axes (batch, heads, length, width), not {_shapes(q, k, v)}.")
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
-        raise InvalidValue(f"q, k and v must agree in batch and heads, q and k in width, k and v in length: {shapes}.")
+        raise InvalidValue(
+            f"q, k and v must agree in batch and heads, q and k in width, k and v in length: {_shapes(q, k, v)}."
+        )
     if q.shape[2] < 1 or k.shape[2] < 1:
-        raise InvalidValue(f"a sequence is empty ({shapes}): at least one token is needed.")
+        raise InvalidValue(f"a sequence is empty ({_shapes(q, k, v)}): at least one token is needed.")
     if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
         raise InvalidType(f"q, k and v must share one floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}.")
     if causal and q.shape[2] > k.shape[2]:
-        raise InvalidValue(f"causal=True is not possible with more queries than keys ({shapes}): queries are the last.")
+        raise InvalidValue(
+            f"causal=True is not possible with more queries than keys ({_shapes(q, k, v)}): queries are the last."
+        )
+    if mask is None and bias is None:
+        return
     full = (*q.shape[:3], k.shape[2])
     if mask is not None:
         if mask.dtype != torch.bool:
@@ -137,6 +144,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, b
             raise InvalidValue(f"mask has shape {tuple(mask.shape)}; it must broadcast to {full} with 4 axes.")
     if bias is not None and not _fits(bias, full):
         raise InvalidValue(f"bias has shape {tuple(bias.shape)}; it must broadcast to {full} with 4 axes.")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 def _fits(given: Tensor, full: tuple[int, ...]) -> bool:

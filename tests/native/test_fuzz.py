@@ -13,7 +13,7 @@ import pytest
 FUZZ = Path(__file__).parent / "fuzz"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = (
-    "-std=c++17 -O1 -g -march=x86-64-v3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp -Wall -Wextra"
+    "-std=c++17 -O1 -g1 -march=x86-64-v3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp -Wall -Wextra"
 )
 FLAGS += " -Werror -Wno-psabi -Wno-maybe-uninitialized -Wno-unknown-pragmas"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

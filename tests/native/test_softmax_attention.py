@@ -195,8 +195,30 @@ def test_auto_chooses_by_processor_and_sizes(length, keys, width, there, process
     called = []
     monkeypatch.setattr(native, "call", lambda *given: called.append(given) or call(*given))
     monkeypatch.setattr(native, "PAYS", processor)
+    monkeypatch.setattr(native, "PAYS_BESIDE_MKL", False)
     q, k, v = (torch.randn(1, 2, n, width) for n in (length, keys, keys))
     softmax_attention(q, k, v)
+    assert len(called) == int(there and processor)
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "causal", "gradient", "there"),
+    [
+        (197, 64, False, False, True),
+        (197, 64, True, True, True),
+        (197, 64, False, True, False),
+        (197, 128, False, False, False),
+        (64, 64, False, False, False),
+    ],
+)
+@pytest.mark.parametrize("processor", [True, False])
+def test_auto_chooses_beside_a_fast_mkl(length, width, causal, gradient, there, processor, monkeypatch):
+    called = []
+    monkeypatch.setattr(native, "call", lambda *given: called.append(given) or call(*given))
+    monkeypatch.setattr(native, "PAYS", False)
+    monkeypatch.setattr(native, "PAYS_BESIDE_MKL", processor)
+    q, k, v = (torch.randn(1, 4, length, width, requires_grad=gradient) for _ in range(3))
+    softmax_attention(q, k, v, causal=causal)
     assert len(called) == int(there and processor)
 
 

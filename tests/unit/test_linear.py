@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foveate.measure.flops import count_flops
 from foveate.mixers.parts import Linear
 from foveate.models.vision.parts import Mlp
+from foveate.ops import activated
 from foveate.ops import linear as module
 from foveate.ops.backend import backend
 from foveate.ops.linear import linear
@@ -33,7 +34,8 @@ def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return multiply(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "slow_mkl", lambda: True)
+    monkeypatch.setattr(module, "SLOW_MKL", True)
+    monkeypatch.setattr(activated, "SLOW_MKL", True)
     monkeypatch.setattr(module, "_has_onednn", lambda: True)
     monkeypatch.setattr(module, "_multiply", counted)
     return calls

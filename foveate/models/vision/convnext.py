@@ -42,7 +42,10 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, h, w, dim)`` in and out."""
-        return x + self.drop_path(self.mlp(self.norm(self._filtered(x))) * self.gamma)
+        y = self.norm(self._filtered(x))
+        if self.drop_path.drops:
+            return x + self.drop_path(self.mlp(y) * self.gamma)
+        return self.mlp.added_to(x, y, self.gamma)
 
     def _filtered(self, x: Tensor) -> Tensor:
         return to_channels_last(self.conv_dw(to_channels_first(x)))

@@ -26,7 +26,7 @@ from ...mixers.davit import ChannelAttention, Scores, WindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, check_stages, convolve, drop_path_rates, init_transformer
+from .parts import DropPath, Mlp, check_stages, convolve, drop_path_rates, feed, init_transformer
 
 ATTENTIONS = ("spatial", "channel")
 
@@ -85,7 +85,9 @@ class Block(nn.Module):
         """``(B, H, W, dim)`` in and out."""
         x = self.cpe1(x)
         x = self.cpe2(x + self.drop_path(self.attn(self.norm1(x))))
-        return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[misc]
+        if self.norm2 is None or self.mlp is None:
+            return x
+        return feed(x, self.norm2, self.mlp, self.drop_path)
 
 
 class Downsample(nn.Module):

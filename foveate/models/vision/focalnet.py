@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import invalid
 from ...mixers.focalnet import FocalModulation, unfiltered
+from ...mixers.parts import add
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
@@ -26,6 +27,7 @@ from .parts import (
     check_stages,
     convolve,
     drop_path_rates,
+    feed,
     init_transformer,
     to_channels_first,
     to_channels_last,
@@ -95,12 +97,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, h, w, dim)`` in and out."""
-        x = x + self._branch(x, self.modulation, self.norm1, self.gamma_1)
-        return x + self._branch(x, self.mlp, self.norm2, self.gamma_2)
+        x = self._with_branch(x, self.modulation, self.norm1, self.gamma_1)
+        if not self.post_norm:
+            return feed(x, self.norm2, self.mlp, self.drop_path, self.gamma_2)
+        return self._with_branch(x, self.mlp, self.norm2, self.gamma_2)
 
-    def _branch(self, x: Tensor, mix: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
+    def _with_branch(self, x: Tensor, mix: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
         y = norm(mix(x)) if self.post_norm else mix(norm(x))
-        return self.drop_path(y if gamma is None else y * gamma)
+        return add(x, self.drop_path(y if gamma is None else y * gamma))
 
 
 class Stage(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import invalid
 from ...mixers.mambaout import Activation, GatedCNN
-from ...mixers.parts import Linear
+from ...mixers.parts import Linear, add
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
@@ -87,7 +87,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, dim)`` in and out."""
         y = self.mixer(self.norm(x))
-        return x + self.drop_path(y if self.gamma is None else y * self.gamma)
+        return add(x, self.drop_path(y if self.gamma is None else y * self.gamma))
 
 
 class Stage(nn.Module):

@@ -34,9 +34,14 @@ class DropPath(nn.Module):
             raise invalid("drop_path_rate", rate, "it must be at least 0 and below 1")
         self.rate = rate
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything may be left out now."""
+        return self.training and self.rate > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, ...)``, same shape."""
-        if not self.training or not self.rate:
+        if not self.drops:
             return x
         keep = 1 - self.rate
         return x * (torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < keep).to(x.dtype) / keep
@@ -73,13 +78,41 @@ class Mlp(nn.Module):
         """``(..., dim)`` in and out."""
         return self.drop(self.fc2(self.drop(self._hidden(x))))
 
+    def added_to(self, x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
+        """``x + scale * mlp(y)``, in the last layer's own pass over memory where it is what was made here."""
+        fc2 = self.fc2
+        if type(fc2) is not Linear or watched(self, fc2, self.drop) or (self.training and self.drop.p):
+            z = self(y)
+            return x + (z if scale is None else z * scale)
+        return linear_activated(self._hidden(y), fc2.weight, fc2.bias, times=() if scale is None else scale, plus=x)
+
     def _hidden(self, x: Tensor) -> Tensor:
         """Behind the activation; in one step where both modules are what was made here, and nobody watches them."""
         fc1, act = self.fc1, self.act
-        watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (fc1, act))
-        if type(fc1) is Linear and type(act) is nn.GELU and act.approximate == "none" and not watched:
+        if type(fc1) is Linear and type(act) is nn.GELU and act.approximate == "none" and not watched(fc1, act):
             return linear_activated(x, fc1.weight, fc1.bias, "gelu")
         return act(fc1(x))
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether hooks look at any of these, which then have to be called."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+
+
+def feed(x: Tensor, norm: nn.Module, mlp: Mlp, drop_path: DropPath, scale: Tensor | None = None) -> Tensor:
+    """The feed-forward as a residual: ``x + drop_path(scale * mlp(norm(x)))``.
+
+    Args:
+        x: ``(..., dim)``.
+        norm: in front of the feed-forward.
+        mlp: the feed-forward.
+        drop_path: of the branch.
+        scale: factors of the channels; None: 1.
+    """
+    if not drop_path.drops:
+        return mlp.added_to(x, norm(x), scale)
+    y = mlp(norm(x))
+    return x + drop_path(y if scale is None else y * scale)
 
 
 def to_channels_last(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...mixers.base import Mixer
 from ...mixers.parts import Linear
-from .parts import DropPath, Mlp, to_channels_first, to_channels_last
+from .parts import DropPath, Mlp, feed, to_channels_first, to_channels_last
 
 #: Makes the mixer of block ``index`` of a stage.
 MakeMixer = Callable[[int], Mixer]
@@ -101,7 +101,7 @@ class SwinBlock(nn.Module):
         if self.pos is not None:
             x = x + to_channels_last(self.pos(to_channels_first(x)))
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return feed(x, self.norm2, self.mlp, self.drop_path)
 
 
 class SwinStage(nn.Module):

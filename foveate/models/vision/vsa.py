@@ -23,7 +23,7 @@ from ...mixers.vsa import VariedSizeWindowAttention
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
-from .parts import DropPath, Mlp, check_stages, init_transformer, to_channels_first, to_channels_last
+from .parts import DropPath, Mlp, check_stages, feed, init_transformer, to_channels_first, to_channels_last
 
 
 def _convolutions(widths: Sequence[int], strides: Sequence[int], groups: int) -> nn.Sequential:
@@ -57,7 +57,7 @@ class _Cell(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP added."""
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return feed(x, self.norm2, self.mlp, self.drop_path)
 
 
 class _ReductionCell(_Cell):

@@ -113,9 +113,10 @@ def takes(*tensors: Tensor | None) -> bool:
     Under ``torch.compile`` only their descriptions are looked at; outside it they must have memory.
     """
     compiling = torch.compiler.is_compiling()
-    return AVAILABLE and all(
-        t is None or (t.device.type == "cpu" and not t.is_complex() and (compiling or _has_memory(t))) for t in tensors
-    )
+    for t in tensors:  # a loop, since a generator costs more than the questions, which every layer asks
+        if t is not None and (not t.is_cpu or t.is_complex() or not (compiling or _has_memory(t))):
+            return False
+    return AVAILABLE
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..handwritten import Results, handwritten, sum_dtype
-from ..linear import slow_mkl, transformed
+from ..linear import SLOW_MKL, transformed
 from . import SCALARS, address, call, chosen, fresh, rows, takes, through_autograd
 
 #: Queries of a tile in the kernel. What one tile reads is divided into parts of this many keys, up to so many.
@@ -19,10 +19,14 @@ TILE, PART_KEYS, MOST_PARTS = 64, 2048, 16
 PART_QUERIES = 512
 
 #: Whether PyTorch's form is slow here: where MKL, which it multiplies with, leaves the processor's AVX-512 unused.
-#: Elsewhere the kernel was measured on AVX2, where it is no faster on short sequences, or not at all.
-PAYS = chosen() == "v4" and slow_mkl()
+#: On AVX2 the kernel was measured to be no faster on short sequences, or not at all.
+PAYS = chosen() == "v4" and SLOW_MKL
 #: Queries, pairs of each head, and multiplications from which it was no slower there, forward or backward.
 FROM_QUERIES, FROM_PAIRS, FROM_WORK = 32, 2**11, 2**22
+#: Whether MKL uses AVX-512 here, and how many pairs, in how narrow heads, the kernel then is faster with: forward, and
+#: causal backward too.
+PAYS_BESIDE_MKL = chosen() == "v4" and not SLOW_MKL
+BESIDE_MKL_PAIRS, BESIDE_MKL_WIDTH = 2**14, 64
 
 
 class _Arguments(ctypes.Structure):
@@ -48,14 +52,19 @@ def fits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | No
     return bias is None or not (bias.requires_grad and torch.is_grad_enabled())
 
 
-def pays(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None) -> bool:
+def pays(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool) -> bool:
     """Whether "auto" takes the kernel: where it :func:`fits` and is faster, by the processor and sizes alone."""
     batch, heads, length, width = q.shape
-    if not PAYS or length < FROM_QUERIES or (not torch.compiler.is_compiling() and transformed()):
+    if length < FROM_QUERIES or (not torch.compiler.is_compiling() and transformed()):
         return False
-    pairs = length * k.shape[2]
-    enough = pairs >= FROM_PAIRS and batch * heads * pairs * (width + v.shape[-1]) >= FROM_WORK
-    return enough and fits(q, k, v, mask, bias)
+    pairs, work = length * k.shape[2], batch * heads * length * k.shape[2] * (width + v.shape[-1])
+    if PAYS:
+        enough = pairs >= FROM_PAIRS
+    else:
+        forward_only = not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        narrow = max(width, v.shape[-1]) <= BESIDE_MKL_WIDTH
+        enough = PAYS_BESIDE_MKL and pairs >= BESIDE_MKL_PAIRS and narrow and (causal or forward_only)
+    return enough and work >= FROM_WORK and fits(q, k, v, mask, bias)
 
 
 def _prepared(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....mixers.dinat import NeighborhoodAttention
 from ....mixers.parts import Linear
-from ..parts import DropPath, Mlp, convolve, to_channels_last
+from ..parts import DropPath, Mlp, convolve, feed, to_channels_last
 
 
 class ConvTokenizer(nn.Module):
@@ -108,8 +108,7 @@ class Block(nn.Module):
         """``(B, h, w, dim)`` in and out."""
         y = self.attn(self.norm1(x))
         x = x + self.drop_path(y if self.gamma1 is None else y * self.gamma1)
-        y = self.mlp(self.norm2(x))
-        return x + self.drop_path(y if self.gamma2 is None else y * self.gamma2)
+        return feed(x, self.norm2, self.mlp, self.drop_path, self.gamma2)
 
 
 class Level(nn.Module):
