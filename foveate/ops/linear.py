@@ -70,9 +70,9 @@ def _shows_bias(x: Tensor, weight: Tensor) -> bool:
 
 
 def transformed() -> bool:
-    """Whether a function transform (vmap, jvp) is at work: it looks into what it transforms."""
+    """Whether a function transform (vmap, jvp) or a tracer is at work: they look into what is computed."""
     inside = torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
-    return inside or forward_ad._current_level >= 0
+    return inside or forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
 def _slow_mkl() -> bool:

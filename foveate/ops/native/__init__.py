@@ -110,9 +110,12 @@ AVAILABLE = LIBRARY is not None
 def takes(*tensors: Tensor | None) -> bool:
     """Whether a kernel can be given these tensors: there are kernels, and all are real and on the CPU.
 
-    Under ``torch.compile`` only their descriptions are looked at; outside it they must have memory.
+    Under ``torch.compile`` only their descriptions are looked at; outside it they must have memory. Tracers
+    (``torch.jit.trace``) see nothing of what a kernel does.
     """
     compiling = torch.compiler.is_compiling()
+    if not compiling and torch.jit.is_tracing():
+        return False
     for t in tensors:  # a loop, since a generator costs more than the questions, which every layer asks
         if t is not None and (not t.is_cpu or t.is_complex() or not (compiling or _has_memory(t))):
             return False
