@@ -132,7 +132,7 @@ class LandmarkStream:
         """How much each query wants each block: probabilities ``(batch, heads, count, blocks)``, in the ring's order.
 
         In a first layer all old landmarks look alike, and what is fetched hangs on the order of sums: one product over
-        all blocks, as they lie in the released code's ring, breaks such ties as it does.
+        all blocks, as they lie in the released code's ring, breaks such ties as it does on the same processor.
         """
         gates = blocks.gates[:, :, blocks.live].to(queries.dtype)
         place = (torch.arange(blocks.count, device=gates.device) - blocks.count + self.top_k + 1).clamp(min=0)
