@@ -10,6 +10,10 @@ from .checking import check
 from .checks_export import file_answers_alike, refuses
 from .model_cases import ModelCase
 
+#: What networks of tens of layers read, whose files take up to half a minute: each kind of layer is tried as a mixer,
+#: and every mixer in a network for series.
+_TRIED_AS_MIXERS = ("image", "tokens")
+
 
 def _inputs(case: ModelCase, batch: int, seed: int = 1) -> dict[str, Tensor]:
     args, kwargs = case.inputs(batch, seed)
@@ -24,14 +28,13 @@ def _model_file(case: ModelCase, format: str) -> None:
     file_answers_alike(case.build(), _inputs(case, 3), calls, format, lambda m, call: m(**call))
 
 
-@check("model", lambda spec: spec.export and spec.reads != "image", slow_start=True)
+@check("model", lambda spec: spec.export and spec.reads not in _TRIED_AS_MIXERS, slow_start=True)
 def exports(case: ModelCase) -> None:
     _model_file(case, "pt2")
 
 
-@check("model", lambda spec: spec.export and spec.reads == "image", slow_start=True, nightly=True)
-def exports_as_an_image_model(case: ModelCase) -> None:
-    # Tens of layers of several kinds take up to half a minute; each kind is tried as a mixer.
+@check("model", lambda spec: spec.export and spec.reads in _TRIED_AS_MIXERS, slow_start=True, nightly=True)
+def exports_a_large_network(case: ModelCase) -> None:
     _model_file(case, "pt2")
 
 

@@ -21,7 +21,7 @@ FILES = sorted(Path(foveate.claims.__file__).parent.glob("*[!_].py"))
 
 #: Seconds that each took when its published result was measured, and those from which on it is slow.
 TOOK = {(slug, one.check): one.seconds for slug, system in read_results().items() for one in system.claims}
-LONG = 4.0
+LONG = 2.0
 
 
 def _marks(entry: Claim) -> list[pytest.MarkDecorator]:

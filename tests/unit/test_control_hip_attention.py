@@ -108,6 +108,7 @@ def test_the_budget_matters_and_layers_and_heads_are_chosen() -> None:
     torch.testing.assert_close(logits(model, ids), dense)
 
 
+@pytest.mark.slow  # other controls are compiled in every run
 def test_compiled() -> None:
     model, ids = decoder("llama"), texts(40, 2)
     mask = padded(ids, left=7)
