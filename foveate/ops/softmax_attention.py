@@ -59,9 +59,10 @@ def softmax_attention(
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    asked = current_backend()
-    takes = native.fits(q, k, v, mask, bias) if asked == "native" else asked == "auto"
-    takes = takes and (asked == "native" or native.pays(q, k, v, mask, bias, causal))
+    if current_backend() == "native":
+        takes = native.fits(q, k, v, mask, bias)
+    else:
+        takes = current_backend() == "auto" and native.pays(q, k, v, mask, bias, causal)
     kernel = native.softmax_attention_native if takes else None
     return choose(reference, fused, kernel)(q, k, v, causal, mask, bias, scale)
 

@@ -1,7 +1,8 @@
 // What stands behind a matrix product, in place and in one pass: y = act(y + bias) * times + plus.
 //
 // A product that writes its biases first reads and writes its result once more, and so does every function behind it;
-// here the result is touched once, while it is in the cache. SPDX-License-Identifier: Apache-2.0
+// here the result is touched once, while it is in the cache.
+// SPDX-License-Identifier: Apache-2.0
 #include "vector.h"
 
 namespace foveate {
