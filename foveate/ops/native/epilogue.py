@@ -12,7 +12,7 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from . import AVAILABLE, address, call, rows
+from . import address, call, rows, takes
 
 #: Numbers of the functions in the kernel.
 FUNCTIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
@@ -27,12 +27,11 @@ class _Arguments(ctypes.Structure):
 
 
 def fits(*tensors: Tensor | None) -> bool:
-    """Whether the kernel takes these: float32 on the CPU, with memory. Not to be asked under ``torch.compile``."""
-    # A loop, and the cheapest questions: this is asked of every layer, and takes as long as a small layer's product.
+    """Whether the kernel takes these: float32 on the CPU."""
     for m in tensors:
-        if m is not None and (m.dtype != torch.float32 or not m.is_cpu or type(m) not in (Tensor, torch.nn.Parameter)):
+        if m is not None and m.dtype != torch.float32:
             return False
-    return AVAILABLE
+    return takes(*tensors)
 
 
 def finish(
