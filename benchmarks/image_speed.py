@@ -13,8 +13,10 @@ that fit; foveate's kernels are those built in this checkout. A busy machine is 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +28,13 @@ from torch import Tensor, nn
 import foveate
 from foveate.bench.pinning import pinned, refuse_if_busy
 from foveate.measure.isolated import allocated_bytes_of
-from foveate.measure.latency import measure_times
 from foveate.measure.machine import cpu_name
 from foveate.models.official import load_official
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks" / "image_speed.md"
-#: Times that both networks are timed in turns: the speed of a machine that others use too changes from one to the next.
-TURNS = 5
+#: Pairs of calls at least: the speed of a machine that others use too changes within seconds, so calls take turns.
+PAIRS_TIMED = 9
 #: Largest difference of the answers, relative to the largest answer.
 ALIKE = 1e-4
 
@@ -146,6 +147,25 @@ def megabytes(pair: Pair, batch: int, whose: int) -> float:
     return allocated_bytes_of(["with torch.inference_mode(): network(x)"], setup)[0] / 1e6
 
 
+def _in_turns(one: Callable[[], object], other: Callable[[], object], seconds: float) -> tuple[list[float], ...]:
+    """Milliseconds of each call of both, which take turns; nothing else runs meanwhile in this process."""
+    times: tuple[list[float], ...] = [], []
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            one(), other()
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times[1]) < PAIRS_TIMED:
+                for call, own in zip((one, other), times, strict=True):
+                    start = time.perf_counter()
+                    call()
+                    own.append(1e3 * (time.perf_counter() - start))
+    finally:
+        gc.enable()
+    return times
+
+
 def measure(pair: Pair, threads: int, seconds: float) -> Iterator[str]:
     """Lines of the table, one for each batch."""
     ours, theirs = networks(pair)
@@ -156,13 +176,8 @@ def measure(pair: Pair, threads: int, seconds: float) -> Iterator[str]:
         apart = float((one - other).abs().max() / other.abs().max())
         if apart > ALIKE:
             raise SystemExit(f"{pair.title}: answers differ by {apart:.1e}, so nothing is timed")
-        calls = {"ours": lambda x=x: ours(x), "theirs": lambda x=x: _logits(theirs(x))}
         with pinned(threads):
-            turns = [
-                measure_times(calls, seconds=seconds / TURNS, threads=threads, warmup=1, minimum=1)
-                for _ in range(TURNS)
-            ]
-        here, there = ([1e3 * statistics.median(times[name]) for times in turns] for name in ("ours", "theirs"))
+            here, there = _in_turns(lambda x=x: ours(x), lambda x=x: theirs(x), seconds)
         ratio = statistics.median(b / a for a, b in zip(here, there, strict=True))
         verdict = "" if ratio >= pair.promised else " (short)"
         memory = " | "
@@ -180,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="names of our models")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each network and batch")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each pair and batch")
     parser.add_argument("--busy", action="store_true", help="measure although the machine does other work")
     parser.add_argument("--write", action="store_true", help=f"put the section into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
@@ -200,7 +215,7 @@ def main() -> None:
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", "timm", "transformers", "monai"))
     lines += [
         "",
-        f"Medians of {TURNS} turns of both: of milliseconds and of the ratio in each turn, without gradients. MB: "
+        "Medians over calls in turns: of milliseconds, and of the ratios of neighbouring calls, without gradients. MB: "
         f"the peak of all tensors besides weights and images during a first answer. {versions}, on {cpu_name()}, by:",
         "",
         "    python benchmarks/image_speed.py --write",

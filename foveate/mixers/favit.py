@@ -30,7 +30,7 @@ from ..spec import Grid, MixerSpec, Order
 from .base import Mixer, check_heads
 from .layout import TokenLayout
 from .look import Look, check_query
-from .parts import Linear
+from .parts import Conv2d, Linear
 
 Fusion = Literal["code", "mean"]
 
@@ -40,7 +40,7 @@ class _Filter(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.depth_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.depth_conv = Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.point_conv = Linear(dim, dim)
 
 
@@ -112,11 +112,11 @@ class FaSA(Mixer):
         self.sr = nn.Conv2d(first, first, sr_ratio, stride=sr_ratio)
         self.norm = nn.LayerNorm(first)
         self.kv_g = Linear(first, 2 * first, bias=qkv_bias)
-        self.local_conv_g = nn.Conv2d(first, first, 3, padding=1, groups=first)
+        self.local_conv_g = Conv2d(first, first, 3, padding=1, groups=first)
         self.kv_l = _Filter(dim - first)
         self.fcs = nn.ModuleList(Linear(e, e, bias=qkv_bias) for e in heads)
         self.single_heads = nn.ModuleList(Linear(e, 2 * e, bias=qkv_bias) for e in heads)
-        self.local_convs = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1, groups=c) for c in self.widths[1:])
+        self.local_convs = nn.ModuleList(Conv2d(c, c, 3, padding=1, groups=c) for c in self.widths[1:])
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 

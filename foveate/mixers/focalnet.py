@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
-from ..ops.activated import conv2d_activated
+from ..ops.activated import linear_activated
 from ..ops.linear import linear
 from ..registry import register
 from ..spec import MixerSpec, Order
 from .base import Mixer, grid_size
 from .layout import TokenLayout
 from .look import Look, check_query
-from .parts import Linear, overwrites
+from .parts import Conv2d, Linear, overwrites
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, Conv2d, nn.Conv3d)
 #: Weights of linear maps by the names of releases and peers.
 _MAPS = re.compile(r"(?:(?:^|modulation\.)(?:f|h|proj|projection_context)|mlp\.fc[12])\.weight$")
 
@@ -129,8 +129,9 @@ class FocalModulation(Mixer):
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0)
-        q, modulator, _ = self._modulator(x, mask)
-        y = q.mul_(modulator) if overwrites() else q * modulator
+        modulator, _ = self._modulator(x, mask)
+        # Queries last, so that the pass over memory which adds their bias multiplies them too.
+        y = linear_activated(x, *self._first_maps()[0], times=modulator)
         y = self.proj_drop(self.proj(y if self.ln is None else self.ln(y)))
         return y if mask is None else y.masked_fill(~mask[..., None], 0)
 
@@ -138,7 +139,7 @@ class FocalModulation(Mixer):
         """The gate of every level, the mean's last, and how strongly each token is modulated (root mean square)."""
         self.check_input(x)
         check_query(type(self).__name__, query, tuple(x.shape[1:-1]))
-        _, modulator, gates = self._modulator(x, None)
+        modulator, gates = self._modulator(x, None)
         strength = modulator.square().mean(-1, keepdim=True).sqrt()
         return [
             Look("gate", gates.movedim(-1, 1), "gates: levels, then the mean"),
@@ -157,13 +158,17 @@ class FocalModulation(Mixer):
             activation_bytes=4 * tokens * saved,
         )
 
-    def _modulator(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and what they are multiplied by, ``(batch, *grid, dim)``, and the gates ``(..., levels + 1)``."""
-        # Three products, not one: filters want their channels to themselves in memory.
-        dim, axes = self.dim, tuple(range(1, x.ndim - 1))
-        weights = self.f.weight.split((dim, dim, self.levels + 1))
-        biases = (None,) * 3 if self.f.bias is None else self.f.bias.split((dim, dim, self.levels + 1))
-        q, context, gates = (linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+    def _first_maps(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weights and biases of queries, context and gates: rows of one map."""
+        rows = self.dim, self.dim, self.levels + 1
+        biases = (None,) * 3 if self.f.bias is None else self.f.bias.split(rows)
+        return list(zip(self.f.weight.split(rows), biases, strict=True))
+
+    def _modulator(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What queries are multiplied by, ``(batch, *grid, dim)``, and the gates ``(..., levels + 1)``."""
+        # Products of their own, not one: filters want their channels to themselves in memory.
+        axes = tuple(range(1, x.ndim - 1))
+        context, gates = (linear(x, *given) for given in self._first_maps()[1:])
         gathered, add = None, Tensor.addcmul_ if overwrites() else torch.addcmul
         for level, layer in enumerate(self.focal_layers):
             if mask is not None:
@@ -180,17 +185,13 @@ class FocalModulation(Mixer):
         gathered = add(gathered, F.gelu(mean).to(gates.dtype), gates[..., self.levels :])
         if self.normalize_modulator:
             gathered = gathered / (self.levels + 1)
-        return q, self.h(gathered), gates
+        return self.h(gathered), gates
 
 
 def _filtered(layer: nn.Module, x: Tensor) -> Tensor:
     """``gelu(depthwise(x))``, channels last in and out."""
     x = x.movedim(-1, 1)
-    if isinstance(layer, nn.Conv2d):
-        down, right = (size // 2 for size in layer.weight.shape[2:])
-        y = conv2d_activated(x, layer.weight, None, "gelu", padding=(down, right), groups=layer.groups)
-    else:
-        y = F.gelu(layer(x))
+    y = layer(x, "gelu") if isinstance(layer, Conv2d) else F.gelu(layer(x))
     return y.movedim(1, -1)
 
 

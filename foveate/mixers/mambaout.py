@@ -27,10 +27,10 @@ from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer
 from .layout import TokenLayout
-from .parts import Linear, overwrites
+from .parts import Conv2d, Linear, overwrites
 
 Activation = Literal["gelu", "silu"]
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, Conv2d, nn.Conv3d)
 
 
 @register("mixer", "mambaout")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidValue
+from ..ops.activated import Activation, conv2d_activated
 from ..ops.handwritten import sum_dtype
 from ..ops.linear import linear
 
@@ -28,6 +29,17 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
         return linear(input, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` without dilation, computed by :func:`foveate.ops.activated.conv2d_activated`."""
+
+    def forward(self, input: Tensor, activation: Activation = "none") -> Tensor:
+        """``activation(conv(x))``: ``(B, C, H, W)``, best in channels-last memory, to ``(B, out, h, w)``."""
+        (down, across), (top, left) = self.stride, map(int, self.padding)
+        return conv2d_activated(
+            input, self.weight, self.bias, activation, stride=(down, across), padding=(top, left), groups=self.groups
+        )
 
 
 class SRMSNorm(nn.Module):

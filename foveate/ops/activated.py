@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import invalid
 from .backend import current_backend
 from .linear import SLOW_MKL, WORTH_IT, linear, takes_onednn, transformed
-from .native import epilogue
+from .native import depthwise_conv, epilogue
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "none"]
 #: Of the argument of the hyperbolic tangent, at 0.
@@ -140,7 +140,10 @@ def conv2d_activated(
         InvalidValue: another function.
     """
     check_activation(activation)
-    if not torch.is_grad_enabled() and _fused_convolution(x, weight, bias):
+    fused = not torch.is_grad_enabled() and _plain_cpu(x, weight, bias)
+    if fused and depthwise_conv.fits(x, weight, bias, stride, padding, groups):
+        return depthwise_conv.depthwise_conv2d(x, weight, bias, activation, stride[0], padding)
+    if fused and activation != "none" and _has_fused_convolution():
         function, algorithm = _NAMES[activation]
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, padding, stride, (1, 1), groups, function, [], algorithm
@@ -148,11 +151,10 @@ def conv2d_activated(
     return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), activation)
 
 
-def _fused_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN computes this convolution, as it does PyTorch's own on CPUs."""
+def _has_fused_convolution() -> bool:
+    """Whether oneDNN computes convolutions, as it does PyTorch's own on CPUs."""
     return (
-        _plain_cpu(x, weight, bias)
-        and torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import invalid
+from ...ops.activated import conv2d_activated
 
 
 def to_regions(x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -101,6 +102,11 @@ class Convolution(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *grid, channels)``, same shape."""
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
-        y = convolve(x.movedim(-1, 1), self.weight, self.bias, padding=self.padding, groups=x.shape[-1])
+        channels, p = x.shape[-1], self.padding
+        x = x.movedim(-1, 1)
+        if x.ndim == 4:
+            y = conv2d_activated(x, self.weight, self.bias, "none", padding=(p, p), groups=channels)
+        else:
+            convolve = F.conv1d if x.ndim == 3 else F.conv3d
+            y = convolve(x, self.weight, self.bias, padding=p, groups=channels)
         return y.movedim(1, -1)

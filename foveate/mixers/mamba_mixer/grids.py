@@ -31,7 +31,7 @@ from ...registry import register
 from ...spec import Grid, MixerSpec, Order
 from ..base import Mixer, grid_size
 from ..layout import TokenLayout
-from ..parts import Linear
+from ..parts import Conv2d, Linear
 from ..selective_block import ScanBranch, SelectiveBlock
 from ..ssm import SelectiveCore, check_positive
 from .grid_scans import CROSS_SCAN, GRID_SCANS
@@ -143,7 +143,7 @@ class GridTokenMixer(Mixer):
             raise InvalidValue(f"scans={self.scans!r} is not possible: different names are needed, at least one.")
         self.inner = inner = expand * dim
         self.in_proj = Linear(dim, 2 * inner, bias=bias)
-        self.conv = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias)
+        self.conv = Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias)
         self.branches = nn.ModuleList(GridScan(inner, d_state, rank) for _ in self.scans)
         self.norm = nn.LayerNorm(inner) if norm else None
         self.out_proj = Linear(inner, dim, bias=bias)
@@ -177,7 +177,7 @@ class GridTokenMixer(Mixer):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         if mask is not None:
             u = u.masked_fill(~mask.unsqueeze(-1), 0)  # a bias of the projection would stand here
-        u = F.silu(self.conv(u.movedim(-1, 1)).movedim(1, -1)).flatten(1, 2)
+        u = self.conv(u.movedim(-1, 1), "silu").movedim(1, -1).flatten(1, 2)
         real = None if mask is None else mask.flatten(1)
         total = None
         for name, branch in zip(self.scans, self.branches, strict=True):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...errors import invalid
 from ...mixers.base import Mixer
 from ...mixers.davit import ChannelAttention, Scores, WindowAttention
+from ...ops.activated import conv2d_activated
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
@@ -57,7 +58,8 @@ class ConvPosEnc(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, dim)`` in and out."""
         centre = F.pad(self.proj.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-        y = F.conv2d(x.movedim(-1, 1), self.proj.weight + centre, self.proj.bias, padding=1, groups=x.shape[-1])
+        weight, bias = self.proj.weight + centre, self.proj.bias
+        y = conv2d_activated(x.movedim(-1, 1), weight, bias, "none", padding=(1, 1), groups=x.shape[-1])
         return y.movedim(1, -1)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import invalid
 from ...mixers.favit import FaSA, Fusion
-from ...mixers.parts import Linear
+from ...mixers.parts import Conv2d, Linear
 from ...registry import register
 from ...spec import ModelSpec
 from .backbone import Backbone, Feature, make_classifier
@@ -43,7 +43,7 @@ class _Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.dwconv = Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.act = nn.GELU()
         self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(dropout)

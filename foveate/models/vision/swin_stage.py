@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...mixers.base import Mixer
-from ...mixers.parts import Linear
+from ...mixers.parts import Conv2d, Linear
 from .parts import DropPath, Mlp, feed, to_channels_first, to_channels_last
 
 #: Makes the mixer of block ``index`` of a stage.
@@ -89,7 +89,7 @@ class SwinBlock(nn.Module):
         cpe: bool = False,
     ) -> None:
         super().__init__()
-        self.pos = nn.Conv2d(dim, dim, 7, padding=3, groups=dim) if cpe else None
+        self.pos = Conv2d(dim, dim, 7, padding=3, groups=dim) if cpe else None
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, norm_eps)

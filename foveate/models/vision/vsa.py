@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import invalid
+from ...mixers.parts import Conv2d
 from ...mixers.vsa import VariedSizeWindowAttention
 from ...registry import register
 from ...spec import ModelSpec
@@ -43,7 +44,7 @@ class _Cell(nn.Module):
         self, dim: int, out: int, hidden: int, eps: float, cpe: bool, drop_path: float, **attention: Any
     ) -> None:
         super().__init__()
-        self.pos = nn.Conv2d(dim, dim, 7, 1, 3, groups=dim) if cpe else None
+        self.pos = Conv2d(dim, dim, 7, 1, 3, groups=dim) if cpe else None
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(out, eps=eps)
         self.attn = VariedSizeWindowAttention(dim, out_dim=out, **attention)
         self.mlp = Mlp(out, hidden)

@@ -108,3 +108,4 @@ void fuzz_block_sparse_attention(Random& chance);
 void fuzz_shifted_window_attention(Random& chance);
 void fuzz_sample_at(Random& chance);
 void fuzz_epilogue(Random& chance);
+void fuzz_depthwise_conv(Random& chance);

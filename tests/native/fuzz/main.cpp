@@ -16,7 +16,8 @@ int main(int count, char** arguments) {
                  {"block_sparse_attention", fuzz_block_sparse_attention},
                  {"shifted_window_attention", fuzz_shifted_window_attention},
                  {"sample_at", fuzz_sample_at},
-                 {"epilogue", fuzz_epilogue}};
+                 {"epilogue", fuzz_epilogue},
+                 {"depthwise_conv", fuzz_depthwise_conv}};
   for (auto& kernel : kernels) {
     for (int64_t i = first; i < first + cases; ++i) {
       std::fprintf(stdout, "\r%s: case %lld", kernel.name, static_cast<long long>(i));
