@@ -21,6 +21,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 slow: $(VENV)/.installed-dev
+	FOVEATE_LEVELS=all $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m pytest -m slow
 
 # Every claim that has no result on the present sources. A quiet machine, please: some compare times.

@@ -9,8 +9,15 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from threading import Semaphore
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -21,6 +28,10 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 KERNELS = Path("foveate/ops/native/kernels")
+#: Compilers that may run at a time, of all levels together.
+SLOTS = Semaphore(os.cpu_count() or 1)
+#: "all": build every level into a source tree too, not only that of this processor.
+ENVIRONMENT_VARIABLE = "FOVEATE_LEVELS"
 #: Flags by architecture and level. -ffast-math is left out on purpose: linked into a shared library it changes how the
 #: whole process treats denormal numbers.
 LEVELS = {
@@ -57,17 +68,55 @@ def extensions() -> list[Extension]:
     ]
 
 
+def level_here(compiler: str) -> str | None:
+    """The best level that this x86-64 processor runs, by what its compiler takes for native; None: it does not say."""
+    if shutil.which(compiler) is None:
+        return None
+    asked = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return None
+    defined = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#define ")}
+    if {f"__AVX512{part}__" for part in ("F", "BW", "CD", "DQ", "VL")} <= defined:
+        return "v4"
+    return "v3" if {"__AVX2__", "__FMA__", "__BMI2__"} <= defined else "v2"
+
+
 class Build(build_ext):
-    """Plain shared libraries: no module function to export, no Python version in the name; levels side by side."""
+    """Plain shared libraries: no module function to export, no Python version in the name; levels side by side.
+
+    Wheels hold all levels, a source tree the one of the processor that it is built on: a third of the time.
+    """
 
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
+    def build_extensions(self) -> None:
+        if (self.inplace or self.editable_mode) and os.environ.get(ENVIRONMENT_VARIABLE) != "all":
+            compiler = getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_cxx
+            level = level_here(compiler[0])
+            here = [ext for ext in self.extensions if ext.name.endswith(f"_{level}")]
+            self.extensions = here or self.extensions
+        super().build_extensions()
+
     def build_extension(self, ext: Extension) -> None:
+        # distutils compiles one source after the other.
+        own_compiler = copy.copy(self.compiler)
+
+        def compiled(source: str, **options: Any) -> list[str]:
+            with SLOTS:
+                return type(own_compiler).compile(own_compiler, [source], **options)
+
+        def compile_all(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return list(chain.from_iterable(pool.map(partial(compiled, **options), sources)))
+
         # Objects are named by their sources, which all levels share: in one folder, levels that are built at the same
         # time would link each other's.
         own = copy.copy(self)
+        own.compiler = own_compiler
+        own_compiler.compile = compile_all
         own.build_temp = str(Path(self.build_temp, ext.name))
         super(Build, own).build_extension(ext)
 

@@ -229,6 +229,7 @@ def refuses_streaming(case: ModelCase) -> None:
 def compiles_as_one_graph(case: ModelCase) -> None:
     model, inputs = case.build(), case.inputs()
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    # Captured and run as it is: what autograd makes of graphs is asked of mixers, which are smaller.
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     close(case.run(compiled, inputs), case.run(model, inputs), "compiled against eager")
     torch.compiler.reset()

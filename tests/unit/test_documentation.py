@@ -16,6 +16,7 @@ from typer.main import get_command
 from foveate.cli.main import app
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = get_command(app)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -53,7 +54,7 @@ def commands() -> Iterator[object]:
 
 @pytest.mark.parametrize("words", list(commands()))
 def test_a_command_exists_with_its_options(words: list[str]) -> None:
-    command, path = get_command(app), ["foveate"]
+    command, path = COMMANDS, ["foveate"]
     while hasattr(command, "commands") and words and words[0] != "...":
         name, *words = words
         assert name in command.commands, f"{' '.join(path)} has no command {name}"

@@ -85,6 +85,8 @@ def state() -> dict[str, Any]:
         advice = f"they are switched off: unset {ENVIRONMENT_VARIABLE} to use them; until then every op {_SLOWER}."
     elif not levels():
         advice = f"there are none for {platform.machine()}: every op {_SLOWER}."
+    elif found:
+        advice = f"{', '.join(found)} is for other processors: install foveate again; until then every op {_SLOWER}."
     elif shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
         advice = f"they are not built: 'pip install -v' on foveate's sources shows why; until then every op {_SLOWER}."
     else:
