@@ -92,8 +92,12 @@ class Build(build_ext):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
+    def run(self) -> None:
+        self.in_tree = self.inplace or self.editable_mode  # setuptools forgets the first while it builds
+        super().run()
+
     def build_extensions(self) -> None:
-        if (self.inplace or self.editable_mode) and os.environ.get(ENVIRONMENT_VARIABLE) != "all":
+        if self.in_tree and os.environ.get(ENVIRONMENT_VARIABLE) != "all":
             compiler = getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_cxx
             level = level_here(compiler[0])
             here = [ext for ext in self.extensions if ext.name.endswith(f"_{level}")]

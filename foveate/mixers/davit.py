@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
 from ..ops.shifted_window_attention import shifted_window_attention
+from ..ops.shifted_windows import Axis
 from ..registry import register
 from ..spec import MixerSpec
 from .base import Mixer, check_heads
@@ -30,6 +31,7 @@ from .layout import TokenLayout
 from .look import Look, check_query
 from .parts import Linear
 from .ssm import check_positive
+from .windows import in_one_pass
 
 Scores = Literal["kv", "qk"]
 
@@ -173,6 +175,10 @@ class WindowAttention(Mixer):
     ) -> Tensor:
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
+        axes = tuple(Axis(size, self.window, 0) for size in x.shape[1:-1])
+        y = in_one_pass(x, self.qkv, self.proj, axes, self.num_heads)
+        if y is not None:
+            return y
         q, k, v = self._heads(x)
         pad_k = pad_v = None
         if self.qkv.bias is not None:

@@ -23,6 +23,11 @@ def add(x: Tensor, branch: Tensor) -> Tensor:
     return x + branch
 
 
+def watched(*modules: nn.Module) -> bool:
+    """Whether hooks look at any of these, which then have to be called."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+
+
 class Linear(nn.Linear):
     """:class:`torch.nn.Linear`, computed by :func:`foveate.ops.linear.linear`: the same names, weights and results."""
 

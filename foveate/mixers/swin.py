@@ -29,6 +29,7 @@ from .base import Mixer, check_heads, grid_size
 from .layout import TokenLayout
 from .look import Look, check_query, read_weights
 from .parts import Linear
+from .windows import in_one_pass
 
 
 @register("mixer", "swin")
@@ -114,11 +115,16 @@ class ShiftedWindows(Mixer):
     ) -> Tensor:
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        return self.proj(self._read(x).movedim(1, -2).flatten(-2))
+        y = self._in_one_pass(x)
+        return self.proj(self._read(x).movedim(1, -2).flatten(-2)) if y is None else y
 
-    def bias(self) -> Tensor:
-        """The biases of all pairs of a window, ``(heads, n, n)``."""
-        n = math.prod(self.window)
+    def window_on(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of a window along each axis of this grid."""
+        return self.window
+
+    def bias_on(self, window: tuple[int, ...]) -> Tensor:
+        """The biases of all pairs of such a window, ``(heads, n, n)``."""
+        n = math.prod(window)
         return self.relative_position_bias_table[self.relative_position_index].view(n, n, -1).permute(2, 0, 1)
 
     def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
@@ -147,6 +153,17 @@ class ShiftedWindows(Mixer):
             activation_bytes=4 * saved,
         )
 
+    def _in_one_pass(self, x: Tensor) -> Tensor | None:
+        """The layer by one kernel, where it takes this."""
+        grid = tuple(x.shape[1:-1])
+        window, shift = self.window_on(grid), self._shift(grid)
+        axes = tuple(Axis(*each) for each in zip(grid, window, shift, strict=True))
+        if not self.pad_first and any(shift) and any(axis.padded > axis.size for axis in axes):
+            return None
+        if self.relative_position_bias_table.dtype != torch.float32:
+            return None
+        return in_one_pass(x, self.qkv, self.proj, axes, self.num_heads, lambda: self.bias_on(window))
+
     def _read(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         """``(batch, heads, *grid, head_dim)``: what windows read of ``x``, or of other values (padding has zeros)."""
         grid = tuple(x.shape[1:-1])
@@ -161,7 +178,7 @@ class ShiftedWindows(Mixer):
         if padded and self.qkv.bias is not None:
             _, pad_k, pad_v = self.qkv.bias.view(3, self.num_heads, self.head_dim)
         pad_v = pad_v if values is None else None
-        bias = self.bias()
+        bias = self.bias_on(self.window)
         if late:
             bias = _masked(bias, grid, self.window, shift)
         rolled = (0,) * len(grid) if late else shift

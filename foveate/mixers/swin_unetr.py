@@ -103,6 +103,9 @@ class ShrinkingWindows(ShiftedWindows):
             activation_bytes=4 * saved,
         )
 
+    def _in_one_pass(self, x: Tensor) -> Tensor | None:
+        return None if self.training and self.attn_drop else super()._in_one_pass(x)
+
     def _read(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         """``(batch, heads, *grid, head_dim)``: what windows read of ``x``, or of other values (padding has zeros)."""
         grid = tuple(x.shape[1:-1])
@@ -113,12 +116,12 @@ class ShrinkingWindows(ShiftedWindows):
             _, pad_k, pad_v = self.qkv.bias.view(3, self.num_heads, self.head_dim)
         if values is not None:
             v, pad_v = values, None
-        given: dict[str, Any] = {"shift": shift, "bias": self._bias_on(window), "pad_k": pad_k, "pad_v": pad_v}
+        given: dict[str, Any] = {"shift": shift, "bias": self.bias_on(window), "pad_k": pad_k, "pad_v": pad_v}
         if self.training and self.attn_drop:
             return dropped(q, k, v, window, self.attn_drop, **given)
         return shifted_window_attention(q, k, v, window, **given)
 
-    def _bias_on(self, window: tuple[int, ...]) -> Tensor:
+    def bias_on(self, window: tuple[int, ...]) -> Tensor:
         """The biases of all pairs of a window on a map, ``(heads, n, n)``: those of the full window's first slots."""
         full, n = math.prod(self.window), math.prod(window)
         index = self.relative_position_index.view(full, full)[:n, :n]

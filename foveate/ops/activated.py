@@ -108,7 +108,7 @@ def _scaled_and_added(y: Tensor, factors: tuple[Tensor, ...], plus: Tensor | Non
 
 def _takes_epilogue(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernel takes what a product of these gives, and the product is long enough to be worth a call."""
-    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < WORTH_IT or not _undisturbed():
+    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < WORTH_IT or not undisturbed():
         return False
     return epilogue.fits(x, weight, *others)
 
@@ -162,12 +162,12 @@ def _has_fused_convolution() -> bool:
 
 def _plain_cpu(*tensors: Tensor | None) -> bool:
     """Whether these are float32 on CPUs, and nothing looks into what is computed with them."""
-    if torch.compiler.is_compiling() or not _undisturbed():
+    if torch.compiler.is_compiling() or not undisturbed():
         return False
     return all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in tensors)
 
 
-def _undisturbed() -> bool:
+def undisturbed() -> bool:
     """Whether "auto" or "native" may choose, and neither autocast nor a function transform is at work."""
     chosen = current_backend() in ("auto", "native")
     return chosen and not torch.is_autocast_enabled("cpu") and not transformed()

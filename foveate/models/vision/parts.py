@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InvalidValue, invalid
-from ...mixers.parts import Linear
+from ...mixers.parts import Linear, watched
 from ...ops.activated import linear_activated
 from ...ops.linear import linear
 
@@ -92,11 +92,6 @@ class Mlp(nn.Module):
         if type(fc1) is Linear and type(act) is nn.GELU and act.approximate == "none" and not watched(fc1, act):
             return linear_activated(x, fc1.weight, fc1.bias, "gelu")
         return act(fc1(x))
-
-
-def watched(*modules: nn.Module) -> bool:
-    """Whether hooks look at any of these, which then have to be called."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
 
 
 def feed(x: Tensor, norm: nn.Module, mlp: Mlp, drop_path: DropPath, scale: Tensor | None = None) -> Tensor:

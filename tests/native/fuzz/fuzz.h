@@ -109,3 +109,4 @@ void fuzz_shifted_window_attention(Random& chance);
 void fuzz_sample_at(Random& chance);
 void fuzz_epilogue(Random& chance);
 void fuzz_depthwise_conv(Random& chance);
+void fuzz_window_layer(Random& chance);

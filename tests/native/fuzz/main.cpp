@@ -17,7 +17,8 @@ int main(int count, char** arguments) {
                  {"shifted_window_attention", fuzz_shifted_window_attention},
                  {"sample_at", fuzz_sample_at},
                  {"epilogue", fuzz_epilogue},
-                 {"depthwise_conv", fuzz_depthwise_conv}};
+                 {"depthwise_conv", fuzz_depthwise_conv},
+                 {"window_layer", fuzz_window_layer}};
   for (auto& kernel : kernels) {
     for (int64_t i = first; i < first + cases; ++i) {
       std::fprintf(stdout, "\r%s: case %lld", kernel.name, static_cast<long long>(i));

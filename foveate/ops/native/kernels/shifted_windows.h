@@ -45,6 +45,19 @@ struct ShiftedArguments {
 
 namespace {
 
+// Whether a grid can be cut like this, and counted.
+inline bool possible_axes(const ShiftedArguments& a) {
+  constexpr int64_t MOST = int64_t{1} << 24;  // places are counted in 32 bits
+  int64_t places = 1, tokens = 1;
+  for (const WindowAxis& axis : a.axis) {
+    if (axis.size < 1 || axis.window < 1 || axis.shift < 0 || axis.shift >= axis.window) return false;
+    if (axis.size > MOST || axis.window > MOST || (a.dilated && axis.shift)) return false;
+    places *= axis.size, tokens *= axis.window;
+    if (places > (MOST << 24) || tokens > MOST) return false;
+  }
+  return true;
+}
+
 // A token of a window: its number there, and its place on the grid; -1 for padding.
 struct Token {
   int32_t number, place[3];
