@@ -31,7 +31,7 @@ def _cost_grids(case: MixerCase) -> list[tuple[int, ...]]:
     return grids or [case.grid()]
 
 
-@check("mixer")
+@check("mixer", variants_nightly=True)
 def flops_are_those_counted(case: MixerCase) -> None:
     for causal in case.directions:
         for grid in _cost_grids(case):

@@ -43,6 +43,7 @@ def run(binary: Path, cases: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # compiling under sanitizers takes minutes where others want the cores
 def test_random_cases_have_no_finding(tmp_path: Path):
     ended = run(build(tmp_path, "-O0"), 300)  # few cases: compiling is what takes long
