@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -102,15 +104,36 @@ def test_native_without_kernels_is_an_error(monkeypatch: pytest.MonkeyPatch):
         pass
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="levels are those of x86-64")
+@pytest.mark.parametrize(
+    ("command", "levels", "count"),
+    [("build_ext --inplace", "", 1), ("build_ext --inplace", "all", 3), ("bdist_wheel", "", 3)],
+)
+def test_a_source_tree_has_one_level_and_a_wheel_all(tmp_path: Path, command: str, levels: str, count: int):
+    sources(tmp_path)
+    asked, compiler = tmp_path / "asked", tmp_path / "compiler"
+    real = shutil.which("g++")
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-dM*) exec {real} "$@";; esac\necho "$*" >> {asked}\nexit 1\n')
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CC": str(compiler), "CXX": str(compiler), "FOVEATE_LEVELS": levels}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", *command.split()], cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0
+    assert len(set(re.findall(r"-march=x86-64-(v\d)", asked.read_text()))) == count
+
+
+def sources(folder: Path) -> None:
+    """What the kernels are built from, without libraries."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    own = Path("foveate", "ops", "native")
+    shutil.copytree(ROOT / own, folder / own, ignore=shutil.ignore_patterns("*.so"))
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="the build is tried from a source tree")
 def test_a_failing_compiler_leaves_a_package_without_kernels(tmp_path: Path):
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(
-        ROOT / "foveate" / "ops" / "native",
-        tmp_path / "foveate" / "ops" / "native",
-        ignore=shutil.ignore_patterns("*.so"),
-    )
+    sources(tmp_path)
     environment = {**os.environ, "CC": "false", "CXX": "false"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
