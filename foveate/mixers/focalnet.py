@@ -129,9 +129,10 @@ class FocalModulation(Mixer):
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0)
-        modulator, _ = self._modulator(x, mask)
+        queries, *others = self._first_maps()
+        modulator, _ = self._modulator(x, mask, others)
         # Queries last, so that the pass over memory which adds their bias multiplies them too.
-        y = linear_activated(x, *self._first_maps()[0], times=modulator)
+        y = linear_activated(x, *queries, times=modulator)
         y = self.proj_drop(self.proj(y if self.ln is None else self.ln(y)))
         return y if mask is None else y.masked_fill(~mask[..., None], 0)
 
@@ -139,7 +140,7 @@ class FocalModulation(Mixer):
         """The gate of every level, the mean's last, and how strongly each token is modulated (root mean square)."""
         self.check_input(x)
         check_query(type(self).__name__, query, tuple(x.shape[1:-1]))
-        modulator, gates = self._modulator(x, None)
+        modulator, gates = self._modulator(x, None, self._first_maps()[1:])
         strength = modulator.square().mean(-1, keepdim=True).sqrt()
         return [
             Look("gate", gates.movedim(-1, 1), "gates: levels, then the mean"),
@@ -164,11 +165,13 @@ class FocalModulation(Mixer):
         biases = (None,) * 3 if self.f.bias is None else self.f.bias.split(rows)
         return list(zip(self.f.weight.split(rows), biases, strict=True))
 
-    def _modulator(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _modulator(
+        self, x: Tensor, mask: Tensor | None, maps: list[tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor]:
         """What queries are multiplied by, ``(batch, *grid, dim)``, and the gates ``(..., levels + 1)``."""
         # Products of their own, not one: filters want their channels to themselves in memory.
         axes = tuple(range(1, x.ndim - 1))
-        context, gates = (linear(x, *given) for given in self._first_maps()[1:])
+        context, gates = (linear(x, *given) for given in maps)
         gathered, add = None, Tensor.addcmul_ if overwrites() else torch.addcmul
         for level, layer in enumerate(self.focal_layers):
             if mask is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import invalid
 from .backend import current_backend
 from .linear import SLOW_MKL, WORTH_IT, linear, takes_onednn, transformed
-from .native import depthwise_conv, epilogue
+from .native import depthwise_conv, epilogue, takes_float32
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "none"]
 #: Of the argument of the hyperbolic tangent, at 0.
@@ -110,7 +110,7 @@ def _takes_epilogue(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernel takes what a product of these gives, and the product is long enough to be worth a call."""
     if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < WORTH_IT or not undisturbed():
         return False
-    return epilogue.fits(x, weight, *others)
+    return takes_float32(x, weight, *others)
 
 
 def conv2d_activated(

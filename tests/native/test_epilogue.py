@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveate.ops.native.epilogue import FUNCTIONS, finish, fits
+from foveate.ops.native import takes_float32
+from foveate.ops.native.epilogue import FUNCTIONS, finish
 from tests.agreement import examples, needs_kernels
 
 pytestmark = needs_kernels
@@ -87,6 +88,6 @@ def test_results_do_not_depend_on_the_threads():
 
 def test_it_takes_float32_alone():
     x = torch.randn(3, 4)
-    assert fits(x, None, torch.nn.Parameter(x))
-    assert not fits(x, x.double())
-    assert not fits(x.to("meta"))
+    assert takes_float32(x, None, torch.nn.Parameter(x))
+    assert not takes_float32(x, x.double())
+    assert not takes_float32(x.to("meta"))

@@ -124,6 +124,14 @@ def takes(*tensors: Tensor | None) -> bool:
     return AVAILABLE
 
 
+def takes_float32(*tensors: Tensor | None) -> bool:
+    """Whether a kernel that knows float32 alone can be given these tensors."""
+    for m in tensors:
+        if m is not None and m.dtype != torch.float32:
+            return False
+    return takes(*tensors)
+
+
 def _has_memory(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
 

@@ -10,9 +10,8 @@ from ctypes import c_int64, c_void_p
 
 from torch import Tensor
 
-from . import address, call
+from . import address, call, takes_float32
 from .epilogue import FUNCTIONS
-from .epilogue import fits as float32
 
 #: The kernel keeps a filter in its own room.
 MOST_TAPS = 225
@@ -37,7 +36,7 @@ def fits(
     (height, width), (tall, wide) = x.shape[2:], weight.shape[2:]
     if tall > height + 2 * padding[0] or wide > width + 2 * padding[1] or tall * wide > MOST_TAPS:
         return False
-    return float32(x, weight, bias)
+    return takes_float32(x, weight, bias)
 
 
 def depthwise_conv2d(

@@ -9,10 +9,9 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 
-import torch
 from torch import Tensor
 
-from . import address, call, rows, takes
+from . import address, call, rows
 
 #: Numbers of the functions in the kernel.
 FUNCTIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
@@ -24,14 +23,6 @@ class _Arguments(ctypes.Structure):
     _numbers = "rows channels function y_row times_row plus_row"
     _pointers = "y bias times plus"
     _fields_ = [(n, c_int64) for n in _numbers.split()] + [(n, c_void_p) for n in _pointers.split()]
-
-
-def fits(*tensors: Tensor | None) -> bool:
-    """Whether the kernel takes these: float32 on the CPU."""
-    for m in tensors:
-        if m is not None and m.dtype != torch.float32:
-            return False
-    return takes(*tensors)
 
 
 def finish(

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..shifted_windows import Axis
-from . import address, call, rows
-from .epilogue import fits as float32
+from . import address, call, rows, takes_float32
 from .shifted_window_attention import AXES, LONGEST_AXIS, MOST_TOKENS
 from .shifted_window_attention import _Arguments as _Windows
 
@@ -35,7 +34,7 @@ def fits(x: Tensor, axes: tuple[Axis, ...], *weights: Tensor | None) -> bool:
     """Whether the kernel takes these and is the faster way: float32 on the CPU, few channels."""
     if x.shape[-1] > MOST_CHANNELS or x.numel() == 0 or math.prod(a.window for a in axes) > MOST_TOKENS:
         return False
-    return max(axis.padded for axis in axes) <= LONGEST_AXIS and float32(x, *weights)
+    return max(axis.padded for axis in axes) <= LONGEST_AXIS and takes_float32(x, *weights)
 
 
 def window_layer(
