@@ -12,7 +12,7 @@ from foveate.measure.memory import saved_bytes
 from foveate.ops import backend
 
 from .cases import MixerCase
-from .checking import check, expect
+from .checking import Broken, check, expect
 
 #: How far ``cost().activation_bytes`` may be from the bytes that autograd keeps, either way. A formula counts whole
 #: activations; what it leaves out are masks, normalisers and paddings.
@@ -102,23 +102,25 @@ def _growing_grids(case: MixerCase, tokens: tuple[int, ...]) -> list[tuple[int, 
 
 
 def _exponent(grids: list[tuple[int, ...]], values: list[int]) -> float:
-    """Growth of the values in the number of tokens, by the last two grids: the first shows that it has settled."""
+    """Growth of the values in the number of tokens, by the last two grids."""
     tokens = [math.prod(g) for g in grids]
     return math.log(values[-1] / values[-2]) / math.log(tokens[-1] / tokens[-2])
 
 
 @check("mixer", lambda spec: not spec.grid.fixed, variants_nightly=True)
 def flops_grow_as_claimed(case: MixerCase) -> None:
-    counts, grids = [], _growing_grids(case, (512, 1024, 2048))
-    for grid in grids:
+    claimed, counts, grids = case.spec.order.flops, [], []
+    for grid in _growing_grids(case, (1024, 2048, 4096)):
         with torch.device("meta"), backend("torch"):
             mixer = case.build(grid=grid)
             x = torch.empty(1, *grid, 16)
             counts.append(count_flops(lambda m=mixer, x=x: case.run(m, x)))
-    claimed, found = case.spec.order.flops, _exponent(grids, counts)
-    expect(
-        abs(found - claimed) <= ORDER_SLACK,
-        f"FLOPs grow as n^{found:.2f} ({counts} at grids {grids}); the spec says n^{claimed}",
+        grids.append(grid)
+        # The largest grid, seconds for some mixers, is for those whose leading term shows late.
+        if len(grids) > 1 and abs(_exponent(grids, counts) - claimed) <= ORDER_SLACK:
+            return
+    raise Broken(
+        f"FLOPs grow as n^{_exponent(grids, counts):.2f} ({counts} at grids {grids}); the spec says n^{claimed}"
     )
 
 
