@@ -107,7 +107,7 @@ def _by_text(values: Mapping[int, Any]) -> dict[str, Any]:
 def _peer_versions(peers: Sequence[Peer]) -> dict[str, str]:
     """Versions of the libraries that take part."""
     names = sorted({p.package for p in peers if p.package and p.package in sys.modules})
-    distributions = metadata.packages_distributions()
+    distributions = metadata.packages_distributions() if names else {}  # seconds: it reads what every package installed
     return {name: metadata.version(distributions[name][0]) for name in names if name in distributions}
 
 
