@@ -13,9 +13,9 @@ from .model_cases import EXAMPLES, ModelCase, examples_of, mixers_of, of_mixer
 from .verdicts import judge, marks
 
 MODELS = [
-    pytest.param(entry, example, one, id=f"{entry.name}-{example}-{one.name}", marks=marks(one))
+    pytest.param(entry, example, one, id=f"{entry.name}-{example}-{one.name}", marks=marks(one, other_task=number > 0))
     for entry in entries("model")
-    for example in examples_of(entry.spec)
+    for number, example in enumerate(examples_of(entry.spec))
     if example in EXAMPLES
     for one in checks_for("model", entry.spec)
 ]

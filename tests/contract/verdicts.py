@@ -23,6 +23,14 @@ def judge(one: Check, case: Any) -> None:
         pytest.xfail(f"{reason} ({result.message})")
 
 
-def marks(one: Check, variant: bool = False) -> list[pytest.MarkDecorator]:
-    """The marks of a check's tests, on an instance with an option of its own or without."""
-    return [pytest.mark.slow] if one.nightly or (variant and one.variants_nightly) else []
+def marks(one: Check, variant: bool = False, other_task: bool = False) -> list[pytest.MarkDecorator]:
+    """The marks of a check's tests.
+
+    Args:
+        one: the check.
+        variant: the instance has an option of its own.
+        other_task: the model was tested on another task, from which it differs in its head: what takes seconds is
+            asked again with ``-m slow`` alone.
+    """
+    nightly = one.nightly or (variant and one.variants_nightly) or (other_task and one.slow_start)
+    return [pytest.mark.slow] if nightly else []

@@ -146,11 +146,13 @@ def test_a_real_comparison_killed_ten_times(tmp_path: Path) -> None:
     check_killed(FORECAST, tmp_path, kills=10, seed=random.randrange(10**6))
 
 
+@pytest.mark.slow  # the same machinery as above, half a minute each
 def test_a_published_recipe_killed_twice(tmp_path: Path) -> None:
     preset = {**TOY, "systems": ["tests.toy:Recorded", "tests.toy:Slow"], "preset": "published:ETTh1"}
     check_killed(preset, tmp_path, kills=2, seed=3)
 
 
+@pytest.mark.slow  # the same machinery as above, half a minute each
 def test_augmented_images_killed_once(tmp_path: Path) -> None:
     check_killed(IMAGES, tmp_path, kills=1, seed=4)
 

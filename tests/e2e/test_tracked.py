@@ -84,6 +84,7 @@ def check(found: dict[str, list[tuple[str, int, float]]], out: Path) -> None:
         assert steps == sorted(steps)
 
 
+@pytest.mark.slow  # half a minute; trials that go on are tried alone in tests/unit/test_tracking.py
 def test_killed_and_resumed_every_step_is_there_once(tmp_path):
     """CSV, event files and a database, each with the points of the trials' logs, after three kills."""
     pytest.importorskip("tensorboard")

@@ -93,6 +93,7 @@ def test_padding_anywhere_is_a_shorter_sequence_also_in_a_stream(
     assert state.position.tolist() == [13]
 
 
+@pytest.mark.slow  # five seconds each; the contract suite steps through shorter sequences
 @pytest.mark.parametrize(("cls", "options"), VARIANTS)
 def test_ten_thousand_steps_equal_forward(cls: type[LinearAttention], options: dict) -> None:
     mixer, x = seeded(cls, 16, num_heads=2, **options).eval(), draw(1, 10_000, 16)
