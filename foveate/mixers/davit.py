@@ -31,7 +31,7 @@ from .layout import TokenLayout
 from .look import Look, check_query
 from .parts import Linear
 from .ssm import check_positive
-from .windows import in_one_pass
+from .windows import by_kernels
 
 Scores = Literal["kv", "qk"]
 
@@ -176,7 +176,7 @@ class WindowAttention(Mixer):
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
         axes = tuple(Axis(size, self.window, 0) for size in x.shape[1:-1])
-        y = in_one_pass(x, self.qkv, self.proj, axes, self.num_heads)
+        y = by_kernels(x, self.qkv, self.proj, axes, self.num_heads)
         if y is not None:
             return y
         q, k, v = self._heads(x)

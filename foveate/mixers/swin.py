@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from ..measure.cost import Cost, linear_flops
-from ..ops.shifted_window_attention import shifted_window_attention
+from ..ops.shifted_window_attention import Biases, shifted_window_attention
 from ..ops.shifted_windows import Axis, axes_of, window_mask
 from ..registry import register
 from ..spec import MixerSpec
@@ -29,7 +29,7 @@ from .base import Mixer, check_heads, grid_size
 from .layout import TokenLayout
 from .look import Look, check_query, read_weights
 from .parts import Linear
-from .windows import in_one_pass
+from .windows import by_kernels
 
 
 @register("mixer", "swin")
@@ -115,17 +115,22 @@ class ShiftedWindows(Mixer):
     ) -> Tensor:
         """Mix ``(batch, *grid, dim)``; see :class:`~foveate.mixers.Mixer`."""
         self.check_input(x, mask, context, layout)
-        y = self._in_one_pass(x)
+        y = self._by_kernels(x)
         return self.proj(self._read(x).movedim(1, -2).flatten(-2)) if y is None else y
 
     def window_on(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens of a window along each axis of this grid."""
         return self.window
 
+    def index_on(self, window: tuple[int, ...]) -> Tensor:
+        """Rows of the table of biases for all pairs of such a window's ``n`` tokens, ``(n, n)``."""
+        n = math.prod(window)
+        return self.relative_position_index.view(n, n)
+
     def bias_on(self, window: tuple[int, ...]) -> Tensor:
         """The biases of all pairs of such a window, ``(heads, n, n)``."""
-        n = math.prod(window)
-        return self.relative_position_bias_table[self.relative_position_index].view(n, n, -1).permute(2, 0, 1)
+        index = self.index_on(window)
+        return self.relative_position_bias_table[index.reshape(-1)].view(*index.shape, -1).permute(2, 0, 1)
 
     def look(self, x: Tensor, query: tuple[int, ...] | None = None) -> list[Look]:
         """What a place reads (without its share of padding), and what it may read: the part of its window it sees."""
@@ -153,16 +158,15 @@ class ShiftedWindows(Mixer):
             activation_bytes=4 * saved,
         )
 
-    def _in_one_pass(self, x: Tensor) -> Tensor | None:
-        """The layer by one kernel, where it takes this."""
+    def _by_kernels(self, x: Tensor) -> Tensor | None:
+        """The layer where nothing is differentiated; None where kernels do not take this."""
         grid = tuple(x.shape[1:-1])
         window, shift = self.window_on(grid), self._shift(grid)
         axes = tuple(Axis(*each) for each in zip(grid, window, shift, strict=True))
         if not self.pad_first and any(shift) and any(axis.padded > axis.size for axis in axes):
             return None
-        if self.relative_position_bias_table.dtype != torch.float32:
-            return None
-        return in_one_pass(x, self.qkv, self.proj, axes, self.num_heads, lambda: self.bias_on(window))
+        biases = Biases(self.relative_position_bias_table, self.index_on(window))
+        return by_kernels(x, self.qkv, self.proj, axes, self.num_heads, biases)
 
     def _read(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         """``(batch, heads, *grid, head_dim)``: what windows read of ``x``, or of other values (padding has zeros)."""

@@ -103,8 +103,8 @@ class ShrinkingWindows(ShiftedWindows):
             activation_bytes=4 * saved,
         )
 
-    def _in_one_pass(self, x: Tensor) -> Tensor | None:
-        return None if self.training and self.attn_drop else super()._in_one_pass(x)
+    def _by_kernels(self, x: Tensor) -> Tensor | None:
+        return None if self.training and self.attn_drop else super()._by_kernels(x)
 
     def _read(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         """``(batch, heads, *grid, head_dim)``: what windows read of ``x``, or of other values (padding has zeros)."""
@@ -121,11 +121,10 @@ class ShrinkingWindows(ShiftedWindows):
             return dropped(q, k, v, window, self.attn_drop, **given)
         return shifted_window_attention(q, k, v, window, **given)
 
-    def bias_on(self, window: tuple[int, ...]) -> Tensor:
-        """The biases of all pairs of a window on a map, ``(heads, n, n)``: those of the full window's first slots."""
+    def index_on(self, window: tuple[int, ...]) -> Tensor:
+        """Rows of the table of biases for all pairs of a window on a map: those of the full window's first slots."""
         full, n = math.prod(self.window), math.prod(window)
-        index = self.relative_position_index.view(full, full)[:n, :n]
-        return self.relative_position_bias_table[index.reshape(-1)].view(n, n, -1).permute(2, 0, 1)
+        return self.relative_position_index.view(full, full)[:n, :n]
 
     def _shift(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """No shift along axes that a window covers."""

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import invalid
-from .backend import current_backend
-from .linear import SLOW_MKL, WORTH_IT, linear, takes_onednn, transformed
+from .linear import SLOW_MKL, WORTH_IT, linear, takes_onednn, undisturbed
 from .native import depthwise_conv, epilogue, takes_float32
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "none"]
@@ -92,7 +91,7 @@ def linear_activated(
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], algorithm)
         bias, activation, kernel = None, "none", kernel and more
     elif kernel:
-        y = F.linear(x, weight)
+        y = linear(x, weight)
     else:
         y = activate(linear(x, weight, bias), activation)
     if kernel:
@@ -165,9 +164,3 @@ def _plain_cpu(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or not undisturbed():
         return False
     return all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in tensors)
-
-
-def undisturbed() -> bool:
-    """Whether "auto" or "native" may choose, and neither autocast nor a function transform is at work."""
-    chosen = current_backend() in ("auto", "native")
-    return chosen and not torch.is_autocast_enabled("cpu") and not transformed()

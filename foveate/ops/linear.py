@@ -1,10 +1,11 @@
-"""The affine map ``y = x W^T + b`` of float32 on CPUs, by the faster of the two libraries that PyTorch carries.
+"""The affine map ``y = x W^T + b`` of float32 on CPUs, by the fastest of two libraries and a kernel.
 
 PyTorch multiplies float32 matrices with MKL, which runs AVX2 code on other makers' processors; oneDNN, which it also
 carries and uses for convolutions and bfloat16, has AVX-512 code for all of them. Where the processor has AVX-512 and is
 not Intel's, oneDNN takes less than half the time. On Intel's MKL is ahead, but for few channels and large results:
-oneDNN does not write the bias into the result first. The choice depends on the machine and on sizes alone, never on a
-measurement, so that results can be repeated.
+oneDNN does not write the bias into the result first. Both pack the weights at every call, which takes as long as the
+product of few rows: those, without gradients, have a kernel of ours that does not. The choice depends on the machine
+and on sizes alone, never on a measurement, so that results can be repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.autograd import forward_ad
 
 from .backend import choose, current_backend
 from .handwritten import Results, handwritten
-from .native import through_autograd
+from .native import linear_few_rows, through_autograd
 
 #: Multiplications from which oneDNN's larger cost per call is paid back.
 WORTH_IT = 2**21
@@ -39,6 +40,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., out)``, in the dtype of ``x``; gradients of all three, any number of times.
     """
+    if not torch.is_grad_enabled() and _takes_few_rows(x, weight, bias):
+        return linear_few_rows.multiply(x, weight, bias)
     # Asked first, and once per process: beside a product in a warm cache every further question is a cold one.
     if not SLOW_MKL and weight.shape[1] > FEW_CHANNELS:
         return F.linear(x, weight, bias)
@@ -52,15 +55,18 @@ def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if not SLOW_MKL and (torch.is_grad_enabled() or not _shows_bias(x, weight)):
         return False
-    if current_backend() not in ("auto", "native") or x.numel() * weight.shape[0] < WORTH_IT:
+    if x.numel() * weight.shape[0] < WORTH_IT or not undisturbed():
         return False
-    return (
-        all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in (x, weight, bias))
-        and _has_onednn()
-        and torch.backends.mkldnn.enabled
-        and not torch.is_autocast_enabled("cpu")
-        and not transformed()
-    )
+    if not _has_onednn() or not torch.backends.mkldnn.enabled:
+        return False
+    return all(m is None or (m.dtype == torch.float32 and m.device.type == "cpu") for m in (x, weight, bias))
+
+
+def _takes_few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernel for few rows takes these and is faster than either library."""
+    if torch.compiler.is_compiling() or x.numel() > linear_few_rows.MOST_ROWS * weight.shape[1]:
+        return False
+    return x.numel() * weight.shape[0] >= WORTH_IT and undisturbed() and linear_few_rows.fits(x, weight, bias)
 
 
 def _shows_bias(x: Tensor, weight: Tensor) -> bool:
@@ -73,6 +79,12 @@ def transformed() -> bool:
     """Whether a function transform (vmap, jvp) or a tracer is at work: they look into what is computed."""
     inside = torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
     return inside or forward_ad._current_level >= 0 or torch.jit.is_tracing()
+
+
+def undisturbed() -> bool:
+    """Whether "auto" or "native" may choose, and neither autocast nor a function transform is at work."""
+    chosen = current_backend() in ("auto", "native")
+    return chosen and not torch.is_autocast_enabled("cpu") and not transformed()
 
 
 def _slow_mkl() -> bool:

@@ -21,15 +21,23 @@ from torch import Tensor
 
 from ..errors import InvalidType, InvalidValue
 from ..registry import register
-from .activated import undisturbed
 from .backend import choose
 from .handwritten import sum_dtype
+from .linear import undisturbed
 from .native import shifted_window_attention as native
 from .native import window_layer as native_layer
-from .native.window_layer import window_layer
+from .native.window_layer import MOST_CHANNELS, Biases, window_attention, window_layer
 from .shifted_windows import PADDINGS, Axis, axes_of, from_windows, real_places, to_windows, window_mask
 
-__all__ = ["shifted_window_attention", "takes_layer", "window_layer", "window_mask"]
+__all__ = [
+    "MOST_CHANNELS",
+    "Biases",
+    "shifted_window_attention",
+    "takes_layer",
+    "window_attention",
+    "window_layer",
+    "window_mask",
+]
 
 
 @register("op", "shifted_window_attention", system="swin")
@@ -111,14 +119,15 @@ def reference(
 
 
 def takes_layer(x: Tensor, axes: tuple[Axis, ...], *weights: Tensor | None) -> bool:
-    """Whether :func:`window_layer` takes these: nothing is differentiated, and its kernel is the faster way.
+    """Whether :func:`window_layer` and :func:`window_attention` take these: nothing is differentiated, in float32 on
+    the CPU.
 
     Args:
         x: ``(batch, *grid, dim)``.
         axes: of the grid.
-        weights: all others of its tensors.
+        weights: all others of the layer's tensors.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape[-1] > native_layer.MOST_CHANNELS:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return undisturbed() and native_layer.fits(x, axes, *weights)
 

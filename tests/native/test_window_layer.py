@@ -1,4 +1,4 @@
-"""The kernel of whole window attention layers against projections around the definition, in float64."""
+"""Whole window attention layers, by one kernel or with one between two products, against the steps in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.mixers.davit import WindowAttention
 from foveate.mixers.swin import ShiftedWindows
 from foveate.mixers.swin_unetr import ShrinkingWindows
 from foveate.ops import backend
-from foveate.ops.native.window_layer import MOST_CHANNELS, fits, window_layer
+from foveate.ops.native.window_layer import MOST_CHANNELS, Biases, fits, window_attention, window_layer
 from foveate.ops.shifted_window_attention import shifted_window_attention
 from foveate.ops.shifted_windows import Axis
 from tests.agreement import Maker, examples, needs_kernels
@@ -38,18 +38,17 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
         size = max(1, window * draw(st.integers(1, most)) - draw(st.integers(0, window - 1)) * draw(flag))
         axes.append(Axis(size, window, draw(st.integers(0, window - 1)) * draw(flag)))
     heads, width = draw(st.integers(1, 3)), draw(st.sampled_from([1, 5, 8, 16, 20, 32, 48]))
-    make, dim, tokens = (
-        Maker(draw(st.integers(0, 2**31)), torch.float32),
-        heads * width,
-        math.prod(a.window for a in axes),
-    )
+    make, dim = Maker(draw(st.integers(0, 2**31)), torch.float32), heads * width
+    tokens, entries = math.prod(a.window for a in axes), draw(st.integers(1, 200))
+    index = torch.randint(entries, (tokens, tokens + draw(st.integers(0, 3))))[:, :tokens]
+    biases = Biases(make.tensor(entries, heads), index)
     return {
         "x": make.tensor(draw(st.integers(1, 2)), *(a.size for a in axes), dim),
         "in_weight": make.tensor(3 * dim, dim) / math.sqrt(dim),
         "in_bias": make.tensor(3 * dim) if draw(flag) else None,
         "out_weight": make.tensor(dim, dim) / math.sqrt(dim),
         "out_bias": make.tensor(dim) if draw(flag) else None,
-        "bias": make.tensor(heads, tokens, tokens) if draw(flag) else None,
+        "biases": biases if draw(flag) else None,
         "axes": tuple(axes),
         "heads": heads,
     }
@@ -61,11 +60,12 @@ def by_steps(
     in_bias: Tensor | None,
     out_weight: Tensor,
     out_bias: Tensor | None,
-    bias: Tensor | None,
+    biases: Biases | None,
     axes: tuple[Axis, ...],
     heads: int,
 ) -> Tensor:
     """The layer in float64, padding by the biases of keys and values."""
+    bias = None if biases is None else biases.table[biases.index].permute(2, 0, 1)
     wide = [None if m is None else m.double() for m in (x, in_weight, in_bias, out_weight, out_bias, bias)]
     x, in_weight, in_bias, out_weight, out_bias, bias = wide  # type: ignore[assignment]
     parts = F.linear(x, in_weight, in_bias).unflatten(-1, (3, heads, -1)).movedim(-2, 1)
@@ -80,16 +80,21 @@ def by_steps(
 @given(layers())
 @examples(60)
 def test_equals_the_steps(case: dict[str, Any]):
-    expected, found = by_steps(**case), window_layer(**case)
-    assert found.is_contiguous()
-    assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max() + 1)
+    expected = by_steps(**case)
+    qkv = F.linear(case["x"], case["in_weight"], case["in_bias"]).contiguous()
+    between = window_attention(qkv, case["in_bias"], case["biases"], case["axes"], case["heads"])
+    for found in (window_layer(**case), F.linear(between, case["out_weight"], case["out_bias"])):
+        assert found.is_contiguous()
+        assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max() + 1)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (15, 9), (7, 7), (5, 30)])
-@pytest.mark.parametrize("dim", [32, 96, 192])
+@pytest.mark.parametrize("dim", [32, 96, 192, 194, 384])
 def test_mixers_take_it_and_answer_as_by_steps(grid: tuple[int, int], dim: int, monkeypatch: pytest.MonkeyPatch):
     taken = []
-    monkeypatch.setattr("foveate.mixers.windows.window_layer", lambda *g: taken.append(1) or window_layer(*g))
+    for kernel in (window_layer, window_attention):
+        counted = lambda *given, run=kernel: taken.append(run) or run(*given)  # noqa: E731
+        monkeypatch.setattr(f"foveate.mixers.windows.{kernel.__name__}", counted)
     window = {"window": (7, 7), "shift": (3, 3)}
     makers = (ShiftedWindows, window), (ShrinkingWindows, window), (WindowAttention, {})
     for maker, options in makers:
@@ -100,7 +105,7 @@ def test_mixers_take_it_and_answer_as_by_steps(grid: tuple[int, int], dim: int, 
             y = mixer(x)
             with backend("torch"):
                 torch.testing.assert_close(y, mixer(x), rtol=1e-4, atol=1e-5)
-    assert len(taken) == len(makers)
+    assert taken == [window_layer if dim <= MOST_CHANNELS else window_attention] * len(makers)
 
 
 def test_whoever_watches_a_map_sees_it():
@@ -142,5 +147,4 @@ def test_what_it_takes():
     assert fits(x, axes, x, None)
     assert not fits(x.double(), axes)
     assert not fits(x, axes, x.bfloat16())
-    assert not fits(torch.randn(1, 14, 14, MOST_CHANNELS + 1), axes)
     assert not fits(torch.randn(0, 14, 14, 96), axes)

@@ -125,7 +125,10 @@ def takes(*tensors: Tensor | None) -> bool:
 
 
 def takes_float32(*tensors: Tensor | None) -> bool:
-    """Whether a kernel that knows float32 alone can be given these tensors."""
+    """Whether a kernel that knows float32 alone, and is no op that dispatch modes (counters of operators) see, can be
+    given these tensors."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
     for m in tensors:
         if m is not None and m.dtype != torch.float32:
             return False
@@ -139,6 +142,16 @@ def _has_memory(tensor: Tensor) -> bool:
 def rows(m: Tensor) -> Tensor:
     """With neighbouring numbers along the last axis; other axes may have any stride."""
     return m if m.stride(-1) == 1 or m.shape[-1] == 1 else m.contiguous()
+
+
+def matrix(m: Tensor) -> tuple[Tensor, int]:
+    """The same numbers as rows of neighbouring numbers, and how far it is from one row to the next; 0 for one axis."""
+    if m.ndim == 1:
+        return rows(m), 0
+    if m.is_contiguous():  # strides along axes of one place may be anything
+        return m, m.shape[-1]
+    m = rows(m.flatten(0, -2))
+    return m, m.stride(0)
 
 
 @overload

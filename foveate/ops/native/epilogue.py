@@ -11,7 +11,7 @@ from ctypes import c_int64, c_void_p
 
 from torch import Tensor
 
-from . import address, call, rows
+from . import address, call, matrix
 
 #: Numbers of the functions in the kernel.
 FUNCTIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
@@ -58,15 +58,9 @@ def finish(
 def _finish(y: Tensor, bias: Tensor | None, activation: str, times: Tensor | None, plus: Tensor | None) -> None:
     channels, times_row, plus_row = y.shape[-1], 0, 0
     if times is not None and times.ndim > 1:
-        times, times_row = _matrix(times)
+        times, times_row = matrix(times)
     if plus is not None:
-        plus, plus_row = _matrix(plus)
+        plus, plus_row = matrix(plus)
     strides = (y.stride(-2) if y.ndim > 1 else channels), times_row, plus_row
     pointers = address(y), address(bias), address(times), address(plus)
     call("foveate_epilogue", _Arguments(y.numel() // channels, channels, FUNCTIONS[activation], *strides, *pointers))
-
-
-def _matrix(m: Tensor) -> tuple[Tensor, int]:
-    """The same numbers as rows of neighbouring channels, and from one row to the next."""
-    m = m if m.is_contiguous() else rows(m.flatten(0, -2))
-    return m, m.stride(-2) if m.ndim > 1 else 0

@@ -29,8 +29,8 @@ class _Arguments(ctypes.Structure):
     _numbers += [f"{axis}_{n}" for axis in AXES for n in ("size", "window", "shift")]
     _numbers += ["dilated", "masked", "by_window", "slots"]
     _numbers += [f"{m}_{n}" for m in ("q", "k", "v", "grad") for n in ("batch", *AXES, "head")]
-    _numbers += [f"bias_{n}" for n in ("window", "head", "query", "key")]
-    _pointers = "q k v bias pad_k pad_v out grad_out grad_q grad_k grad_v grad_bias grad_pad_k grad_pad_v"
+    _numbers += [*(f"bias_{n}" for n in ("window", "head", "query", "key")), "index_row"]
+    _pointers = "q k v bias pad_k pad_v out grad_out grad_q grad_k grad_v grad_bias grad_pad_k grad_pad_v index"
     _fields_ = [(n, c_int64) for n in _numbers]
     _fields_ += [("scale", c_double)]
     _fields_ += [(f"at_{n}", c_void_p) for n in _pointers.split()]

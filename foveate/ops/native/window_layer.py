@@ -8,17 +8,30 @@ from __future__ import annotations
 import ctypes
 import math
 from ctypes import c_int64, c_void_p
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..shifted_windows import Axis
-from . import address, call, rows, takes_float32
+from . import SCALARS, address, call, rows, takes_float32
 from .shifted_window_attention import AXES, LONGEST_AXIS, MOST_TOKENS
 from .shifted_window_attention import _Arguments as _Windows
 
 #: Channels of a token, up to which the weights stay in a core's second cache level beside a window.
 MOST_CHANNELS = 192
+
+
+class Biases(NamedTuple):
+    """Biases of all pairs of a window's ``n`` tokens: of query ``i`` and key ``j`` those in row ``index[i, j]``.
+
+    Attributes:
+        table: float32 ``(entries, heads)``.
+        index: int64 ``(n, n)``, below "entries".
+    """
+
+    table: Tensor
+    index: Tensor
 
 
 class _Arguments(ctypes.Structure):
@@ -31,8 +44,8 @@ class _Arguments(ctypes.Structure):
 
 
 def fits(x: Tensor, axes: tuple[Axis, ...], *weights: Tensor | None) -> bool:
-    """Whether the kernel takes these and is the faster way: float32 on the CPU, few channels."""
-    if x.shape[-1] > MOST_CHANNELS or x.numel() == 0 or math.prod(a.window for a in axes) > MOST_TOKENS:
+    """Whether the kernels take these: float32 on the CPU."""
+    if x.numel() == 0 or math.prod(a.window for a in axes) > MOST_TOKENS:
         return False
     return max(axis.padded for axis in axes) <= LONGEST_AXIS and takes_float32(x, *weights)
 
@@ -43,7 +56,7 @@ def window_layer(
     in_bias: Tensor | None,
     out_weight: Tensor,
     out_bias: Tensor | None,
-    bias: Tensor | None,
+    biases: Biases | None,
     axes: tuple[Axis, ...],
     heads: int,
 ) -> Tensor:
@@ -52,10 +65,10 @@ def window_layer(
     Padding is tokens of zeros, which real tokens see.
 
     Args:
-        x: ``(batch, *grid, dim)``.
+        x: ``(batch, *grid, dim)``; the fewer channels, the faster, and up to :data:`MOST_CHANNELS` than by steps.
         in_weight, in_bias: ``(3 dim, dim)`` and ``(3 dim,)``: queries, keys and values of all heads.
         out_weight, out_bias: ``(dim, dim)`` and ``(dim,)``.
-        bias: ``(heads, n, n)``, added to the scores of a window's ``n`` tokens.
+        biases: added to the scores of a window's tokens.
         axes: size, window and shift along each axis.
         heads: their number; products of queries and keys are divided by the root of a head's channels.
 
@@ -64,18 +77,11 @@ def window_layer(
     """
     x, in_weight, out_weight = rows(x), in_weight.contiguous(), out_weight.contiguous()
     in_bias, out_bias = (None if m is None else m.contiguous() for m in (in_bias, out_bias))
-    width, y = x.shape[-1] // heads, torch.empty(x.shape, dtype=x.dtype)
-    sizes = {"batch": x.shape[0], "heads": heads, "width": width, "value_width": width, "slots": 1}
-    arguments = _Arguments(windows=_Windows(scale=1 / math.sqrt(width), **sizes), x_batch=x.stride(0))
-    windows = arguments.windows
-    for name in AXES[: 3 - len(axes)]:
-        _axis(windows, name, Axis(1, 1, 0))
-    for name, axis, stride in zip(AXES[3 - len(axes) :], axes, x.stride()[1:-1], strict=True):
-        _axis(windows, name, axis)
-        setattr(arguments, f"x_{name}", stride)
-    if bias is not None:
-        windows.bias_head, windows.bias_query, windows.bias_key = bias.stride()
-        windows.at_bias = address(bias)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    windows, _kept = _windows(x.shape[0], x.shape[-1] // heads, heads, axes, biases)
+    arguments = _Arguments(windows, x.stride(0))
+    for axis, stride in zip(AXES[3 - len(axes) :], x.stride()[1:-1], strict=True):
+        setattr(arguments, f"x_{axis}", stride)
     given = x, in_weight, in_bias, out_weight, out_bias, y
     for name, m in zip(_Arguments._pointers.split(), given, strict=True):
         setattr(arguments, name, address(m))
@@ -83,6 +89,45 @@ def window_layer(
     return y
 
 
-def _axis(windows: _Windows, name: str, axis: Axis) -> None:
-    for part in ("size", "window", "shift"):
-        setattr(windows, f"{name}_{part}", getattr(axis, part))
+def window_attention(
+    qkv: Tensor, in_bias: Tensor | None, biases: Biases | None, axes: tuple[Axis, ...], heads: int
+) -> Tensor:
+    """What lies between the two projections of such a layer, for what :func:`fits`.
+
+    Args:
+        qkv: ``(batch, *grid, 3 dim)``, contiguous: queries, keys and values of all heads.
+        in_bias: ``(3 dim,)``, that of their projection, which padding consists of.
+        biases, axes, heads: as of :func:`window_layer`.
+
+    Returns:
+        ``(batch, *grid, dim)``, contiguous.
+    """
+    dim = qkv.shape[-1] // 3
+    y = torch.empty(*qkv.shape[:-1], dim, dtype=qkv.dtype)
+    windows, _kept = _windows(qkv.shape[0], dim // heads, heads, axes, biases)
+    strides = dict(zip(("batch", *AXES[3 - len(axes) :]), qkv.stride(), strict=False), head=dim // heads)
+    for i, name in enumerate("qkv"):
+        for axis, stride in strides.items():
+            setattr(windows, f"{name}_{axis}", stride)
+        setattr(windows, f"at_{name}", qkv.data_ptr() + 4 * i * dim)
+    if in_bias is not None:
+        in_bias = in_bias.contiguous()
+        windows.at_pad_k, windows.at_pad_v = (in_bias.data_ptr() + 4 * i * dim for i in (1, 2))
+    windows.at_out = y.data_ptr()
+    call("foveate_shifted_window_attention", windows, 0)
+    return y
+
+
+def _windows(
+    batch: int, width: int, heads: int, axes: tuple[Axis, ...], biases: Biases | None
+) -> tuple[_Windows, tuple[Tensor, ...]]:
+    """Sizes and biases of windows, and the tensors that are pointed into."""
+    whole = (Axis(1, 1, 0),) * (3 - len(axes)) + axes
+    places = [n for axis in whole for n in (axis.size, axis.window, axis.shift)]
+    windows = _Windows(SCALARS[torch.float32], batch, heads, width, width, *places, 0, 0, 0, 1)
+    windows.scale = 1 / math.sqrt(width)
+    if biases is None:
+        return windows, ()
+    table, index = biases.table.contiguous(), rows(biases.index)
+    windows.index_row, windows.at_bias, windows.at_index = index.stride(0), table.data_ptr(), index.data_ptr()
+    return windows, (table, index)

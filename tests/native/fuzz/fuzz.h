@@ -110,3 +110,4 @@ void fuzz_sample_at(Random& chance);
 void fuzz_epilogue(Random& chance);
 void fuzz_depthwise_conv(Random& chance);
 void fuzz_window_layer(Random& chance);
+void fuzz_linear_few_rows(Random& chance);

@@ -18,7 +18,8 @@ int main(int count, char** arguments) {
                  {"sample_at", fuzz_sample_at},
                  {"epilogue", fuzz_epilogue},
                  {"depthwise_conv", fuzz_depthwise_conv},
-                 {"window_layer", fuzz_window_layer}};
+                 {"window_layer", fuzz_window_layer},
+                 {"linear_few_rows", fuzz_linear_few_rows}};
   for (auto& kernel : kernels) {
     for (int64_t i = first; i < first + cases; ++i) {
       std::fprintf(stdout, "\r%s: case %lld", kernel.name, static_cast<long long>(i));

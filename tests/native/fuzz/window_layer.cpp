@@ -29,12 +29,18 @@ void fuzz_window_layer(Random& chance) {
   w.bias = room.maybe(0, w.heads * tokens * tokens);
   if (chance.coin()) {
     w.bias_head = tokens * tokens, w.bias_query = tokens, w.bias_key = 1;
-  } else {  // as a table of biases gives them
+  } else if (chance.coin()) {
     w.bias_head = 1, w.bias_query = tokens * w.heads, w.bias_key = w.heads;
+  } else if (w.bias) {  // rows of a table, of which there are as many as tokens
+    w.index_row = tokens + chance.between(0, 2);
+    int64_t* index = new int64_t[tokens * w.index_row];
+    w.bias = room.input(0, w.heads * tokens), w.bias_index = index;
+    for (int64_t i = 0; i < tokens * w.index_row; ++i) index[i] = chance.between(0, tokens - 1);
   }
   a.y = static_cast<float*>(room.output(0, w.batch * w.places() * dim));
   if (int status = foveate_window_layer(&a)) fail("window_layer", "refused a legal case", status);
   room.check("window_layer", "a number that is not finite, at place");
+  delete[] w.bias_index;
 
   // Illegal arguments must be refused before a pointer moves.
   foveate::LayerArguments bad = a;
@@ -46,6 +52,8 @@ void fuzz_window_layer(Random& chance) {
   if (!foveate_window_layer(&bad)) fail("window_layer", "took values of another width");
   bad = a, bad.windows.by_window = 1;
   if (!foveate_window_layer(&bad)) fail("window_layer", "took biases of every window");
+  bad = a, bad.windows.bias = nullptr, bad.windows.bias_index = bad.windows.q.axis;
+  if (!foveate_window_layer(&bad)) fail("window_layer", "took an index without a table");
   bad = a, bad.windows.scalar = 2;
   if (!foveate_window_layer(&bad)) fail("window_layer", "took another type");
   bad = a;

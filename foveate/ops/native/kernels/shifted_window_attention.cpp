@@ -19,8 +19,7 @@ int check(const ShiftedArguments& a, bool backward) {
   for (const WindowStrides* s : {&a.q, &a.k, &a.v, &a.grad})
     for (int64_t stride : {s->batch, s->axis[0], s->axis[1], s->axis[2], s->head})
       if (stride < 0) return BAD_STRIDE;
-  for (int64_t stride : {a.bias_window, a.bias_head, a.bias_query, a.bias_key})
-    if (stride < 0) return BAD_STRIDE;
+  if (Status bad = possible_biases(a)) return bad;
   if (!a.q_data || !a.k_data || !a.v_data) return BAD_POINTER;
   if (!backward) return a.out ? OK : BAD_POINTER;
   if (!a.grad_out || !a.grad_q || !a.grad_k || !a.grad_v) return BAD_POINTER;

@@ -29,7 +29,7 @@ struct ShiftedArguments {
   int64_t by_window;   // every window has a bias of its own
   int64_t slots;       // backward: sets of windows, each with its own grad_bias, grad_pad_k and grad_pad_v
   WindowStrides q, k, v, grad;
-  int64_t bias_window, bias_head, bias_query, bias_key;
+  int64_t bias_window, bias_head, bias_query, bias_key, index_row;
   double scale;
   const void *q_data, *k_data, *v_data;    // (batch, grid, heads, numbers), storage type
   const void *bias, *pad_k, *pad_v;        // null, or accumulator type: (windows | 1, heads, n, n), (heads, numbers)
@@ -37,6 +37,7 @@ struct ShiftedArguments {
   const void* grad_out;                    // as out, strides of its own
   void *grad_q, *grad_k, *grad_v;          // as q, k, v; contiguous
   void *grad_bias, *grad_pad_k, *grad_pad_v;  // null, or (slots, ...) as those, contiguous, accumulator type
+  const int64_t* bias_index;  // null, or (n, n), forward: rows of the table (entries, heads) that `bias` is then
 
   int64_t windows() const { return axis[0].count() * axis[1].count() * axis[2].count(); }
   int64_t tokens() const { return axis[0].window * axis[1].window * axis[2].window; }
@@ -56,6 +57,14 @@ inline bool possible_axes(const ShiftedArguments& a) {
     if (places > (MOST << 24) || tokens > MOST) return false;
   }
   return true;
+}
+
+// Whether biases can be read like this: all of them, or a table of them.
+inline Status possible_biases(const ShiftedArguments& a) {
+  for (int64_t stride : {a.bias_window, a.bias_head, a.bias_query, a.bias_key, a.index_row})
+    if (stride < 0) return BAD_STRIDE;
+  if (!a.bias_index) return OK;
+  return !a.bias ? BAD_POINTER : a.by_window || a.grad_bias ? BAD_SIZE : OK;
 }
 
 // A token of a window: its number there, and its place on the grid; -1 for padding.

@@ -26,7 +26,8 @@ int check(const LayerArguments& a) {
   for (int64_t size : {w.batch, w.heads, w.width})
     if (size < 1) return BAD_SIZE;
   if (w.value_width != w.width || w.by_window || !possible_axes(w)) return BAD_SIZE;
-  for (int64_t stride : {a.x_batch, a.x_axis[0], a.x_axis[1], a.x_axis[2], w.bias_head, w.bias_query, w.bias_key})
+  if (Status bad = possible_biases(w)) return bad;
+  for (int64_t stride : {a.x_batch, a.x_axis[0], a.x_axis[1], a.x_axis[2]})
     if (stride < 0) return BAD_STRIDE;
   return a.x && a.in_weight && a.out_weight && a.y ? OK : BAD_POINTER;
 }

@@ -54,6 +54,7 @@ struct Biases {
   int64_t strips() const { return matrices() / a.heads * divided(tokens, LANES); }
   void fill(int64_t number, Block<R> strip) const {
     const int64_t window = number / divided(tokens, LANES), first = number % divided(tokens, LANES) * LANES;
+    if (a.bias_index) return look_up(first);
     for (int64_t head = 0; head < a.heads; ++head) {
       const R* from = static_cast<const R*>(a.bias) + window * a.bias_window + head * a.bias_head;
       for (int64_t i = 0; i < LANES; ++i)
@@ -71,6 +72,23 @@ struct Biases {
         }
       turn<R>({memory.get() + (window * a.heads + head) * each + first, row}, strip, LANES, tokens);
     }
+  }
+
+  // The same from a table, whose rows hold all heads.
+  void look_up(int64_t first) const {
+    const int64_t queries = least(LANES, tokens - first);
+    for (int64_t j = 0; j < tokens; ++j)
+      for (int64_t head = 0; head < a.heads; head += LANES) {
+        const int some = static_cast<int>(least(LANES, a.heads - head));
+        vec<R> square[LANES];
+        for (int64_t i = 0; i < LANES; ++i) {
+          const R* from = static_cast<const R*>(a.bias) + head;
+          square[i] = i < queries ? load(from + a.bias_index[(first + i) * a.index_row + j] * a.heads, some) : vec<R>{};
+        }
+        exchange<R, LANES / 2>(square);
+        for (int h = 0; h < some; ++h)
+          write(memory.get() + (head + h) * each + j * row + first, square[h] * static_cast<R>(LOG2_E));
+      }
   }
 };
 
