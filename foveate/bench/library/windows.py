@@ -11,7 +11,8 @@ from torch import Tensor
 from ...measure.op_costs import op_cost
 from ...mixers.swin import ShiftedWindows
 from ...ops.sample_at import sample_at
-from ...ops.shifted_window_attention import shifted_window_attention
+from ...ops.shifted_window_attention import Biases, shifted_window_attention, takes_layer, window_attention
+from ...ops.shifted_windows import axes_of
 from ..cases import Problem, case
 
 #: Edges of Swin-T's maps of an image of 224 px, and of Swin UNETR's of a volume of 96 voxels.
@@ -46,6 +47,46 @@ for _batch in (1, 8):
         unit="edge",
         order=1,  # tokens grow with the square of the edge, but channels fall with it
     )(functools.partial(_layer, IMAGE, 2, _batch, SWIN))
+
+
+def _between(batch: int, edge: int) -> Problem:
+    """The same without the two products, which run on the same library everywhere: from their results on."""
+    layer = _layer(IMAGE, 2, batch, SWIN, edge)
+    mixer: Any = layer.module
+    grid, window, heads = (layer.sizes[name] for name in ("grid", "window", "heads"))
+    axes = axes_of(grid, window, 0 if grid == window else mixer.shift, "blocks")
+
+    def ours(x: Tensor, qkv: Tensor) -> Tensor:
+        biases = Biases(mixer.relative_position_bias_table, mixer.index_on(window))
+        if not takes_layer(qkv, axes, biases.table):
+            return reference(x, qkv)
+        return window_attention(qkv, None, biases, axes, heads)
+
+    def reference(x: Tensor, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unflatten(-1, (3, heads, -1)).movedim(-2, 1).unbind(-2)
+        shift = tuple(axis.shift for axis in axes)
+        y = shifted_window_attention(q, k, v, window, shift=shift, bias=mixer.bias_on(window))
+        return y.movedim(1, -2).flatten(-2)
+
+    return Problem(
+        inputs={"x": layer.inputs["x"], "qkv": torch.randn(batch, *grid, 3 * mixer.dim)},
+        ours=ours,
+        reference=reference,
+        module=mixer,
+        sizes=layer.sizes,
+    )
+
+
+for _batch in (1, 8):
+    case(
+        f"shifted_windows_between_batch{_batch}",
+        kind="op",
+        about=f"Swin-T's layers without their products, windows of 7 x 7, {_batch} images; edge 56: 3 heads of 32",
+        sizes=IMAGE,
+        unit="edge",
+        order=1,
+        passes=("forward",),
+    )(functools.partial(_between, _batch))
 
 for _first in (UNETR_24, UNETR_48):
     case(

@@ -51,7 +51,7 @@ def _mask(grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
 
 
 def _layer(problem: Problem, attend: Any) -> Contender:
-    """Pad, roll, cut, project, ``attend``, project, and back."""
+    """Pad, roll, cut, project, ``attend``, project, and back; without both projections where the first is given."""
     ours: Any = problem.module
     grid, window = problem.sizes["grid"], problem.sizes["window"]
     shift = tuple(0 if min(grid) <= window[0] else w // 2 for w in window)
@@ -59,19 +59,19 @@ def _layer(problem: Problem, attend: Any) -> Contender:
     axes, mask = list(range(1, len(grid) + 1)), _mask(whole, window, shift) if any(shift) else None
     n, heads, index = math.prod(window), problem.sizes["heads"], ours.relative_position_index
 
-    def call(x: Tensor) -> Tensor:
+    def windows(x: Tensor) -> Tensor:
         x = _padded(x, window)
-        if mask is not None:
-            x = x.roll([-s for s in shift], axes)
-        x = _cut(x, window)
-        q, k, v = (
-            F.linear(x, ours.qkv.weight, ours.qkv.bias)
-            .view(-1, n, 3, heads, x.shape[-1] // heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        return _cut(x if mask is None else x.roll([-s for s in shift], axes), window)
+
+    known = windows(problem.inputs["qkv"]) if "qkv" in problem.inputs else None
+
+    def call(x: Tensor, qkv: Tensor | None = None) -> Tensor:
+        x = windows(x)
+        parts = F.linear(x, ours.qkv.weight, ours.qkv.bias) if known is None else known
+        q, k, v = parts.view(-1, n, 3, heads, x.shape[-1] // heads).permute(2, 0, 3, 1, 4)
         bias = ours.relative_position_bias_table[index].view(n, n, -1).permute(2, 0, 1).contiguous()
         o = attend(q, k, v, bias, mask).transpose(1, 2).reshape(x.shape)
-        x = _join(F.linear(o, ours.proj.weight, ours.proj.bias), window, whole)
+        x = _join(F.linear(o, ours.proj.weight, ours.proj.bias) if known is None else o, window, whole)
         if mask is not None:
             x = x.roll(list(shift), axes)
         return x[(slice(None), *(slice(size) for size in grid))].contiguous()
@@ -95,7 +95,7 @@ def _monai(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -
     return scores.softmax(-1) @ v
 
 
-@peer("timm's steps", of=("shifted_windows_batch*",))
+@peer("timm's steps", of=("shifted_windows_batch*", "shifted_windows_between_*"))
 def timm(problem: Problem) -> Contender:
     return _layer(problem, _timm)
 

@@ -153,12 +153,15 @@ struct WindowReader {
       if (c < numbers) write(row + c, load(from + c, static_cast<int>(numbers - c)) * factor);
     };
     for (int64_t i = 0; i < many; ++i) {
-      if (token[i].place[0] >= 0)
-        copy(to.at(i), row_of(data, s, token[i]));
-      else if (spare)
+      if (token[i].place[0] >= 0) {
+        const T* from = row_of(data, s, token[i]);
+        line(from + s.head, numbers);  // the next head's, which is read next
+        copy(to.at(i), from);
+      } else if (spare) {
         copy(to.at(i), spare);
-      else
+      } else {
         for (int64_t c = 0; c < numbers; c += LANES) write(to.at(i, c), V{});
+      }
     }
   }
 
