@@ -33,22 +33,6 @@ int check(const FewRowsArguments& a) {
   return a.x && a.weight && a.y ? OK : BAD_POINTER;
 }
 
-// The sum of each of 2 * step vectors into the lane of its number in the first of them.
-template <int step>
-FOVEATE_INLINE void fold(vec<float>* sums) {
-  vec_mask<float> upper, lower;
-  for (int i = 0; i < LANES; ++i) {
-    upper[i] = i & step ? LANES + i - step : i;
-    lower[i] = i & step ? LANES + i : i + step;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < step; ++i) {
-    const vec<float> a = sums[i], b = sums[i + step];
-    sums[i] = FOVEATE_SHUFFLE(a, b, upper) + FOVEATE_SHUFFLE(a, b, lower);
-  }
-  if constexpr (step > 1) fold<step / 2>(sums);
-}
-
 // Neighbouring columns of y, whose rows of W are multiplied together.
 typedef float Columns __attribute__((vector_size(WEIGHTS * 4)));
 
@@ -80,7 +64,7 @@ FOVEATE_INLINE void tile(const FewRowsArguments& a, int64_t row, const Weights& 
   Columns found[SUMS / WEIGHTS];
 #pragma GCC unroll 6
   for (int first = 0; first < M * WEIGHTS; first += LANES) {
-    fold<LANES / 2>(sums + first);
+    fold<float, LANES / 2>(sums + first);
     std::memcpy(found + first / WEIGHTS, sums + first, sizeof(vec<float>));
   }
 #pragma GCC unroll 6

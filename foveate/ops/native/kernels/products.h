@@ -199,22 +199,43 @@ inline V shuffle_lanes(V a, V b, M where) {
 #define FOVEATE_SHUFFLE(a, b, where) __builtin_shuffle(a, b, where)
 #endif
 
+// Lanes of two rows that are `step` apart in a square: those of its upper half and of its lower, once such halves of the
+// two are exchanged.
+template <class R, int step>
+struct Halves {
+  vec_mask<R> upper, lower;
+  FOVEATE_INLINE Halves() {
+    for (int i = 0; i < LANES; ++i) {
+      upper[i] = i & step ? LANES + i - step : i;
+      lower[i] = i & step ? LANES + i : i + step;
+    }
+  }
+};
+
 // Exchange, in LANES rows of a square, every other square of `step` rows and columns with the one across the diagonal.
 template <class R, int step>
 inline void exchange(vec<R>* rows) {
-  vec_mask<R> upper, lower;
-  for (int i = 0; i < LANES; ++i) {
-    upper[i] = i & step ? LANES + i - step : i;
-    lower[i] = i & step ? LANES + i : i + step;
-  }
+  const Halves<R, step> half;
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; ++i) {
     if (i & step) continue;
     vec<R> a = rows[i], b = rows[i + step];
-    rows[i] = FOVEATE_SHUFFLE(a, b, upper);
-    rows[i + step] = FOVEATE_SHUFFLE(a, b, lower);
+    rows[i] = FOVEATE_SHUFFLE(a, b, half.upper);
+    rows[i + step] = FOVEATE_SHUFFLE(a, b, half.lower);
   }
   if constexpr (step > 1) exchange<R, step / 2>(rows);
+}
+
+// The sum of each of LANES rows, in the lane of its number, in the first of them; step: LANES / 2.
+template <class R, int step>
+FOVEATE_INLINE void fold(vec<R>* rows) {
+  const Halves<R, step> half;
+#pragma GCC unroll 16
+  for (int i = 0; i < step; ++i) {
+    const vec<R> a = rows[i], b = rows[i + step];
+    rows[i] = FOVEATE_SHUFFLE(a, b, half.upper) + FOVEATE_SHUFFLE(a, b, half.lower);
+  }
+  if constexpr (step > 1) fold<R, step / 2>(rows);
 }
 
 // The transpose of a block: (columns, rows) with rows padded to whole registers. Reads padded rows and columns.
