@@ -72,6 +72,14 @@ def results(out: Path) -> dict[str, Path]:
     return {str(f.parent.relative_to(out)): f for f in out.glob("*/*/result.json")}
 
 
+def last_written(out: Path) -> float:
+    """When a file of a trial or a refit was written last; 0 where there is none, or one went away while we looked."""
+    try:
+        return max((f.stat().st_mtime for f in out.glob("*/*/*")), default=0.0)
+    except FileNotFoundError:
+        return 0.0
+
+
 def kill_once(settings: dict[str, Any], out: Path, chance: random.Random) -> bool:
     """Start, kill -9 at a random moment of the training, and see everyone die; False if it was done before."""
     before = len(results(out))
@@ -79,8 +87,7 @@ def kill_once(settings: dict[str, Any], out: Path, chance: random.Random) -> boo
     parent = psutil.Process(process.pid)
     wait = None
     while process.poll() is None:
-        working = any(f.stat().st_mtime > parent.create_time() for f in out.glob("*/*/*"))
-        if working and wait is None:
+        if wait is None and last_written(out) > parent.create_time():
             wait = time.monotonic() + chance.uniform(0.0, 1.2)
         if wait is not None and time.monotonic() > wait:
             break
