@@ -57,7 +57,8 @@ class Entry:
         spec: its :class:`~foveate.spec.MixerSpec` or :class:`~foveate.spec.ModelSpec`, if it has one.
         summary: first line of its docstring.
         configurations: of a model, published sizes: names, which are found as registered ones are, to options.
-        published_costs: what its publication says of them: million parameters, billion multiply-adds, pixels of a side.
+        published_costs: what its publication says of them: million parameters, billion multiply-adds (None:
+            not printed), pixels of a side.
         configuration: the published size that was asked for, of :attr:`configurations`; "" for the class itself.
     """
 
@@ -70,7 +71,7 @@ class Entry:
     spec: Any = None
     summary: str = ""
     configurations: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
-    published_costs: dict[str, tuple[float, float, int]] = field(default_factory=dict, hash=False)
+    published_costs: dict[str, tuple[float, float | None, int]] = field(default_factory=dict, hash=False)
     configuration: str = ""
 
     @property

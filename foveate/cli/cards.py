@@ -200,7 +200,8 @@ def _size(entry: Entry, name: str) -> str:
     if name not in entry.published_costs:
         return ", ".join(f"{option}={value}" for option, value in entry.configurations[name].items())
     parameters, multiplications, pixels = entry.published_costs[name]
-    return f"{parameters:g} M parameters, {multiplications:g} G multiply-adds at {pixels} px"
+    told = f"{parameters:g} M parameters"
+    return told if multiplications is None else f"{told}, {multiplications:g} G multiply-adds at {pixels} px"
 
 
 def _near(file: Path) -> str:

@@ -99,6 +99,17 @@ class ViM2(Backbone):
             "averaging": False,
         },
     }
+    published_costs: ClassVar[dict[str, tuple[float, float | None, int]]] = {
+        "vim2_tiny": (20, None, 224),
+        "vim2_small": (43, None, 224),
+        "vim2_base": (74, None, 224),
+        "vim2_mlp": (40, None, 224),
+    }
+    cost_differences: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("vim2_tiny", "vim2_small", "vim2_base", "vim2_mlp"),
+        "the paper does not explain the linear layers of its channel mixers, and prints no layout of the MLP variant; "
+        "of the readings of `cw_linear` this alone is within 15 % of all three sizes (docs/systems/mamba_mixer.md).",
+    )
 
     def __init__(
         self,
