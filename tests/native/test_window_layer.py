@@ -40,7 +40,7 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
     heads, width = draw(st.integers(1, 3)), draw(st.sampled_from([1, 5, 8, 16, 20, 32, 48]))
     make, dim = Maker(draw(st.integers(0, 2**31)), torch.float32), heads * width
     tokens, entries = math.prod(a.window for a in axes), draw(st.integers(1, 200))
-    index = torch.randint(entries, (tokens, tokens + draw(st.integers(0, 3))))[:, :tokens]
+    index = torch.randint(entries, (tokens, tokens + make.number(4)), generator=make.generator)[:, :tokens]
     biases = Biases(make.tensor(entries, heads), index)
     return {
         "x": make.tensor(draw(st.integers(1, 2)), *(a.size for a in axes), dim),

@@ -38,17 +38,6 @@ def _layer(edges: tuple[int, ...], rank: int, batch: int, first: tuple[int, int]
     )
 
 
-for _batch in (1, 8):
-    case(
-        f"shifted_windows_batch{_batch}",
-        kind="mixer",
-        about=f"Swin-T's layers, windows of 7 x 7, {_batch} images; edge 56: width 96, 3 heads",
-        sizes=IMAGE,
-        unit="edge",
-        order=1,  # tokens grow with the square of the edge, but channels fall with it
-    )(functools.partial(_layer, IMAGE, 2, _batch, SWIN))
-
-
 def _between(batch: int, edge: int) -> Problem:
     """The same without the two products, which run on the same library everywhere: from their results on."""
     layer = _layer(IMAGE, 2, batch, SWIN, edge)
@@ -78,13 +67,17 @@ def _between(batch: int, edge: int) -> Problem:
 
 
 for _batch in (1, 8):
-    case(
+    # Tokens grow with the square of the edge, but channels fall with it.
+    _images = functools.partial(case, sizes=IMAGE, unit="edge", order=1)
+    _images(
+        f"shifted_windows_batch{_batch}",
+        kind="mixer",
+        about=f"Swin-T's layers, windows of 7 x 7, {_batch} images; edge 56: width 96, 3 heads",
+    )(functools.partial(_layer, IMAGE, 2, _batch, SWIN))
+    _images(
         f"shifted_windows_between_batch{_batch}",
         kind="op",
         about=f"Swin-T's layers without their products, windows of 7 x 7, {_batch} images; edge 56: 3 heads of 32",
-        sizes=IMAGE,
-        unit="edge",
-        order=1,
         passes=("forward",),
     )(functools.partial(_between, _batch))
 
